@@ -1,0 +1,28 @@
+"""Errors for bad input: each names the value, what is allowed, and the parameter to change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(value: object, allowed: Iterable[str]) -> str:
+    """``"; did you mean 'heun'?"`` for a near miss, else an empty string."""
+    match = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        options = ", ".join(repr(option) for option in allowed)
+        raise ValueError(f"{name}={value!r} is unknown; allowed: {options}{nearest(value, allowed)}")
+
+
+def at_least(name: str, value: object, minimum: int) -> None:
+    """Raise ``TypeError`` unless ``value`` is an integer, ``ValueError`` unless it is ``>= minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; an integer of at least {minimum} is needed")
+    if value < minimum:
+        raise ValueError(f"{name}={value} is too small; an integer of at least {minimum} is needed")

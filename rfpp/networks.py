@@ -1,0 +1,449 @@
+"""The U-Nets of the paper: ``SongUNet`` (NCSN++ and DDPM++) and ``DhariwalUNet`` (ADM).
+
+A network maps a scaled noisy image to an image, given the noise level and, where it has classes, a label:
+``network(x, noise_labels, class_labels=None, augment_labels=None)``. Parameter names are those of EDM checkpoints
+(Karras et al., 2022), so a published state dict loads unchanged. The networks know nothing of flows or noise schedules:
+:mod:`rfpp.denoisers` wraps them.
+
+Shapes: images ``(B, C, H, W)``, noise labels ``(B,)``, class labels one-hot ``(B, label_dim)``, embeddings ``(B, E)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rfpp import rng
+from rfpp.checks import one_of
+
+Init = Callable[[tuple[int, ...], int, int], Tensor]
+"""Draws a tensor of a given shape, from fan-in and fan-out."""
+
+
+class _Initialiser:
+    """Uniform Xavier or Kaiming draws from one generator, so that a seed fixes a network."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = rng.fresh(generator)
+
+    def _uniform(self, shape: tuple[int, ...], bound: float) -> Tensor:
+        return (2 * torch.rand(shape, generator=self.generator) - 1) * bound
+
+    def xavier(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
+        return self._uniform(shape, gain * (6 / (fan_in + fan_out)) ** 0.5)
+
+    def kaiming(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
+        return self._uniform(shape, gain * (3 / fan_in) ** 0.5)
+
+
+def zeros(shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
+    """The initialiser that starts a layer at nought."""
+    return torch.zeros(shape)
+
+
+class Linear(nn.Module):
+    """``(..., in) -> (..., out)``."""
+
+    def __init__(self, n_in: int, n_out: int, init: Init, bias_init: Init | None = zeros) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(init((n_out, n_in), n_in, n_out))
+        self.bias = nn.Parameter(bias_init((n_out,), n_in, n_out)) if bias_init else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Module):
+    """A convolution that may filter and resample by two: up before it, or down before it.
+
+    ``kernel=0`` only resamples. ``filter_last`` convolves first and filters while downsampling last, as the residual
+    encoder of NCSN++ does on the image pyramid. The filter is the outer product of ``resample_filter``, with sum one.
+    """
+
+    resample_filter: Tensor | None
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: int,
+        init: Init = zeros,
+        bias_init: Init = zeros,
+        *,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: Sequence[int] = (1, 1),
+        filter_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_in, self.n_out, self.up, self.down, self.filter_last = n_in, n_out, up, down, filter_last
+        fans = n_in * kernel**2, n_out * kernel**2
+        self.weight = nn.Parameter(init((n_out, n_in, kernel, kernel), *fans)) if kernel else None
+        self.bias = nn.Parameter(bias_init((n_out,), *fans)) if kernel else None
+        taps = torch.tensor(resample_filter, dtype=torch.float32)
+        kernel2d = torch.outer(taps, taps) / taps.sum() ** 2
+        self.register_buffer("resample_filter", kernel2d[None, None] if up or down else None)
+
+    def _filter(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        assert self.resample_filter is not None
+        return (gain * self.resample_filter).to(x.dtype).expand(x.shape[1], 1, -1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        pad = 0 if weight is None else weight.shape[-1] // 2
+        filter_pad = 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
+        if self.filter_last and self.down and weight is not None:
+            x = F.conv2d(x, weight, padding=pad + filter_pad)
+            x = F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2)
+        else:
+            if self.up:
+                x = F.conv_transpose2d(x, self._filter(x, 4.0), groups=x.shape[1], stride=2, padding=filter_pad)
+            if self.down:
+                x = F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2, padding=filter_pad)
+            if weight is not None:
+                x = F.conv2d(x, weight, padding=pad)
+        return x if self.bias is None else x + self.bias.to(x.dtype).reshape(1, -1, 1, 1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over ``min(32, channels // 4)`` groups."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = max(1, min(32, channels // 4)), eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class UNetBlock(nn.Module):
+    """Residual block with the noise-level embedding, optional resampling by two, and optional self-attention.
+
+    ``adaptive_scale``: the embedding scales and shifts the second normalisation (ADM) instead of being added before it.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        emb: int,
+        init: Init,
+        init_zero: Init,
+        init_attention: Init,
+        bias_init: Init = zeros,
+        *,
+        up: bool = False,
+        down: bool = False,
+        heads: int = 0,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        resample_filter: Sequence[int] = (1, 1),
+        resample_projection: bool = False,
+        adaptive_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.skip_scale, self.adaptive_scale = heads, dropout, skip_scale, adaptive_scale
+        resample = {"up": up, "down": down, "resample_filter": resample_filter}
+        self.norm0 = GroupNorm(n_in, eps)
+        self.conv0 = Conv2d(n_in, n_out, 3, init, bias_init, **resample)
+        self.affine = Linear(emb, n_out * (2 if adaptive_scale else 1), init, bias_init)
+        self.norm1 = GroupNorm(n_out, eps)
+        self.conv1 = Conv2d(n_out, n_out, 3, init_zero)
+        self.skip: Conv2d | None = None
+        if n_out != n_in or up or down:
+            kernel = 1 if resample_projection or n_out != n_in else 0
+            self.skip = Conv2d(n_in, n_out, kernel, init, bias_init, **resample)
+        if heads:
+            self.norm2 = GroupNorm(n_out, eps)
+            self.qkv = Conv2d(n_out, 3 * n_out, 1, init_attention, bias_init)
+            self.proj = Conv2d(n_out, n_out, 1, init_zero)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        modulation = self.affine(emb)[:, :, None, None].to(h.dtype)
+        if self.adaptive_scale:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + modulation))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        return (x + self._attention(x)) * self.skip_scale if self.heads else x
+
+    def _attention(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # The 1x1 convolution's channels read (head, channel within the head, {query, key, value}).
+        qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
+        query, key, value = (part.transpose(-1, -2) for part in qkv.unbind(3))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(attended.transpose(-1, -2).reshape(x.shape))
+
+
+class PositionalEmbedding(nn.Module):
+    """``(B,) -> (B, channels)``: cosines, then sines, of geometrically spaced frequencies from 1 down to 1/10000."""
+
+    def __init__(self, channels: int, endpoint: bool = False) -> None:
+        super().__init__()
+        self.channels, self.endpoint = channels, endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.channels // 2
+        steps = torch.arange(half, dtype=torch.float32, device=x.device) / (half - (1 if self.endpoint else 0))
+        angles = torch.outer(x, (1 / 10000) ** steps)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """``(B,) -> (B, channels)``: cosines, then sines, of fixed random frequencies with standard deviation 16."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 16 * torch.randn(channels // 2, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.outer(x, 2 * torch.pi * self.freqs)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _levels(img_resolution: int, channel_mult: Sequence[int]) -> list[int]:
+    coarsest = img_resolution / 2 ** (len(channel_mult) - 1)
+    if coarsest != int(coarsest) or coarsest < 1:
+        raise ValueError(
+            f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times; "
+            f"shorten channel_mult={list(channel_mult)} or change img_resolution"
+        )
+    return [img_resolution >> level for level in range(len(channel_mult))]
+
+
+class SongUNet(nn.Module):
+    """NCSN++ and DDPM++ (Song et al., 2021) as used by EDM (Karras et al., 2022, Table 7).
+
+    NCSN++: ``embedding_type="fourier", encoder_type="residual", resample_filter=[1, 3, 3, 1], channel_mult_noise=2``.
+    DDPM++: the defaults. ``generator`` draws the initial weights (fresh entropy if ``None``).
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+        embedding_type: str = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        one_of("embedding_type", embedding_type, ["positional", "fourier"])
+        one_of("encoder_type", encoder_type, ["standard", "residual"])
+        one_of("decoder_type", decoder_type, ["standard"])
+        super().__init__()
+        self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
+        self.label_dim, self.augment_dim, self.label_dropout = label_dim, augment_dim, label_dropout
+        levels = _levels(img_resolution, channel_mult)
+        initialiser = _Initialiser(generator)
+        xavier = initialiser.xavier
+        nearly_zero = partial(xavier, gain=1e-5)
+        emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
+
+        def block(n_in: int, n_out: int, attention: bool = False, **resample: bool) -> UNetBlock:
+            return UNetBlock(
+                n_in, n_out, emb, xavier, nearly_zero, partial(xavier, gain=0.2**0.5),
+                heads=int(attention), dropout=dropout, skip_scale=0.5**0.5, eps=1e-6,
+                resample_filter=resample_filter, resample_projection=True, adaptive_scale=False, **resample,
+            )  # fmt: skip
+
+        self.map_noise = (
+            PositionalEmbedding(noise, endpoint=True)
+            if embedding_type == "positional"
+            else FourierEmbedding(noise, initialiser.generator)
+        )
+        self.map_label = Linear(label_dim, noise, xavier) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise, xavier, bias_init=None) if augment_dim else None
+        self.map_layer0 = Linear(noise, emb, xavier)
+        self.map_layer1 = Linear(emb, emb, xavier)
+
+        self.enc = nn.ModuleDict()
+        skips: list[int] = []
+        width, aux_width = in_channels, in_channels
+        for level, (resolution, mult) in enumerate(zip(levels, channel_mult, strict=True)):
+            name = f"{resolution}x{resolution}"
+            if level == 0:
+                width, n_in = model_channels, width
+                self.enc[f"{name}_conv"] = Conv2d(n_in, width, 3, xavier)
+            else:
+                self.enc[f"{name}_down"] = block(width, width, down=True)
+                if encoder_type == "residual":
+                    self.enc[f"{name}_aux_residual"] = Conv2d(
+                        aux_width, width, 3, xavier, down=True, resample_filter=resample_filter, filter_last=True
+                    )
+                    aux_width = width
+            skips.append(width)
+            for index in range(num_blocks):
+                n_in, width = width, model_channels * mult
+                self.enc[f"{name}_block{index}"] = block(n_in, width, resolution in attn_resolutions)
+                skips.append(width)
+
+        self.dec = nn.ModuleDict()
+        for level, (resolution, mult) in reversed(list(enumerate(zip(levels, channel_mult, strict=True)))):
+            name = f"{resolution}x{resolution}"
+            if level == len(levels) - 1:
+                self.dec[f"{name}_in0"] = block(width, width, attention=True)
+                self.dec[f"{name}_in1"] = block(width, width)
+            else:
+                self.dec[f"{name}_up"] = block(width, width, up=True)
+            for index in range(num_blocks + 1):
+                n_in, width = width + skips.pop(), model_channels * mult
+                attention = index == num_blocks and resolution in attn_resolutions
+                self.dec[f"{name}_block{index}"] = block(n_in, width, attention)
+        self.dec[f"{name}_aux_norm"] = GroupNorm(width, eps=1e-6)
+        self.dec[f"{name}_aux_conv"] = Conv2d(width, out_channels, 3, nearly_zero)
+
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """Noise level, class and augmentation as one vector ``(B, E)``."""
+        emb = self.map_noise(noise_labels)
+        emb = emb.reshape(emb.shape[0], 2, -1).flip(1).reshape(emb.shape)  # sines before cosines
+        if self.map_label is not None and class_labels is not None:
+            if self.training and self.label_dropout:
+                kept = torch.rand(class_labels.shape[0], 1, device=class_labels.device) >= self.label_dropout
+                class_labels = class_labels * kept.to(class_labels.dtype)
+            emb = emb + self.map_label(class_labels * self.label_dim**0.5)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        emb = self.embed(noise_labels, class_labels, augment_labels)
+        skips: list[Tensor] = []
+        aux = x
+        for name, layer in self.enc.items():
+            if "aux_residual" in name:
+                aux = x = skips[-1] = (x + layer(aux)) * 0.5**0.5
+            else:
+                x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
+                skips.append(x)
+        for name, layer in self.dec.items():
+            if "aux_norm" in name:
+                x = F.silu(layer(x))
+            elif "aux_conv" in name:
+                x = layer(x)
+            else:
+                x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        return x
+
+
+class DhariwalUNet(nn.Module):
+    """ADM (Dhariwal and Nichol, 2021) as used by EDM on ImageNet (Karras et al., 2022, Table 7)."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
+        self.label_dim, self.augment_dim, self.label_dropout = label_dim, augment_dim, label_dropout
+        levels = _levels(img_resolution, channel_mult)
+        initialiser = _Initialiser(generator)
+        kaiming = partial(initialiser.kaiming, gain=(1 / 3) ** 0.5)
+        emb = model_channels * channel_mult_emb
+
+        def block(n_in: int, n_out: int, attention: bool = False, **resample: bool) -> UNetBlock:
+            heads = n_out // 64 or 1 if attention else 0
+            return UNetBlock(
+                n_in, n_out, emb, kaiming, zeros, kaiming, kaiming, heads=heads, dropout=dropout, **resample
+            )
+
+        self.map_noise = PositionalEmbedding(model_channels)
+        self.map_augment = Linear(augment_dim, model_channels, zeros, bias_init=None) if augment_dim else None
+        self.map_layer0 = Linear(model_channels, emb, kaiming, kaiming)
+        self.map_layer1 = Linear(emb, emb, kaiming, kaiming)
+        # Unit-variance weights for one-hot inputs: Kaiming with the fan-in scaled away.
+        label_init = partial(initialiser.kaiming, gain=label_dim**0.5)
+        self.map_label = Linear(label_dim, emb, label_init, bias_init=None) if label_dim else None
+
+        self.enc = nn.ModuleDict()
+        skips: list[int] = []
+        width = in_channels
+        for level, (resolution, mult) in enumerate(zip(levels, channel_mult, strict=True)):
+            name = f"{resolution}x{resolution}"
+            if level == 0:
+                n_in, width = width, model_channels * mult
+                self.enc[f"{name}_conv"] = Conv2d(n_in, width, 3, kaiming, kaiming)
+            else:
+                self.enc[f"{name}_down"] = block(width, width, down=True)
+            skips.append(width)
+            for index in range(num_blocks):
+                n_in, width = width, model_channels * mult
+                self.enc[f"{name}_block{index}"] = block(n_in, width, resolution in attn_resolutions)
+                skips.append(width)
+
+        self.dec = nn.ModuleDict()
+        for level, (resolution, mult) in reversed(list(enumerate(zip(levels, channel_mult, strict=True)))):
+            name = f"{resolution}x{resolution}"
+            if level == len(levels) - 1:
+                self.dec[f"{name}_in0"] = block(width, width, attention=True)
+                self.dec[f"{name}_in1"] = block(width, width)
+            else:
+                self.dec[f"{name}_up"] = block(width, width, up=True)
+            for index in range(num_blocks + 1):
+                n_in, width = width + skips.pop(), model_channels * mult
+                self.dec[f"{name}_block{index}"] = block(n_in, width, resolution in attn_resolutions)
+        self.out_norm = GroupNorm(width)
+        self.out_conv = Conv2d(width, out_channels, 3, zeros)
+
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """Noise level, class and augmentation as one vector ``(B, E)``."""
+        emb = self.map_noise(noise_labels)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_label is not None and class_labels is not None:
+            if self.training and self.label_dropout:
+                kept = torch.rand(class_labels.shape[0], 1, device=class_labels.device) >= self.label_dropout
+                class_labels = class_labels * kept.to(class_labels.dtype)
+            emb = emb + self.map_label(class_labels)
+        return F.silu(emb)
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        emb = self.embed(noise_labels, class_labels, augment_labels)
+        skips: list[Tensor] = []
+        for layer in self.enc.values():
+            x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
+            skips.append(x)
+        for name, layer in self.dec.items():
+            x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        return self.out_conv(F.silu(self.out_norm(x)))

@@ -1,0 +1,179 @@
+"""Solving the flow's ODE: any grid, either direction, Euler or Heun, standard or straight update.
+
+A step from ``t`` to ``t'`` needs one velocity (Euler) or two (Heun). The last step of a Heun solve is an Euler step:
+at the end of the interval the velocity is not needed again, so ``N`` steps cost ``2 N - 1`` evaluations (NFE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rfpp import rng
+from rfpp.checks import at_least, one_of
+from rfpp.flow import T_MAX, Denoiser, RectifiedFlow, interpolate
+
+SOLVERS = ("euler", "heun")
+UPDATES = ("standard", "straight")
+INVERSION_START = 1e-3
+"""Inversion starts here, from data with this much noise mixed in: at ``t = 0`` the velocity is undefined."""
+
+TWO_STEPS = (0.99999, 0.8)
+"""The paper's times for two-step generation (Appendix E)."""
+
+
+def steps_for(nfe: int, solver: str) -> int:
+    """Steps that ``nfe`` evaluations pay for: Euler ``nfe``, Heun ``(nfe + 1) / 2``.
+
+    Raises ``ValueError`` for an unknown solver, ``nfe < 1``, or an even ``nfe`` with Heun.
+    """
+    one_of("solver", solver, SOLVERS)
+    at_least("nfe", nfe, 1)
+    if solver == "euler":
+        return nfe
+    if nfe % 2 == 0:
+        raise ValueError(f"nfe={nfe} is even; solver='heun' takes 2 N - 1 evaluations: use nfe={nfe - 1} or {nfe + 1}")
+    return (nfe + 1) // 2
+
+
+def generation_times(steps: int) -> Tensor:
+    """``steps + 1`` times from ``1 - 1e-5`` down to 0, uniform but for the first (Appendix E)."""
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    times[0] = T_MAX
+    return times
+
+
+def inversion_times(steps: int) -> Tensor:
+    """``steps + 1`` times from ``1e-3`` up to 1, uniform but for the first."""
+    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    times[0] = INVERSION_START
+    return times
+
+
+def integrate(
+    flow: RectifiedFlow,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
+    solver: str = "euler",
+    update: str = "standard",
+    labels: Tensor | None = None,
+) -> list[Tensor]:
+    """Integrate ``dx/dt = v(x, t)`` along ``times`` and return the state at each of them.
+
+    ``x``: the state at ``times[0]``, ``(B, ...)``; ``times``: strictly monotone within [0, 1], falling to generate and
+    rising to invert. ``update="straight"`` moves along the line between the x-prediction and the initial noise,
+    ``x_t' = (1 - t') (x_t - t v) + t' z`` (Appendix D), with ``x`` for ``z``, and so needs falling times from near 1.
+
+    Raises ``ValueError`` for an unknown solver or update and for times that are not monotone or leave [0, 1].
+    """
+    one_of("solver", solver, SOLVERS)
+    one_of("update", update, UPDATES)
+    grid = [float(t) for t in times]
+    falling = all(t > s for t, s in pairwise(grid))
+    rising = all(t < s for t, s in pairwise(grid))
+    if len(grid) < 2 or not (falling or rising) or not all(0 <= t <= 1 for t in grid):
+        raise ValueError(f"times={grid} must be at least two, strictly falling or strictly rising, within [0, 1]")
+    if update == "straight" and rising:
+        raise ValueError("update='straight' needs the initial noise, so it generates only: pass falling times")
+    z = x
+
+    def step(x_t: Tensor, v: Tensor, t: float, s: float) -> Tensor:
+        return x_t + (s - t) * v if update == "standard" else interpolate(x_t - t * v, z, s)
+
+    trajectory = [x]
+    for index, (t, s) in enumerate(pairwise(grid)):
+        v = flow.velocity(x, t, labels)
+        proposal = step(x, v, t, s)
+        if solver == "heun" and index < len(grid) - 2:
+            v = (v + flow.velocity(proposal, s, labels)) / 2
+            proposal = step(x, v, t, s)
+        x = proposal
+        trajectory.append(x)
+    return trajectory
+
+
+@torch.no_grad()
+def sample(
+    flow: RectifiedFlow,
+    z: Tensor,
+    nfe: int,
+    solver: str = "euler",
+    update: str = "standard",
+    times: Sequence[float] | Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Generate ``x`` ``(B, ...)`` from noise ``z ~ N(0, I)`` with ``nfe`` evaluations.
+
+    ``times``: the times at which a step starts, e.g. :data:`TWO_STEPS`; a final 0 is added where missing.
+    Raises ``ValueError`` for ``nfe < 1``, an even ``nfe`` with Heun, or ``times`` that cost another ``nfe``.
+    """
+    steps = steps_for(nfe, solver)
+    one_of("update", update, UPDATES)
+    if times is None:
+        grid = generation_times(steps).tolist()
+    else:
+        grid = [float(t) for t in times]
+        grid += [0.0] if grid[-1] != 0 else []
+        if len(grid) - 1 != steps:
+            raise ValueError(f"times={grid} make {len(grid) - 1} steps, but nfe={nfe} with solver={solver!r} makes {steps}")
+    start = z * min(grid[0], T_MAX)
+    return integrate(flow, start, grid, solver, update, labels)[-1]
+
+
+@torch.no_grad()
+def invert(
+    flow: RectifiedFlow,
+    x: Tensor,
+    nfe: int,
+    solver: str = "euler",
+    labels: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The noise ``z`` ``(B, ...)`` that the flow maps to images ``x``, with ``nfe`` evaluations (Section 5.4).
+
+    Starts at ``t = 1e-3`` from ``(1 - t) x + t eps``; ``generator`` draws ``eps`` (fresh entropy if ``None``).
+    """
+    steps = steps_for(nfe, solver)
+    source = rng.fresh(generator, x.device)
+    eps = torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
+    start = interpolate(x, eps, INVERSION_START)
+    return integrate(flow, start, inversion_times(steps), solver, labels=labels)[-1]
+
+
+def edm_sigmas(num_steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+    """EDM's noise levels, falling from ``sigma_max`` to ``sigma_min`` and then 0 (Karras et al., 2022, Eq. 5)."""
+    at_least("num_steps", num_steps, 2)
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+@torch.no_grad()
+def edm_sample(
+    denoiser: Denoiser,
+    z: Tensor,
+    num_steps: int = 18,
+    rho: float = 7.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Generate ``x`` ``(B, ...)`` from ``z ~ N(0, I)`` with EDM's deterministic Heun sampler (its Algorithm 1).
+
+    ``2 num_steps - 1`` evaluations; the last step is an Euler step to ``sigma = 0``.
+    """
+    sigmas = edm_sigmas(num_steps, rho, sigma_min, sigma_max).tolist()
+    x = z * sigmas[0]
+    for sigma, lower in pairwise(sigmas):
+        slope = (x - denoiser(x, sigma, labels)) / sigma
+        proposal = x + (lower - sigma) * slope
+        if lower > 0:
+            slope = (slope + (proposal - denoiser(proposal, lower, labels)) / lower) / 2
+            proposal = x + (lower - sigma) * slope
+        x = proposal
+    return x
