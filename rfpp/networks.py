@@ -252,10 +252,12 @@ class SongUNet(nn.Module):
         resample_filter: Sequence[int] = (1, 1),
         generator: torch.Generator | None = None,
     ) -> None:
+        config = {key: value for key, value in locals().items() if key not in ("self", "generator", "__class__")}
         one_of("embedding_type", embedding_type, ["positional", "fourier"])
         one_of("encoder_type", encoder_type, ["standard", "residual"])
         one_of("decoder_type", decoder_type, ["standard"])
         super().__init__()
+        self.config = config
         self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
         self.label_dim, self.augment_dim, self.label_dropout = label_dim, augment_dim, label_dropout
         levels = _levels(img_resolution, channel_mult)
@@ -371,7 +373,9 @@ class DhariwalUNet(nn.Module):
         label_dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
+        config = {key: value for key, value in locals().items() if key not in ("self", "generator", "__class__")}
         super().__init__()
+        self.config = config
         self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
         self.label_dim, self.augment_dim, self.label_dropout = label_dim, augment_dim, label_dropout
         levels = _levels(img_resolution, channel_mult)

@@ -1,0 +1,182 @@
+"""Finished steps on disk, found again by what they depend on.
+
+A step's key is the hash of its inputs: settings, keys of earlier steps, and the code that computes it. ``Store.get``
+returns the finished step of that key, or computes it in a folder of its own beside the final place and renames the
+folder when it is whole. A process may be killed at any moment: what was finished stays, what was not is never read.
+Each file's checksum is kept and compared before the step is used again; a step with a damaged file is computed anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import hashlib
+import inspect
+import json
+import os
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+import rfpp
+
+MANIFEST = "manifest.json"
+
+
+class StorageError(OSError):
+    """A result could not be written; earlier results are intact."""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, the same for equal values whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shape(node: Any) -> Any:
+    """A syntax tree as JSON, without docstrings, layout, or what differs between versions of Python."""
+    if isinstance(node, list):
+        return [_shape(item) for item in node if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+    if isinstance(node, ast.AST):
+        fields = {name: _shape(value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_ignores")}
+        return [type(node).__name__, {name: value for name, value in fields.items() if value not in (None, [])}]
+    return node if isinstance(node, int | float | str | type(None)) else repr(node)
+
+
+@cache
+def code_digest(*modules: ModuleType) -> str:
+    """Hash of what modules do: comments, docstrings and layout do not count."""
+    return digest([_shape(ast.parse(inspect.getsource(module))) for module in modules])
+
+
+def provenance() -> dict[str, str]:
+    """What a result was computed with."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "rfpp": rfpp.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+    }
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished step: its ``key``, the ``folder`` with its files, and what it took to compute."""
+
+    step: str
+    key: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+
+def _why(error: OSError, folder: Path) -> StorageError:
+    reasons = {
+        errno.ENOSPC: "there is no space left",
+        errno.EDQUOT: "the quota is used up",
+        errno.EACCES: "write access is denied",
+        errno.EPERM: "write access is denied",
+        errno.EROFS: "the file system is read-only",
+    }
+    reason = reasons.get(error.errno or 0, str(error))
+    return StorageError(
+        error.errno, f"{folder} cannot be written: {reason}. Earlier results are intact; "
+        "free the place or set RFPP_RUNS to another folder, and run again"
+    )  # fmt: skip
+
+
+class Store:
+    """The finished steps under one folder, as ``<step>/<key>/``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], None], *, resumable: bool = False) -> Artifact:
+        """The step with these ``inputs`` (a JSON value), from disk or from ``compute(folder)``.
+
+        ``resumable``: an interrupted ``compute`` finds what it had written and goes on. Two processes that ask for the
+        same step compute it once. Raises :class:`StorageError` when the place cannot be written.
+        """
+        key = digest({"step": step, "inputs": inputs})[:16]
+        final = self.root / step / key
+        found = self._find(step, key)
+        if found is not None:
+            return found
+        partial = final.with_name(f".{key}.partial")
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(final.with_name(f".{key}.lock")):
+                found = self._find(step, key)  # another process may have finished it meanwhile
+                if found is not None:
+                    return found
+                if not resumable:
+                    shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(exist_ok=True)
+                started = time.monotonic()
+                compute(partial)
+                self._finish(step, key, dict(inputs), partial, time.monotonic() - started)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
+        except StorageError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise _why(error, final.parent) from error
+            raise
+        finished = self._find(step, key)
+        assert finished is not None
+        return finished
+
+    def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:
+        files = {}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(folder).as_posix()] = {"sha256": file_digest(path), "bytes": path.stat().st_size}
+        manifest = {
+            "step": step, "key": key, "inputs": inputs, "files": files, "seconds": round(seconds, 1), **provenance()
+        }  # fmt: skip
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+
+    def _find(self, step: str, key: str) -> Artifact | None:
+        folder = self.root / step / key
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            damaged = [name for name, entry in manifest["files"].items() if self._damaged(folder / name, entry)]
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+            damaged = [MANIFEST]
+        if damaged:
+            names = ", ".join(str(folder / name) for name in damaged)
+            warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=3)
+            return None
+        return Artifact(step, key, folder, manifest)
+
+    @staticmethod
+    def _damaged(path: Path, entry: dict[str, Any]) -> bool:
+        return not path.is_file() or path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]
+
+    def finished(self) -> list[Artifact]:
+        """All finished steps, oldest first, without comparing checksums."""
+        manifests = sorted(self.root.glob(f"*/[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+        found = [(path, json.loads(path.read_text())) for path in manifests]
+        return [Artifact(entry["step"], entry["key"], path.parent, entry) for path, entry in found]

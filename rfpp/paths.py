@@ -1,0 +1,34 @@
+"""Where things lie: the repository, its runs and its book, wherever the process was started."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+LEDGER = Path("book") / "claims.yml"
+
+
+@cache
+def _search(start: Path) -> Path | None:
+    package = Path(__file__).resolve().parent
+    candidates = [start, *start.parents, package.parent]
+    return next((folder for folder in candidates if (folder / LEDGER).is_file()), None)
+
+
+def repository() -> Path:
+    """The checkout: the folder with ``book/claims.yml`` at or above the working directory, or around the package.
+
+    Raises ``FileNotFoundError`` outside a checkout.
+    """
+    found = _search(Path.cwd())
+    if found is None:
+        raise FileNotFoundError(f"{LEDGER} is neither at or above {Path.cwd()} nor beside the package; work in a checkout")
+    return found
+
+
+def runs() -> Path:
+    """The folder of results: the environment variable ``RFPP_RUNS``, else ``runs/`` in the checkout or here."""
+    if os.environ.get("RFPP_RUNS"):
+        return Path(os.environ["RFPP_RUNS"]).expanduser().resolve()
+    return (_search(Path.cwd()) or Path.cwd()) / "runs"

@@ -1,0 +1,74 @@
+"""Premetrics ``m(a, b)``: the training losses (Section 4.2). Non-negative, and zero if and only if ``a = b``.
+
+``a = z - x`` is the velocity of a pair, ``b = v(x_t, t)`` the model's. All are called as ``m(a, b, x_t, t)`` and give one
+value per sample, ``(B,)``; the plain ones need neither ``x_t`` nor ``t``. ``d`` is the number of elements of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from rfpp.checks import one_of
+from rfpp.denoisers import expand
+
+Premetric = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
+
+NAMES = ("squared_l2", "pseudo_huber", "lpips_huber", "lpips_huber_over_t")
+HUBER_SCALE = 0.00054
+"""Pseudo-Huber's ``c`` per dimension, so that ``c = 0.00054 d`` (Section 4.2)."""
+
+
+def squared_l2(a: Tensor, b: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    """``||a - b||^2 / d``."""
+    return (a - b).square().flatten(1).mean(dim=1)
+
+
+def pseudo_huber(a: Tensor, b: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    """``(sqrt(||a - b||^2 + c^2) - c) / d`` with ``c = 0.00054 d``: quadratic below ``c``, linear above it."""
+    d = a[0].numel()
+    c = HUBER_SCALE * d
+    squared = (a - b).square().flatten(1).sum(dim=1)
+    # The difference of two nearly equal roots, rationalised: exact where a and b nearly agree.
+    return squared / ((squared + c**2).sqrt() + c) / d
+
+
+class LPIPSHuber:
+    """``(1 - t) pseudo_huber(a, b) + LPIPS(x_t - t a, x_t - t b)``: the pair's image against the predicted one.
+
+    ``perceptual(image, image)`` gives one distance per sample, of any shape with ``B`` elements.
+    """
+
+    def __init__(self, perceptual: PerceptualDistance) -> None:
+        self.perceptual = perceptual
+
+    def weight(self, t: Tensor) -> Tensor | float:
+        """Weight of the perceptual term at ``t``."""
+        return 1.0
+
+    def __call__(self, a: Tensor, b: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
+        times = expand(t, x_t)
+        perceptual = self.perceptual(x_t - times * a, x_t - times * b).flatten()
+        times = times.flatten()
+        return (1 - times) * pseudo_huber(a, b) + self.weight(times) * perceptual
+
+
+class LPIPSHuberOverT(LPIPSHuber):
+    """``(1 - t) pseudo_huber(a, b) + LPIPS(x_t - t a, x_t - t b) / t``, whose gradient does not vanish as ``t -> 0``."""
+
+    def weight(self, t: Tensor) -> Tensor | float:
+        return 1 / t
+
+
+def build(name: str, perceptual: PerceptualDistance | None = None) -> Premetric:
+    """The premetric called ``name``; the LPIPS ones need a ``perceptual`` distance."""
+    one_of("premetric", name, NAMES)
+    if name == "squared_l2":
+        return squared_l2
+    if name == "pseudo_huber":
+        return pseudo_huber
+    if perceptual is None:
+        raise ValueError(f"premetric={name!r} needs a perceptual distance; none was given")
+    return LPIPSHuber(perceptual) if name == "lpips_huber" else LPIPSHuberOverT(perceptual)

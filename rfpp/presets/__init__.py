@@ -1,0 +1,177 @@
+"""Presets: everything that sets the scale of a run, in one typed object read from a YAML file beside this module.
+
+``load("laptop")``, ``load("my.yaml")``, ``load("laptop", {"training.steps": 800})``. A value of the wrong name, type or
+range is an error that says what was allowed, before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rfpp.checks import nearest
+
+FOLDER = Path(__file__).parent
+DEFAULT = "laptop"
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PresetError(ValueError):
+    """A preset or override that does not exist or does not fit; the message says what does."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(_Settings):
+    """Which images."""
+
+    name: Literal["digits"]
+
+
+class Teacher(_Settings):
+    """Which denoiser makes the pairs."""
+
+    name: Literal["digits-teacher"]
+
+
+class Pairs(_Settings):
+    """How many pairs of the 1-rectified flow, and how exactly its ODE is solved: ``2 num_steps - 1`` evaluations."""
+
+    train: Count
+    held_out: Count
+    num_steps: Annotated[int, Field(ge=2)]
+    batch_size: Count
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Training(_Settings):
+    """Table 7 at this scale. Configuration A trains with ``small_batch``, the others with ``large_batch``."""
+
+    steps: Count
+    small_batch: Count
+    large_batch: Count
+    lr: Positive
+    warmup: Annotated[int, Field(ge=0)]
+    ema: Share
+    dropout: Share
+    u_shape: float
+
+
+class Evaluation(_Settings):
+    """How many samples a distance is computed from, and the seed of their noise."""
+
+    samples: Annotated[int, Field(ge=2)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Preset(_Settings):
+    """One scale of the whole book."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    summary: str
+    data: Data
+    teacher: Teacher
+    pairs: Pairs
+    training: Training
+    evaluation: Evaluation
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``1e-3`` is a number, as everywhere else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse(text: str) -> Any:
+    """The value of a piece of YAML, e.g. of ``--set training.lr=1e-3``."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All settings as dotted names."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        found += _fields(inner, f"{prefix}{name}.") if nested else [prefix + name]  # type: ignore[arg-type]
+    return found
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for entry in error.errors():
+        name = ".".join(str(part) for part in entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            allowed = _fields(Preset)
+            close = nearest(name, allowed)
+            lines.append(f"{name} is unknown{close or '; allowed: ' + ', '.join(allowed)}")
+        elif entry["type"] == "missing":
+            lines.append(f"{name} is missing")
+        elif entry["type"] == "literal_error":
+            options = entry["ctx"]["expected"]
+            lines.append(f"{name}={entry['input']!r} is unknown; allowed: {options}{nearest(entry['input'], re.findall(r'[\\w-]+', options))}")
+        else:
+            lines.append(f"{name}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}")
+    return f"{source}: " + "; ".join(lines)
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    if name not in _fields(Preset):
+        raise PresetError(f"setting {name!r} is unknown; allowed: {', '.join(_fields(Preset))}{nearest(name, _fields(Preset))}")
+    *path, last = name.split(".")
+    for part in path:
+        values = values[part]
+    values[last] = value
+
+
+def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Preset:
+    """A preset by name or from a YAML file, with settings such as ``{"training.steps": 800}`` replaced.
+
+    A changed preset is called after its origin with ``+`` (``laptop+``), so that its results are not taken for it.
+    Raises :class:`PresetError` for an unknown preset or setting, or a value of the wrong type or range.
+    """
+    text = str(preset)
+    path = Path(text) if text.endswith((".yaml", ".yml")) else FOLDER / f"{text}.yaml"
+    if path.parent == FOLDER and path.stem not in names():
+        raise PresetError(f"preset={text!r} is unknown; allowed: {', '.join(names())}, or a .yaml file{nearest(text, names())}")
+    if not path.is_file():
+        raise PresetError(f"preset={text!r}: there is no such file")
+    try:
+        values = parse(path.read_text())
+    except yaml.YAMLError as error:
+        raise PresetError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise PresetError(f"{path} holds a {type(values).__name__}; a mapping of settings is needed")
+    try:
+        original = Preset.model_validate(values)
+    except ValidationError as error:
+        raise PresetError(_explain(error, str(path))) from None
+    if not overrides:
+        return original
+    values = original.model_dump()
+    for name, value in overrides.items():
+        _set(values, name, value)
+    try:
+        changed = Preset.model_validate(values)
+    except ValidationError as error:
+        raise PresetError(_explain(error, f"preset {original.name!r} as changed")) from None
+    return original if changed == original else changed.model_copy(update={"name": f"{original.name}+"})

@@ -1,0 +1,26 @@
+"""One progress bar for all long work: in a terminal, in a notebook, and out of a notebook that runs in a batch.
+
+A notebook that is executed for the book must not keep the bar in its outputs, and its kernel has no terminal. The
+runner (:mod:`rfpp.book`) therefore names a file in the environment variable ``RFPP_PROGRESS``; bars are drawn into it
+and the runner shows them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm.auto import tqdm as notebook_tqdm
+from tqdm.std import tqdm as plain_tqdm
+
+VARIABLE = "RFPP_PROGRESS"
+
+
+def bar(iterable: Iterable[Any] | None = None, *, desc: str, total: int | None = None, unit: str = "step") -> Any:
+    """A tqdm bar with the time left, for an iterable or, with ``total``, for calls of ``update``."""
+    options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "leave": False, "dynamic_ncols": False}
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return notebook_tqdm(iterable, **options)
+    return plain_tqdm(iterable, **options, file=open(path, "a"), ascii=True, ncols=100)  # noqa: SIM115 (tqdm owns it)

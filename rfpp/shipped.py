@@ -1,0 +1,118 @@
+"""What ships with the package for digits, and the recipe that made it: the teacher and the two feature networks.
+
+They play the part of the pretrained EDM, Inception and VGG-16 networks that the paper starts from. ``python -m rfpp
+retrain`` makes all three again; :data:`RECIPES` is the whole of how. ``assets/manifest.json`` holds the SHA-256 of each
+file beside the hash of the recipe it came from, and loading checks both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rfpp import checkpoints, data, rng, training
+from rfpp.checks import one_of
+from rfpp.denoisers import EDMPrecond
+from rfpp.features import DigitNet
+from rfpp.networks import SongUNet
+
+ASSETS = Path(__file__).parent / "assets"
+MANIFEST = ASSETS / "manifest.json"
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits-teacher": {
+        "network": {
+            "img_resolution": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "label_dim": 10,
+            "model_channels": 16,
+            "channel_mult": [2, 2],
+            "num_blocks": 1,
+            "attn_resolutions": [4],
+            "dropout": 0.05,
+        },
+        "sigma_data": 0.75,
+        "loss": {"batch_size": 256, "log_mean": -0.8, "log_std": 1.4},
+        "fit": {"steps": 6000, "lr": 2e-3, "warmup": 200, "decay": True, "ema": 0.998, "seed": 0},
+    },
+    "digits-classifier": {
+        "network": {"widths": [32, 64], "activation": "relu", "dropout": 0.2},
+        "loss": {"batch_size": 128, "shift": 1, "noise": 0.3},
+        "fit": {"steps": 2000, "lr": 2e-3, "warmup": 100, "decay": True, "ema": 0.99, "seed": 1},
+    },
+    "digits-perceptual": {
+        "network": {"widths": [24, 48], "activation": "silu"},
+        "loss": {"batch_size": 128, "shift": 1, "noise": 0.6},
+        "fit": {"steps": 2000, "lr": 2e-3, "warmup": 100, "decay": True, "ema": 0.99, "seed": 2},
+    },
+}
+"""Everything that decides the weights, but for the code; all are trained on the training split of the digits."""
+
+
+def recipe_hash(name: str) -> str:
+    """SHA-256 of a recipe, in hexadecimal."""
+    return hashlib.sha256(json.dumps(RECIPES[name], sort_keys=True).encode()).hexdigest()
+
+
+def train(name: str) -> nn.Module:
+    """Train one of :data:`RECIPES` from scratch."""
+    one_of("name", name, RECIPES)
+    recipe = RECIPES[name]
+    images, seed = data.digits().train, recipe["fit"]["seed"]
+    model: nn.Module
+    if name == "digits-teacher":
+        network = SongUNet(**recipe["network"], generator=rng.generator(seed, "initialisation"))
+        model = EDMPrecond(network, recipe["sigma_data"])
+        objective = training.denoising(images, seed=seed, sigma_data=recipe["sigma_data"], **recipe["loss"])
+    else:
+        with rng.scoped(seed, "initialisation"):
+            model = DigitNet(**recipe["network"])
+        objective = training.classification(images, seed=seed, **recipe["loss"])
+    model, _ = training.fit(model, objective, desc=name, **recipe["fit"])
+    return model
+
+
+def retrain(names: list[str] | None = None, folder: Path = ASSETS, say: Callable[[str], None] = print) -> None:
+    """Train the named files again (all by default) and write them with their manifest into ``folder``."""
+    names = names or list(RECIPES)
+    for name in names:
+        one_of("name", name, RECIPES)
+    path = folder / MANIFEST.name
+    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    for name in names:
+        file = checkpoints.save(train(name), folder / f"{name}.safetensors")
+        manifest[name] = {"recipe": recipe_hash(name), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        partial.replace(path)
+        say(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")
+
+
+@cache
+def _load(name: str) -> nn.Module:
+    one_of("name", name, RECIPES)
+    file, entry = ASSETS / f"{name}.safetensors", json.loads(MANIFEST.read_text())[name]
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{file} is missing or not the file that shipped; reinstall, or run: python -m rfpp retrain {name}")
+    return checkpoints.load(file)
+
+
+def load(name: str) -> Any:
+    """A shipped network in evaluation mode; raises ``ValueError`` when its file was altered.
+
+    Callers share it and must not change its weights.
+    """
+    return _load(name)
+
+
+def sha256(name: str) -> str:
+    """The checksum of a shipped file, which stands for its weights wherever results depend on them."""
+    one_of("name", name, RECIPES)
+    return str(json.loads(MANIFEST.read_text())[name]["sha256"])
