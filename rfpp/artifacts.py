@@ -104,10 +104,11 @@ def _why(error: OSError, folder: Path) -> StorageError:
 
 
 class Store:
-    """The finished steps under one folder, as ``<step>/<key>/``."""
+    """The finished steps under one folder, as ``<step>/<key>/``. Checksums are compared once in a store's life."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._checked: dict[tuple[str, str], Artifact] = {}
 
     def get(self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], None], *, resumable: bool = False) -> Artifact:
         """The step with these ``inputs`` (a JSON value), from disk or from ``compute(folder)``.
@@ -157,6 +158,8 @@ class Store:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
     def _find(self, step: str, key: str) -> Artifact | None:
+        if (step, key) in self._checked:
+            return self._checked[step, key]
         folder = self.root / step / key
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -169,7 +172,7 @@ class Store:
             names = ", ".join(str(folder / name) for name in damaged)
             warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=3)
             return None
-        return Artifact(step, key, folder, manifest)
+        return self._checked.setdefault((step, key), Artifact(step, key, folder, manifest))
 
     @staticmethod
     def _damaged(path: Path, entry: dict[str, Any]) -> bool:

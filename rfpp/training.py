@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rfpp import progress, rng
 from rfpp.data import Images
+from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow, interpolate
 from rfpp.pairs import PairDataset
 from rfpp.premetrics import Premetric
@@ -184,10 +185,10 @@ def fit(
     return average.module.cpu().eval().requires_grad_(False), history
 
 
-def initial_flow(teacher: nn.Module, configuration: Configuration, seed: int) -> RectifiedFlow:
+def initial_flow(teacher: EDMPrecond, configuration: Configuration, dropout: float, seed: int) -> RectifiedFlow:
     """The flow that training starts from: the teacher's weights (Proposition 1), or fresh ones of the same network."""
-    denoiser = copy.deepcopy(teacher)
-    if configuration.initialisation == "random":
-        network = denoiser.model
-        denoiser.model = type(network)(**network.config, generator=rng.generator(seed, "initialisation"))
-    return RectifiedFlow(denoiser)
+    config = {**teacher.model.config, "dropout": dropout}
+    network = type(teacher.model)(**config, generator=rng.generator(seed, "initialisation"))
+    if configuration.initialisation == "teacher":
+        network.load_state_dict(teacher.model.state_dict())
+    return RectifiedFlow(EDMPrecond(network, teacher.sigma_data))

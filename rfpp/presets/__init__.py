@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rfpp.artifacts import digest
 from rfpp.checks import nearest
 
 FOLDER = Path(__file__).parent
@@ -146,7 +147,7 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Preset:
     """A preset by name or from a YAML file, with settings such as ``{"training.steps": 800}`` replaced.
 
-    A changed preset is called after its origin with ``+`` (``laptop+``), so that its results are not taken for it.
+    A changed preset is called after its origin and its changes (``laptop+3fa2b1``), so that its results are kept apart.
     Raises :class:`PresetError` for an unknown preset or setting, or a value of the wrong type or range.
     """
     text = str(preset)
@@ -174,4 +175,6 @@ def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = Non
         changed = Preset.model_validate(values)
     except ValidationError as error:
         raise PresetError(_explain(error, f"preset {original.name!r} as changed")) from None
-    return original if changed == original else changed.model_copy(update={"name": f"{original.name}+"})
+    if changed == original:
+        return original
+    return changed.model_copy(update={"name": f"{original.name}+{digest(changed.model_dump())[:6]}"})

@@ -1,0 +1,246 @@
+"""The claims ledger: what the paper says, what we measured, and the verdict that a rule written down before gives.
+
+``book/claims.yml`` lists the claims. A notebook ends with ``claims.check("c13", measured=[...], seeds=[...],
+experiment=...)``, which prints one line and leaves a JSON record under ``runs/<preset>/claims/``. The results page of the
+book is made from these records, with those kept in ``book/records/<preset>/`` for scales that were run elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import stats
+
+from rfpp import paths
+from rfpp.artifacts import digest, provenance
+from rfpp.checks import one_of
+from rfpp.experiment import Experiment, compute_digest
+
+Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
+CONFIDENCE = 0.95
+
+
+class Rule(BaseModel):
+    """Reproduced if the measured quantity is ``above`` or ``below`` a bound, or ``between`` two."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    above: float | None = None
+    below: float | None = None
+    between: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Rule:
+        if sum(bound is not None for bound in (self.above, self.below, self.between)) != 1:
+            raise ValueError("a rule has exactly one of above, below, between")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The open interval that counts as reproduced."""
+        if self.between is not None:
+            return self.between
+        return (self.above if self.above is not None else -math.inf, self.below if self.below is not None else math.inf)
+
+    def __str__(self) -> str:
+        if self.between is not None:
+            return f"between {self.between[0]:g} and {self.between[1]:g}"
+        return f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+
+
+class Claim(BaseModel):
+    """One entry of the ledger."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: Annotated[str, Field(pattern=r"^c\d\d$")]
+    where: str
+    statement: str
+    paper: str
+    notebook: str
+    quantity: str
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run measured for a claim, and under which circumstances."""
+
+    id: str
+    preset: str
+    measured: list[float]
+    seeds: list[int]
+    value: float
+    interval: tuple[float, float]
+    verdict: Verdict
+    claim: str
+    code: str
+    commit: str
+    seconds: float
+    provenance: dict[str, str]
+    artifacts: dict[str, str]
+
+    def stale(self, claim: Claim) -> bool:
+        """Whether the claim or the code changed since this was measured."""
+        return self.claim != digest(claim.model_dump(mode="json")) or self.code != compute_digest()
+
+
+def ledger() -> dict[str, Claim]:
+    """The claims of ``book/claims.yml`` by id; raises ``ValueError`` for an entry that is not one."""
+    entries = yaml.safe_load((paths.repository() / paths.LEDGER).read_text())
+    claims = [Claim.model_validate(entry) for entry in entries]
+    repeated = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
+    if repeated:
+        raise ValueError(f"{paths.LEDGER} lists {', '.join(sorted(repeated))} more than once")
+    return {claim.id: claim for claim in claims}
+
+
+def interval(measured: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval for the mean over seeds; a single value is its own interval."""
+    if len(measured) == 1:
+        return measured[0], measured[0]
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(measured) - 1) * statistics.stdev(measured) / math.sqrt(len(measured))
+    mean = statistics.fmean(measured)
+    return mean - half, mean + half
+
+
+def judge(rule: Rule, span: tuple[float, float]) -> Verdict:
+    """``reproduced`` if the whole interval obeys the rule, ``not reproduced`` if none of it does, else ``inconclusive``."""
+    low, high = rule.bounds
+    if low < span[0] and span[1] < high:
+        return "reproduced"
+    return "not reproduced" if span[1] <= low or span[0] >= high else "inconclusive"
+
+
+def check(
+    id: str, measured: float | Sequence[float], seeds: Sequence[int] | None = None, *, experiment: Experiment | None = None
+) -> Verdict:
+    """Judge a claim by what was measured, print the verdict, and record it when an ``experiment`` is given.
+
+    ``measured``: one value, or one for each of ``seeds``. The printed line names the rule and the verdict but not the
+    number, which depends on the machine in its last digits; the record and the results page have it.
+    Raises ``ValueError`` for an unknown claim, values that are not finite, or as many seeds as there are not values.
+    """
+    claims = ledger()
+    one_of("id", id, claims)
+    values = [float(value) for value in (measured if isinstance(measured, Sequence) else [measured])]
+    seeds = list(range(len(values))) if seeds is None else list(seeds)
+    if not values or len(values) != len(seeds) or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"measured={values}, seeds={seeds}: one finite value for each seed is needed")
+    claim, span = claims[id], interval(values)
+    verdict = judge(claim.rule, span)
+    count = f"{len(values)} seeds" if len(values) > 1 else "one run"
+    print(f"{id} {verdict}: {claim.quantity} should be {claim.rule} ({count})")
+    if experiment is not None:
+        record = Record(
+            id=id,
+            preset=experiment.preset.name,
+            measured=values,
+            seeds=seeds,
+            value=statistics.fmean(values),
+            interval=span,
+            verdict=verdict,
+            claim=digest(claim.model_dump(mode="json")),
+            code=compute_digest(),
+            commit=_commit(),
+            seconds=round(sum(artifact.manifest["seconds"] for artifact in experiment.used.values()), 1),
+            provenance=provenance(),
+            artifacts={name: digest(artifact.manifest["files"]) for name, artifact in experiment.used.items()},
+        )
+        _write(record, experiment.folder / "claims")
+    return verdict
+
+
+def _write(record: Record, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{record.id}.partial"
+    partial.write_text(json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")
+    os.replace(partial, folder / f"{record.id}.json")
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(paths.repository()), "describe", "--always", "--dirty", "--abbrev=12"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def records(folder: Path) -> dict[str, Record]:
+    """The records in a folder by claim id."""
+    found = {}
+    for path in sorted(folder.glob("c*.json")):
+        entry: dict[str, Any] = json.loads(path.read_text())
+        found[path.stem] = Record(**{**entry, "interval": tuple(entry["interval"])})
+    return found
+
+
+def scales(run: Path) -> dict[str, dict[str, Record]]:
+    """All records there are, by preset: those of ``run`` (``runs/<preset>``) first, then those kept with the book."""
+    kept = sorted(path for path in (paths.repository() / "book" / "records").glob("*") if path.is_dir())
+    found = {run.name: records(run / "claims")}
+    for folder in kept:
+        found.setdefault(folder.name, records(folder))
+    return found
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _cell(record: Record | None, claim: Claim) -> str:
+    if record is None:
+        return "not run"
+    stale = " (stale: the claim or the code has changed since)" if record.stale(claim) else ""
+    span = f" [{_number(record.interval[0])}, {_number(record.interval[1])}]" if len(record.measured) > 1 else ""
+    return f"**{record.verdict}**{stale}: {_number(record.value)}{span}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([|<>*_])", r"\\\1", " ".join(text.split()))
+
+
+def results_page(run: Path) -> str:
+    """The results page of the book, as MyST Markdown, from the records of ``run`` and of other scales."""
+    claims, by_scale = ledger(), scales(run)
+    presets = list(by_scale)
+    lines = [
+        "# Results",
+        "",
+        "Each row is a claim of the paper, each column after the paper's own number a scale at which it was put to the",
+        "test. The rule was written down before the measurement. A value is a mean over seeds, in brackets its 95 %",
+        "interval; a claim counts as *reproduced* when the whole interval obeys the rule, as *not reproduced* when none",
+        "of it does, and as *inconclusive* otherwise.",
+        "",
+        "| | claim | paper | rule | " + " | ".join(f"`{preset}`" for preset in presets) + " |",
+        "|---|---|---|---|" + "---|" * len(presets),
+    ]
+    for claim in claims.values():
+        cells = [_cell(by_scale[preset].get(claim.id), claim) for preset in presets]
+        lines.append(
+            f"| {claim.id} | {_escape(claim.statement)} ({_escape(claim.where)}) | {_escape(claim.paper)} "
+            f"| {_escape(claim.quantity)} {claim.rule} | " + " | ".join(cells) + " |"
+        )
+    lines += ["", "## Where the numbers come from", "", "| scale | device | software | commit | claims | compute |", "|---|---|---|---|---|---|"]
+    for preset in presets:
+        found = list(by_scale[preset].values())
+        for key in sorted({(r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) for r in found}):
+            device, torch_version, version, commit = key
+            same = [r for r in found if (r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) == key]
+            lines.append(
+                f"| `{preset}` | {device} | rfpp {version}, torch {torch_version} | `{commit}` "
+                f"| {', '.join(r.id for r in same)} | {max(r.seconds for r in same):.0f} s |"
+            )
+    lines += [
+        "",
+        "*Compute* is the time that the steps behind a claim took when they were first computed, the longest of its row;",
+        "steps that several claims share are counted for each.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,255 @@
+"""The whole path at one scale: data, teacher, pairs, trained flows, evaluations, each kept on disk once finished.
+
+Notebooks and the command line ask an :class:`Experiment` for what they need; it finds the finished step or computes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfpp import (
+    checkpoints,
+    data,
+    denoisers,
+    features,
+    metrics,
+    networks,
+    pairs,
+    paths,
+    premetrics,
+    presets,
+    progress,
+    rng,
+    samplers,
+    shipped,
+    timesteps,
+    training,
+)
+from rfpp import flow as flows
+from rfpp.artifacts import Artifact, Store, code_digest
+from rfpp.checks import at_least, one_of
+from rfpp.denoisers import EDMPrecond
+from rfpp.flow import RectifiedFlow
+
+_MODELS = (networks, denoisers, flows)
+_PAIRS = (*_MODELS, samplers, pairs, data, rng)
+_TRAINING = (*_PAIRS, training, timesteps, premetrics, features)
+_EVALUATION = (*_PAIRS, metrics, features)
+
+TEACHER = "teacher"
+"""Stands where a configuration's letter does: the 1-rectified flow, which is the teacher itself (Proposition 1)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One flow with one sampler. ``frechet``: distance of samples to the training images in classifier features;
+    ``agreement``: share of samples recognised as their label; ``pair_error``: mean ``||sample(z) - x||^2 / d`` over
+    held-out pairs, the one-step error at ``nfe = 1``."""
+
+    frechet: float
+    agreement: float
+    pair_error: float
+
+
+class Experiment:
+    """Everything a notebook asks for, at the scale of a preset.
+
+    ``preset``: a name, a YAML file or a :class:`rfpp.presets.Preset`; ``overrides``: settings to replace, such as
+    ``{"training.steps": 800}``; ``runs``: the folder of results, ``runs/`` in the checkout by default.
+    Raises :class:`rfpp.presets.PresetError` before any work when one of them does not fit.
+    """
+
+    def __init__(
+        self,
+        preset: str | Path | presets.Preset = presets.DEFAULT,
+        overrides: Mapping[str, Any] | None = None,
+        runs: Path | None = None,
+    ) -> None:
+        self.preset = preset if isinstance(preset, presets.Preset) else presets.load(preset, overrides)
+        self.folder = (runs or paths.runs()) / self.preset.name
+        self.store = Store(self.folder)
+        self.used: dict[str, Artifact] = {}
+        """The finished steps that were asked for, as ``"step/key"``: what a claim's record rests on."""
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.preset.name!r}: {self.preset.summary})"
+
+    def _get(self, step: str, inputs: Mapping[str, Any], compute: Any, resumable: bool = False) -> Artifact:
+        artifact = self.store.get(step, inputs, compute, resumable=resumable)
+        self.used[f"{step}/{artifact.key}"] = artifact
+        return artifact
+
+    @cached_property
+    def data(self) -> data.Dataset:
+        """The dataset."""
+        return data.load(self.preset.data.name)
+
+    @cached_property
+    def teacher(self) -> EDMPrecond:
+        """The denoiser that makes the pairs."""
+        teacher: EDMPrecond = shipped.load(self.preset.teacher.name)
+        return teacher
+
+    @property
+    def classifier(self) -> features.DigitNet:
+        """The network that grades samples; the loss never sees it."""
+        classifier: features.DigitNet = shipped.load("digits-classifier")
+        return classifier
+
+    @cached_property
+    def perceptual(self) -> nn.Module:
+        """LPIPS on the second digit network, which the loss uses and the grades do not."""
+        return features.DigitLPIPS(shipped.load("digits-perceptual"))
+
+    def _pairs(self, split: str) -> Artifact:
+        one_of("split", split, ("train", "held_out"))
+        settings = self.preset.pairs
+        arguments = {
+            "n": getattr(settings, split),
+            "seed": rng.derive(settings.seed, split),
+            "num_steps": settings.num_steps,
+        }
+        inputs = {**arguments, "teacher": shipped.sha256(self.preset.teacher.name), "code": code_digest(*_PAIRS)}
+        return self._get(
+            "pairs",
+            inputs,
+            lambda folder: pairs.generate(self.teacher, out_dir=folder, batch_size=settings.batch_size, **arguments),
+            resumable=True,
+        )
+
+    @lru_cache(maxsize=2)  # noqa: B019 (an experiment lives as long as its notebook)
+    def pairs(self, split: str = "train") -> pairs.PairDataset:
+        """Pairs ``(x, z, label)`` of the 1-rectified flow, ``"train"`` or ``"held_out"``."""
+        return pairs.PairDataset(self._pairs(split).folder)
+
+    def _flow(self, config: str, seed: int, position: str = "") -> Artifact:
+        one_of("config", config, training.CONFIGURATIONS)
+        at_least("seed", seed, 0)
+        configuration = training.CONFIGURATIONS[config]
+        settings = self.preset.training
+        perceptual = "lpips" in configuration.premetric
+        batch_size = getattr(settings, f"{configuration.batch}_batch")
+        inputs = {
+            "configuration": {key: value for key, value in asdict(configuration).items() if key != "summary"},
+            "batch_size": batch_size,
+            "settings": settings.model_dump(exclude={"small_batch", "large_batch"}),
+            "seed": seed,
+            "pairs": self._pairs("train").key,
+            "teacher": shipped.sha256(self.preset.teacher.name),
+            "perceptual": shipped.sha256("digits-perceptual") if perceptual else None,
+            "code": code_digest(*_TRAINING),
+        }
+
+        def compute(folder: Path) -> None:
+            times = timesteps.UShaped(settings.u_shape) if configuration.timesteps == "u_shaped" else timesteps.Uniform()
+            premetric = premetrics.build(configuration.premetric, self.perceptual if perceptual else None)
+            objective = training.reflow(self.pairs("train"), times, premetric, batch_size, seed)
+            flow, history = training.fit(
+                training.initial_flow(self.teacher, configuration, settings.dropout, seed),
+                objective,
+                settings.steps,
+                lr=settings.lr,
+                warmup=settings.warmup,
+                ema=settings.ema,
+                seed=seed,
+                desc=f"training {config}, seed {seed}{position}",
+            )
+            checkpoints.save(flow, folder / "flow.safetensors")
+            (folder / "history.json").write_text(json.dumps(asdict(history)))
+
+        return self._get("flow", inputs, compute)
+
+    def train(self, configs: Iterable[str], seeds: Sequence[int] | None = None) -> None:
+        """Train what is missing of ``configs`` times ``seeds``, seed by seed, with a bar that counts them."""
+        wanted = [(config, seed) for seed in seeds or self.preset.seeds for config in configs]
+        for number, (config, seed) in enumerate(wanted, start=1):
+            self._flow(config, seed, f" ({number} of {len(wanted)})")
+
+    def flow(self, config: str, seed: int = 0) -> RectifiedFlow:
+        """The trained 2-rectified flow of a configuration of Table 1; ``"teacher"``: the 1-rectified flow."""
+        if config == TEACHER:
+            return RectifiedFlow(self.teacher)
+        flow = checkpoints.load(self._flow(config, seed) / "flow.safetensors")
+        assert isinstance(flow, RectifiedFlow)
+        return flow
+
+    def history(self, config: str, seed: int = 0) -> training.History:
+        """The loss curve of a trained flow."""
+        return training.History(**json.loads((self._flow(config, seed) / "history.json").read_text()))
+
+    def noise(self, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """The evaluation's noise ``(n, C, H, W)`` and labels ``(n,)``, all classes in turn; the same for every flow."""
+        n = n or self.preset.evaluation.samples
+        labels = torch.arange(n) % self.data.classes
+        return pairs.noise(rng.derive(self.preset.evaluation.seed, "evaluation"), range(n), self.data.train.shape), labels
+
+    def evaluate(
+        self, config: str, seed: int = 0, *, nfe: int = 1, solver: str = "euler", update: str = "standard"
+    ) -> Evaluation:
+        """Grade a flow with a sampler; arguments as for :func:`rfpp.samplers.sample`."""
+        samplers.steps_for(nfe, solver)
+        one_of("update", update, samplers.UPDATES)
+        one_of("config", config, [*training.CONFIGURATIONS, TEACHER])
+        model = shipped.sha256(self.preset.teacher.name) if config == TEACHER else self._flow(config, seed).key
+        inputs = {
+            "flow": model,
+            "sampler": {"nfe": nfe, "solver": solver, "update": update},
+            "settings": self.preset.evaluation.model_dump(),
+            "held_out": self._pairs("held_out").key,
+            "classifier": shipped.sha256("digits-classifier"),
+            "code": code_digest(*_EVALUATION),
+        }
+
+        def compute(folder: Path) -> None:
+            flow = self.flow(config, seed)
+            name = config if config == TEACHER else f"{config}, seed {seed}"
+            held_out = self.pairs("held_out")
+            x, z, labels = held_out.batch(torch.arange(len(held_out)))
+            error = _sample(flow, z, labels, f"{name}: held-out pairs", nfe, solver, update) - x
+            noise, wanted = self.noise()
+            images = _sample(flow, noise, wanted, f"{name}: samples, {nfe} NFE", nfe, solver, update)
+            result = Evaluation(
+                frechet=metrics.frechet_distance(self.data.train.floats(), images, features.Embedding(self.classifier)),
+                agreement=metrics.label_agreement(images, wanted, self.classifier),
+                pair_error=float(error.square().mean()),
+            )
+            (folder / "evaluation.json").write_text(json.dumps(asdict(result)))
+
+        return Evaluation(**json.loads((self._get("evaluation", inputs, compute) / "evaluation.json").read_text()))
+
+    def references(self) -> dict[str, Evaluation]:
+        """What can be hoped for: real held-out digits, and the teacher's own held-out pairs, graded like samples."""
+        held_out, pairs_ = self.data.held_out, self.pairs("held_out")
+        x, _, labels = pairs_.batch(torch.arange(len(pairs_)))
+        embedding, train = features.Embedding(self.classifier), self.data.train.floats()
+
+        def grade(images: Tensor, wanted: Tensor) -> Evaluation:
+            distance = metrics.frechet_distance(train, images, embedding)
+            return Evaluation(distance, metrics.label_agreement(images, wanted, self.classifier), float("nan"))
+
+        assert labels is not None
+        return {"real, held out": grade(held_out.floats(), held_out.labels), "teacher": grade(x, labels)}
+
+
+def _sample(
+    flow: RectifiedFlow, z: Tensor, labels: Tensor | None, desc: str, nfe: int, solver: str, update: str, size: int = 500
+) -> Tensor:
+    batches = []
+    chunks = zip(z.split(size), [None] * len(z) if labels is None else labels.split(size), strict=False)
+    for chunk, chunk_labels in progress.bar(list(chunks), desc=desc, unit="batch"):
+        batches.append(samplers.sample(flow, chunk, nfe, solver, update, labels=chunk_labels))
+    return torch.cat(batches)
+
+
+def compute_digest() -> str:
+    """Hash of all code that results depend on; a claim's record of other code is shown as stale."""
+    return code_digest(*_TRAINING, metrics)
+
