@@ -51,9 +51,13 @@ def file_digest(path: Path) -> str:
 def _shape(node: Any) -> Any:
     """A syntax tree as JSON, without docstrings, layout, or what differs between versions of Python."""
     if isinstance(node, list):
-        return [_shape(item) for item in node if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+        return [
+            _shape(item) for item in node if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+        ]
     if isinstance(node, ast.AST):
-        fields = {name: _shape(value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_ignores")}
+        fields = {
+            name: _shape(value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_ignores")
+        }
         return [type(node).__name__, {name: value for name, value in fields.items() if value not in (None, [])}]
     return node if isinstance(node, int | float | str | type(None)) else repr(node)
 
@@ -110,7 +114,9 @@ class Store:
         self.root = root
         self._checked: dict[tuple[str, str], Artifact] = {}
 
-    def get(self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], None], *, resumable: bool = False) -> Artifact:
+    def get(
+        self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], None], *, resumable: bool = False
+    ) -> Artifact:
         """The step with these ``inputs`` (a JSON value), from disk or from ``compute(folder)``.
 
         ``resumable``: an interrupted ``compute`` finds what it had written and goes on. Two processes that ask for the

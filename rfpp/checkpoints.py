@@ -82,7 +82,9 @@ def load(path: str | Path) -> nn.Module:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); delete it and make it again") from error
     if header is None:
-        raise ValueError(f"{path} is a safetensors file, but its header does not say what it holds ({_HEADER!r} is missing)")
+        raise ValueError(
+            f"{path} is a safetensors file, but its header does not say what it holds ({_HEADER!r} is missing)"
+        )
     model = build(json.loads(header))
     model.load_state_dict(tensors)
     return model.eval()

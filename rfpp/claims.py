@@ -1,8 +1,8 @@
 """The claims ledger: what the paper says, what we measured, and the verdict that a rule written down before gives.
 
 ``book/claims.yml`` lists the claims. A notebook ends with ``claims.check("c13", measured=[...], seeds=[...],
-experiment=...)``, which prints one line and leaves a JSON record under ``runs/<preset>/claims/``. The results page of the
-book is made from these records, with those kept in ``book/records/<preset>/`` for scales that were run elsewhere.
+experiment=...)``, which prints one line and leaves a JSON record under ``runs/<preset>/claims/``. The results page of
+the book is made from these records, with those kept in ``book/records/<preset>/`` for scales that were run elsewhere.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def interval(measured: Sequence[float]) -> tuple[float, float]:
 
 
 def judge(rule: Rule, span: tuple[float, float]) -> Verdict:
-    """``reproduced`` if the whole interval obeys the rule, ``not reproduced`` if none of it does, else ``inconclusive``."""
+    """``reproduced`` if all of the interval obeys the rule, ``not reproduced`` if none does, else ``inconclusive``."""
     low, high = rule.bounds
     if low < span[0] and span[1] < high:
         return "reproduced"
@@ -122,8 +122,12 @@ def judge(rule: Rule, span: tuple[float, float]) -> Verdict:
 
 
 def check(
-    id: str, measured: float | Sequence[float], seeds: Sequence[int] | None = None, *, experiment: Experiment | None = None
-) -> Verdict:
+    id: str,
+    measured: float | Sequence[float],
+    seeds: Sequence[int] | None = None,
+    *,
+    experiment: Experiment | None = None,
+) -> None:
     """Judge a claim by what was measured, print the verdict, and record it when an ``experiment`` is given.
 
     ``measured``: one value, or one for each of ``seeds``. The printed line names the rule and the verdict but not the
@@ -157,7 +161,6 @@ def check(
             artifacts={name: digest(artifact.manifest["files"]) for name, artifact in experiment.used.items()},
         )
         _write(record, experiment.folder / "claims")
-    return verdict
 
 
 def _write(record: Record, folder: Path) -> None:
@@ -216,8 +219,8 @@ def results_page(run: Path) -> str:
         "",
         "Each row is a claim of the paper, each column after the paper's own number a scale at which it was put to the",
         "test. The rule was written down before the measurement. A value is a mean over seeds, in brackets its 95 %",
-        "interval; a claim counts as *reproduced* when the whole interval obeys the rule, as *not reproduced* when none",
-        "of it does, and as *inconclusive* otherwise.",
+        "interval; a claim counts as *reproduced* when all of the interval obeys the rule, as *not reproduced* when",
+        "none of it does, and as *inconclusive* otherwise.",
         "",
         "| | claim | paper | rule | " + " | ".join(f"`{preset}`" for preset in presets) + " |",
         "|---|---|---|---|" + "---|" * len(presets),
@@ -226,21 +229,33 @@ def results_page(run: Path) -> str:
         cells = [_cell(by_scale[preset].get(claim.id), claim) for preset in presets]
         lines.append(
             f"| {claim.id} | {_escape(claim.statement)} ({_escape(claim.where)}) | {_escape(claim.paper)} "
-            f"| {_escape(claim.quantity)} {claim.rule} | " + " | ".join(cells) + " |"
+            f"| {_escape(claim.quantity)}: {claim.rule} | " + " | ".join(cells) + " |"
         )
-    lines += ["", "## Where the numbers come from", "", "| scale | device | software | commit | claims | compute |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## Where the numbers come from",
+        "",
+        "| scale | device | software | commit | claims | compute |",
+        "|---|---|---|---|---|---|",
+    ]
     for preset in presets:
         found = list(by_scale[preset].values())
-        for key in sorted({(r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) for r in found}):
+        for key in sorted(
+            {(r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) for r in found}
+        ):
             device, torch_version, version, commit = key
-            same = [r for r in found if (r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) == key]
+            same = [
+                r
+                for r in found
+                if (r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) == key
+            ]
             lines.append(
                 f"| `{preset}` | {device} | rfpp {version}, torch {torch_version} | `{commit}` "
                 f"| {', '.join(r.id for r in same)} | {max(r.seconds for r in same):.0f} s |"
             )
     lines += [
         "",
-        "*Compute* is the time that the steps behind a claim took when they were first computed, the longest of its row;",
-        "steps that several claims share are counted for each.",
+        "*Compute* is the time that the steps behind a claim took when they were first computed, the longest of its",
+        "row; steps that several claims share are counted for each.",
     ]
     return "\n".join(lines) + "\n"

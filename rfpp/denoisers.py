@@ -1,8 +1,8 @@
 """Denoisers: ``denoiser(x, sigma, labels=None) -> E[x0 | x0 + sigma * eps = x]``.
 
-Every model of the book enters through this contract, with ``x`` at the scale where noise of standard deviation ``sigma``
-was added to unscaled data. A trained U-Net meets it through :class:`EDMPrecond`; a mixture of Gaussians meets it in
-closed form and gives tests and pictures an answer that is known exactly.
+Every model of the book enters through this contract, with ``x`` at the scale where noise of standard deviation
+``sigma`` was added to unscaled data. A trained U-Net meets it through :class:`EDMPrecond`; a mixture of Gaussians meets
+it in closed form and gives tests and pictures an answer that is known exactly.
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ class EDMPrecond(nn.Module):
             return x.new_zeros(len(x), self.label_dim, dtype=torch.float32)
         if labels.ndim == 1:
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.label_dim:
-                raise ValueError(f"labels span {int(labels.min())}..{int(labels.max())}; allowed: 0..{self.label_dim - 1}")
+                raise ValueError(
+                    f"labels span {int(labels.min())}..{int(labels.max())}; allowed: 0..{self.label_dim - 1}"
+                )
             labels = F.one_hot(labels.long(), self.label_dim)
         if labels.shape != (len(x), self.label_dim):
-            raise ValueError(f"labels have shape {tuple(labels.shape)}; allowed: ({len(x)},) or {(len(x), self.label_dim)}")
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}; allowed: ({len(x)},) or {(len(x), self.label_dim)}"
+            )
         return labels.to(x.device, torch.float32)
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:

@@ -75,7 +75,7 @@ class Experiment:
     ) -> None:
         self.preset = preset if isinstance(preset, presets.Preset) else presets.load(preset, overrides)
         self.folder = (runs or paths.runs()) / self.preset.name
-        self.store = Store(self.folder)
+        self.store = Store(self.folder.with_name(self.preset.origin))
         self.used: dict[str, Artifact] = {}
         """The finished steps that were asked for, as ``"step/key"``: what a claim's record rests on."""
 
@@ -149,7 +149,9 @@ class Experiment:
         }
 
         def compute(folder: Path) -> None:
-            times = timesteps.UShaped(settings.u_shape) if configuration.timesteps == "u_shaped" else timesteps.Uniform()
+            times = (
+                timesteps.UShaped(settings.u_shape) if configuration.timesteps == "u_shaped" else timesteps.Uniform()
+            )
             premetric = premetrics.build(configuration.premetric, self.perceptual if perceptual else None)
             objective = training.reflow(self.pairs("train"), times, premetric, batch_size, seed)
             flow, history = training.fit(
@@ -173,11 +175,15 @@ class Experiment:
         for number, (config, seed) in enumerate(wanted, start=1):
             self._flow(config, seed, f" ({number} of {len(wanted)})")
 
+    def flow_file(self, config: str, seed: int = 0) -> Path:
+        """The file of a trained flow, readable with :func:`rfpp.checkpoints.load`."""
+        return self._flow(config, seed) / "flow.safetensors"
+
     def flow(self, config: str, seed: int = 0) -> RectifiedFlow:
         """The trained 2-rectified flow of a configuration of Table 1; ``"teacher"``: the 1-rectified flow."""
         if config == TEACHER:
             return RectifiedFlow(self.teacher)
-        flow = checkpoints.load(self._flow(config, seed) / "flow.safetensors")
+        flow = checkpoints.load(self.flow_file(config, seed))
         assert isinstance(flow, RectifiedFlow)
         return flow
 
@@ -189,7 +195,9 @@ class Experiment:
         """The evaluation's noise ``(n, C, H, W)`` and labels ``(n,)``, all classes in turn; the same for every flow."""
         n = n or self.preset.evaluation.samples
         labels = torch.arange(n) % self.data.classes
-        return pairs.noise(rng.derive(self.preset.evaluation.seed, "evaluation"), range(n), self.data.train.shape), labels
+        return pairs.noise(
+            rng.derive(self.preset.evaluation.seed, "evaluation"), range(n), self.data.train.shape
+        ), labels
 
     def evaluate(
         self, config: str, seed: int = 0, *, nfe: int = 1, solver: str = "euler", update: str = "standard"
@@ -240,7 +248,14 @@ class Experiment:
 
 
 def _sample(
-    flow: RectifiedFlow, z: Tensor, labels: Tensor | None, desc: str, nfe: int, solver: str, update: str, size: int = 500
+    flow: RectifiedFlow,
+    z: Tensor,
+    labels: Tensor | None,
+    desc: str,
+    nfe: int,
+    solver: str,
+    update: str,
+    size: int = 500,
 ) -> Tensor:
     batches = []
     chunks = zip(z.split(size), [None] * len(z) if labels is None else labels.split(size), strict=False)
@@ -252,4 +267,3 @@ def _sample(
 def compute_digest() -> str:
     """Hash of all code that results depend on; a claim's record of other code is shown as stale."""
     return code_digest(*_TRAINING, metrics)
-

@@ -35,20 +35,21 @@ class DigitNet(nn.Module):
         self.config = {"widths": list(widths), "activation": activation, "classes": classes, "dropout": dropout}
         self.widths, self.dropout = tuple(widths), dropout
         self.activation = F.relu if activation == "relu" else F.silu
-        self.stages = nn.ModuleList()
+        self.convolutions = nn.ModuleList()
         for n_in, width in zip((1, *widths), widths, strict=False):
-            self.stages.append(nn.ModuleList([nn.Conv2d(n_in, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]))
+            self.convolutions += [nn.Conv2d(n_in, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]
         self.num_features = widths[-1]
         self.head = nn.Linear(self.num_features, classes)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The activations after each stage, finest first."""
         maps = []
-        for index, stage in enumerate(self.stages):
-            x = F.avg_pool2d(x, 2) if index else x
-            for convolution in stage:
-                x = self.activation(convolution(x))
-            maps.append(x)
+        for index, convolution in enumerate(self.convolutions):
+            if index and index % 2 == 0:
+                x = F.avg_pool2d(x, 2)
+            x = self.activation(convolution(x))
+            if index % 2:
+                maps.append(x)
         return maps
 
     def features(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How good samples and trajectories are. Images in [-1, 1]; distances between distributions through ``torchmetrics``."""
+"""How good samples and trajectories are. Images in [-1, 1]; distributions are compared through ``torchmetrics``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def label_agreement(images: Tensor, labels: Tensor, classifier: nn.Module) -> fl
 
 
 def one_step_error(flow: RectifiedFlow, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """``||sample(z, nfe=1) - x||^2 / d`` for each pair ``(x, z)``, ``(B,)``: how far one step lands from the teacher's."""
+    """``||sample(z, nfe=1) - x||^2 / d`` for each pair ``(x, z)``, ``(B,)``: how far one step lands from ``x``."""
     return (sample(flow, z, 1, labels=labels) - x).square().flatten(1).mean(dim=1)
 
 
@@ -50,7 +50,9 @@ def straightness(trajectory: Sequence[Tensor] | Tensor, times: Sequence[float] |
     """
     grid = [float(t) for t in times]
     if len(grid) != len(trajectory) or len(grid) < 2:
-        raise ValueError(f"{len(trajectory)} states at {len(grid)} times; as many states as times, and at least 2, are needed")
+        raise ValueError(
+            f"{len(trajectory)} states at {len(grid)} times; as many states as times, and at least 2, are needed"
+        )
     chord = (trajectory[-1] - trajectory[0]) / (grid[-1] - grid[0])
     deviations = [
         ((b - a) / (s - t) - chord).square().flatten(1).mean(dim=1)

@@ -25,7 +25,7 @@ Init = Callable[[tuple[int, ...], int, int], Tensor]
 
 
 class _Initialiser:
-    """Uniform Xavier or Kaiming draws from one generator, so that a seed fixes a network."""
+    """Xavier and Kaiming draws from one generator, so that a seed fixes a network."""
 
     def __init__(self, generator: torch.Generator | None) -> None:
         self.generator = rng.fresh(generator)
@@ -38,6 +38,9 @@ class _Initialiser:
 
     def kaiming(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
         return self._uniform(shape, gain * (3 / fan_in) ** 0.5)
+
+    def kaiming_normal(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
+        return torch.randn(shape, generator=self.generator) * gain * (1 / fan_in) ** 0.5
 
 
 def zeros(shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
@@ -150,16 +153,16 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.dropout, self.skip_scale, self.adaptive_scale = heads, dropout, skip_scale, adaptive_scale
-        resample = {"up": up, "down": down, "resample_filter": resample_filter}
+        resampling = partial(Conv2d, up=up, down=down, resample_filter=resample_filter)
         self.norm0 = GroupNorm(n_in, eps)
-        self.conv0 = Conv2d(n_in, n_out, 3, init, bias_init, **resample)
+        self.conv0 = resampling(n_in, n_out, 3, init, bias_init)
         self.affine = Linear(emb, n_out * (2 if adaptive_scale else 1), init, bias_init)
         self.norm1 = GroupNorm(n_out, eps)
         self.conv1 = Conv2d(n_out, n_out, 3, init_zero)
         self.skip: Conv2d | None = None
         if n_out != n_in or up or down:
             kernel = 1 if resample_projection or n_out != n_in else 0
-            self.skip = Conv2d(n_in, n_out, kernel, init, bias_init, **resample)
+            self.skip = resampling(n_in, n_out, kernel, init, bias_init)
         if heads:
             self.norm2 = GroupNorm(n_out, eps)
             self.qkv = Conv2d(n_out, 3 * n_out, 1, init_attention, bias_init)
@@ -266,11 +269,11 @@ class SongUNet(nn.Module):
         nearly_zero = partial(xavier, gain=1e-5)
         emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
 
-        def block(n_in: int, n_out: int, attention: bool = False, **resample: bool) -> UNetBlock:
+        def block(n_in: int, n_out: int, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
             return UNetBlock(
                 n_in, n_out, emb, xavier, nearly_zero, partial(xavier, gain=0.2**0.5),
-                heads=int(attention), dropout=dropout, skip_scale=0.5**0.5, eps=1e-6,
-                resample_filter=resample_filter, resample_projection=True, adaptive_scale=False, **resample,
+                up=up, down=down, heads=int(attention), dropout=dropout, skip_scale=0.5**0.5, eps=1e-6,
+                resample_filter=resample_filter, resample_projection=True, adaptive_scale=False,
             )  # fmt: skip
 
         self.map_noise = (
@@ -383,18 +386,18 @@ class DhariwalUNet(nn.Module):
         kaiming = partial(initialiser.kaiming, gain=(1 / 3) ** 0.5)
         emb = model_channels * channel_mult_emb
 
-        def block(n_in: int, n_out: int, attention: bool = False, **resample: bool) -> UNetBlock:
-            heads = n_out // 64 or 1 if attention else 0
+        def block(n_in: int, n_out: int, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
+            heads = (n_out // 64 or 1) if attention else 0
             return UNetBlock(
-                n_in, n_out, emb, kaiming, zeros, kaiming, kaiming, heads=heads, dropout=dropout, **resample
-            )
+                n_in, n_out, emb, kaiming, zeros, kaiming, kaiming, up=up, down=down, heads=heads, dropout=dropout
+            )  # fmt: skip
 
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = Linear(augment_dim, model_channels, zeros, bias_init=None) if augment_dim else None
         self.map_layer0 = Linear(model_channels, emb, kaiming, kaiming)
         self.map_layer1 = Linear(emb, emb, kaiming, kaiming)
         # Unit-variance weights for one-hot inputs: Kaiming with the fan-in scaled away.
-        label_init = partial(initialiser.kaiming, gain=label_dim**0.5)
+        label_init = partial(initialiser.kaiming_normal, gain=label_dim**0.5)
         self.map_label = Linear(label_dim, emb, label_init, bias_init=None) if label_dim else None
 
         self.enc = nn.ModuleDict()

@@ -1,8 +1,8 @@
 """Pairs ``(x, z)`` of the 1-rectified flow: ``z`` is noise, ``x`` what the teacher's ODE makes of it (Algorithm 1).
 
 Images are stored as 8-bit pixels in numbered shards; noise is not stored at all, since :func:`noise` computes it from
-``(seed, index)``. Image ``i`` of a folder therefore depends on nothing but the teacher, the seed and ``i``: shards can be
-made in any order, and a run that was interrupted goes on with the first shard that is missing.
+``(seed, index)``. Image ``i`` of a folder therefore depends on nothing but the teacher, the seed and ``i``: shards can
+be made in any order, and a run that was interrupted goes on with the first shard that is missing.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
     """Pairs of a folder that :func:`generate` filled: ``dataset[i] -> (x, z)``, or ``(x, z, label)`` with classes.
 
     ``x``: ``(C, H, W)`` in [-1, 1]; ``z``: the same shape; ``label``: a scalar integer tensor.
-    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, ``ValueError`` when a shard is damaged.
+    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, ``ValueError`` for a damaged shard.
     """
 
     def __init__(self, out_dir: str | Path) -> None:
@@ -153,9 +153,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(
-        self, indices: Tensor, device: torch.device | str = "cpu"
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
         x, z = to_float(self.images[indices]), noise(self.seed, indices, self.shape)
         labels = (indices % self.classes).to(device) if self.classes else None

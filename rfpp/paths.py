@@ -23,7 +23,9 @@ def repository() -> Path:
     """
     found = _search(Path.cwd())
     if found is None:
-        raise FileNotFoundError(f"{LEDGER} is neither at or above {Path.cwd()} nor beside the package; work in a checkout")
+        raise FileNotFoundError(
+            f"{LEDGER} is neither at or above {Path.cwd()} nor beside the package; work in a checkout"
+        )
     return found
 
 

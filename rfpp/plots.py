@@ -61,8 +61,10 @@ def image_rows(rows: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def loss_curves(curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], labels: Mapping[str, str]) -> Figure:
-    """Training loss against step, one panel per configuration (their losses are different quantities), one line per seed."""
+def loss_curves(
+    curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], labels: Mapping[str, str]
+) -> Figure:
+    """Loss against step: a panel per configuration (their losses are different quantities), a line per seed."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 2.6), squeeze=False)
     for axis, (name, runs), colour in zip(axes[0], curves.items(), sns.color_palette(), strict=False):
         for steps, losses in runs:
@@ -71,28 +73,36 @@ def loss_curves(curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[floa
     return figure
 
 
-def by_seed(measured: Mapping[str, Mapping[str, Sequence[float]]], references: Mapping[str, Mapping[str, float]]) -> Figure:
+def by_seed(
+    measured: Mapping[str, Mapping[str, Sequence[float]]], references: Mapping[str, Mapping[str, float]]
+) -> Figure:
     """One panel per quantity, one dot per seed and configuration; dashed lines mark ``references``."""
     figure, axes = plt.subplots(1, len(measured), figsize=(WIDTH, 2.9), squeeze=False)
     for axis, (quantity, values) in zip(axes[0], measured.items(), strict=True):
-        for place, (name, runs) in enumerate(values.items()):
+        for place, runs in enumerate(values.values()):
             colour = sns.color_palette()[place]
             axis.bar(place, np.mean(runs), width=0.6, color=colour, alpha=0.35)
             axis.plot(place + np.linspace(-0.12, 0.12, len(runs)), runs, "o", color=colour, markersize=4.5)
         for name, level in references.get(quantity, {}).items():
             axis.axhline(level, color="0.35", linestyle="--", linewidth=1)
-            axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="0.25")
+            axis.annotate(
+                name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="0.25"
+            )
         axis.set_xticks(range(len(values)), list(values))
         axis.set(xlabel="configuration", ylabel=quantity)
     return figure
 
 
-def by_nfe(curves: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], logarithmic: Sequence[str] = ()) -> Figure:
-    """One panel per quantity; one line per sampler, its mean over seeds against the number of evaluations, seeds as dots."""
+def by_nfe(
+    curves: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], logarithmic: Sequence[str] = ()
+) -> Figure:
+    """A panel per quantity, a line per sampler: the mean over seeds against the NFE, seeds as dots."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 3.0), squeeze=False)
     for axis, (quantity, samplers) in zip(axes[0], curves.items(), strict=True):
         for (name, points), marker in zip(samplers.items(), "osD^", strict=False):
-            line = axis.plot(list(points), [np.mean(runs) for runs in points.values()], marker=marker, markersize=5, label=name)
+            line = axis.plot(
+                list(points), [np.mean(runs) for runs in points.values()], marker=marker, markersize=5, label=name
+            )
             for nfe, runs in points.items():
                 axis.plot([nfe] * len(runs), runs, ".", color=line[0].get_color(), alpha=0.4, markersize=4)
         axis.set(xlabel="NFE", ylabel=quantity, yscale="log" if quantity in logarithmic else "linear")

@@ -1,7 +1,8 @@
 """Premetrics ``m(a, b)``: the training losses (Section 4.2). Non-negative, and zero if and only if ``a = b``.
 
-``a = z - x`` is the velocity of a pair, ``b = v(x_t, t)`` the model's. All are called as ``m(a, b, x_t, t)`` and give one
-value per sample, ``(B,)``; the plain ones need neither ``x_t`` nor ``t``. ``d`` is the number of elements of one image.
+``a = z - x`` is the velocity of a pair, ``b = v(x_t, t)`` the model's. All are called as ``m(a, b, x_t, t)`` and give
+one value per sample, ``(B,)``; the plain ones need neither ``x_t`` nor ``t``. ``d`` is the number of elements of an
+image.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class LPIPSHuber:
 
 
 class LPIPSHuberOverT(LPIPSHuber):
-    """``(1 - t) pseudo_huber(a, b) + LPIPS(x_t - t a, x_t - t b) / t``, whose gradient does not vanish as ``t -> 0``."""
+    """``(1 - t) pseudo_huber(a, b) + LPIPS(x_t - t a, x_t - t b) / t``: its gradient does not vanish as ``t -> 0``."""
 
     def weight(self, t: Tensor) -> Tensor | float:
         return 1 / t

@@ -23,4 +23,4 @@ def bar(iterable: Iterable[Any] | None = None, *, desc: str, total: int | None =
     path = os.environ.get(VARIABLE)
     if not path:
         return notebook_tqdm(iterable, **options)
-    return plain_tqdm(iterable, **options, file=open(path, "a"), ascii=True, ncols=100)  # noqa: SIM115 (tqdm owns it)
+    return plain_tqdm(iterable, **options, file=open(path, "a"), ascii=True, ncols=100)

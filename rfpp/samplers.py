@@ -118,7 +118,9 @@ def sample(
         grid = [float(t) for t in times]
         grid += [0.0] if grid[-1] != 0 else []
         if len(grid) - 1 != steps:
-            raise ValueError(f"times={grid} make {len(grid) - 1} steps, but nfe={nfe} with solver={solver!r} makes {steps}")
+            raise ValueError(
+                f"times={grid} make {len(grid) - 1} steps, but nfe={nfe} with solver={solver!r} makes {steps}"
+            )
     start = z * min(grid[0], T_MAX)
     return integrate(flow, start, grid, solver, update, labels)[-1]
 

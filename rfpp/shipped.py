@@ -100,7 +100,9 @@ def _load(name: str) -> nn.Module:
     one_of("name", name, RECIPES)
     file, entry = ASSETS / f"{name}.safetensors", json.loads(MANIFEST.read_text())[name]
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{file} is missing or not the file that shipped; reinstall, or run: python -m rfpp retrain {name}")
+        raise ValueError(
+            f"{file} is missing or not the file that shipped; reinstall, or run: python -m rfpp retrain {name}"
+        )
     return checkpoints.load(file)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ CONFIGURATIONS = {
 def reflow(
     pairs: PairDataset, timesteps: TimestepDistribution, premetric: Premetric, batch_size: int, seed: int
 ) -> Objective:
-    """Algorithm 1's loss: ``m(z - x, v(x_t, t))`` on pairs ``(x, z)`` of the 1-rectified flow (Eq. 2 with a premetric)."""
+    """Algorithm 1's loss on pairs ``(x, z)`` of the 1-rectified flow: ``m(z - x, v(x_t, t))`` (Eq. 2, a premetric)."""
 
     def losses(model: nn.Module, step: int) -> Tensor:
         generator = rng.generator(seed, "reflow", step)
@@ -98,7 +99,9 @@ def classification(images: Images, batch_size: int, seed: int, shift: int, noise
         corners = torch.randint(2 * shift + 1, (2, batch_size, 1), generator=generator)
         rows = (corners[0] + torch.arange(height))[:, None, :, None]
         columns = (corners[1] + torch.arange(width))[:, None, None, :]
-        x = padded[torch.arange(batch_size)[:, None, None, None], torch.arange(x.shape[1])[:, None, None], rows, columns]
+        x = padded[
+            torch.arange(batch_size)[:, None, None, None], torch.arange(x.shape[1])[:, None, None], rows, columns
+        ]
         level = noise * torch.rand(batch_size, 1, 1, 1, generator=generator)
         x = x + level * torch.randn(x.shape, generator=generator)
         device = next(model.parameters()).device
@@ -119,10 +122,13 @@ class Diverged(RuntimeError):
     """The loss stopped being a number."""
 
 
-def _ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """Exponential moving average whose memory grows with the run, so that it forgets the start: ``min(decay, n/(n+9))``."""
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-    def update(averages: list[Tensor], currents: list[Tensor], averaged: Tensor | int) -> None:
+
+def _ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Exponential moving average whose decay grows with the run, ``min(decay, n / (n + 9))``: it forgets the start."""
+
+    def update(averages: Tensors, currents: Tensors, averaged: Tensor | int) -> None:
         n = int(averaged) + 1
         torch._foreach_lerp_(averages, currents, 1 - min(decay, n / (n + 9)))
 
@@ -145,8 +151,8 @@ def fit(
 ) -> tuple[nn.Module, History]:
     """Train ``model`` with Adam and return its exponential moving average with the loss curve.
 
-    ``warmup``: steps over which the learning rate rises to ``lr`` (the first step already trains); ``decay``: let it fall
-    to nought along a cosine; ``ema``: decay of the moving average; ``on_step(step, average)`` is called after each step.
+    ``warmup``: steps over which the learning rate rises to ``lr`` (the first step already trains); ``decay``: let it
+    fall to nought along a cosine; ``ema``: decay of the moving average; ``on_step(step, average)`` follows each step.
     Raises :class:`Diverged` when the loss is not finite. ``model`` itself is left untouched.
     """
     accelerator = Accelerator()
@@ -187,8 +193,9 @@ def fit(
 
 def initial_flow(teacher: EDMPrecond, configuration: Configuration, dropout: float, seed: int) -> RectifiedFlow:
     """The flow that training starts from: the teacher's weights (Proposition 1), or fresh ones of the same network."""
-    config = {**teacher.model.config, "dropout": dropout}
-    network = type(teacher.model)(**config, generator=rng.generator(seed, "initialisation"))
+    trained: Any = teacher.model
+    config = {**trained.config, "dropout": dropout}
+    network = type(trained)(**config, generator=rng.generator(seed, "initialisation"))
     if configuration.initialisation == "teacher":
-        network.load_state_dict(teacher.model.state_dict())
+        network.load_state_dict(trained.state_dict())
     return RectifiedFlow(EDMPrecond(network, teacher.sigma_data))

@@ -87,6 +87,11 @@ class Preset(_Settings):
     evaluation: Evaluation
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
+    @property
+    def origin(self) -> str:
+        """The preset that this one is a change of: they share finished steps, which are told apart by their inputs."""
+        return self.name.partition("+")[0]
+
 
 class _Loader(yaml.SafeLoader):
     """YAML in which ``1e-3`` is a number, as everywhere else."""
@@ -129,7 +134,8 @@ def _explain(error: ValidationError, source: str) -> str:
             lines.append(f"{name} is missing")
         elif entry["type"] == "literal_error":
             options = entry["ctx"]["expected"]
-            lines.append(f"{name}={entry['input']!r} is unknown; allowed: {options}{nearest(entry['input'], re.findall(r'[\\w-]+', options))}")
+            close = nearest(entry["input"], re.findall(r"[\w-]+", options))
+            lines.append(f"{name}={entry['input']!r} is unknown; allowed: {options}{close}")
         else:
             lines.append(f"{name}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}")
     return f"{source}: " + "; ".join(lines)
@@ -137,7 +143,9 @@ def _explain(error: ValidationError, source: str) -> str:
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:
     if name not in _fields(Preset):
-        raise PresetError(f"setting {name!r} is unknown; allowed: {', '.join(_fields(Preset))}{nearest(name, _fields(Preset))}")
+        raise PresetError(
+            f"setting {name!r} is unknown; allowed: {', '.join(_fields(Preset))}{nearest(name, _fields(Preset))}"
+        )
     *path, last = name.split(".")
     for part in path:
         values = values[part]
@@ -147,13 +155,16 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Preset:
     """A preset by name or from a YAML file, with settings such as ``{"training.steps": 800}`` replaced.
 
-    A changed preset is called after its origin and its changes (``laptop+3fa2b1``), so that its results are kept apart.
+    A changed preset is called after its origin and its changes (``laptop+3fa2b1``), so that its notebooks and claims
+    are kept apart.
     Raises :class:`PresetError` for an unknown preset or setting, or a value of the wrong type or range.
     """
     text = str(preset)
     path = Path(text) if text.endswith((".yaml", ".yml")) else FOLDER / f"{text}.yaml"
     if path.parent == FOLDER and path.stem not in names():
-        raise PresetError(f"preset={text!r} is unknown; allowed: {', '.join(names())}, or a .yaml file{nearest(text, names())}")
+        raise PresetError(
+            f"preset={text!r} is unknown; allowed: {', '.join(names())}, or a .yaml file{nearest(text, names())}"
+        )
     if not path.is_file():
         raise PresetError(f"preset={text!r}: there is no such file")
     try:

@@ -1,0 +1,67 @@
+# `make` lists the targets. Each one sees to its environment itself: .venv is made once, brought up to date when
+# pyproject.toml or constraints.txt change, and made anew when it is not whole, or was made in another folder.
+
+PRESET ?= laptop
+NB ?=
+PYTHON ?= python3
+
+python := .venv/bin/python
+stamp := .venv/.installed
+
+# Does .venv work, and is the rfpp in it the one in this folder?
+check := import importlib.util as u, os, sys; \
+	found = [u.find_spec(name) for name in ("pip", "torch", "rfpp")]; \
+	sys.exit(not all(found) or not os.path.samefile(os.path.dirname(os.path.dirname(found[-1].origin)), os.getcwd()))
+is_whole := test -f $(stamp) && $(python) -I -c '$(check)' 2>/dev/null
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lab notebooks clean clean-all distclean anew
+
+help: ## list the targets
+	@echo 'usage: make TARGET [PRESET=$(PRESET)] [NB="slug ..."] [PYTHON=$(PYTHON)]'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "  %-12s%s\n", $$1, $$2 }'
+	@echo
+	@echo '  PRESET      the scale: a preset of the library, or a .yaml file'
+	@echo '  NB          notebooks to run, as parts of their names; all when empty'
+	@echo '  PYTHON      what .venv is made with, 3.11 or newer'
+
+book: $(stamp) ## run the notebooks at PRESET and build the book
+	@$(python) -m rfpp run --preset "$(PRESET)" $(NB)
+	@$(python) -m rfpp book --preset "$(PRESET)"
+
+test: $(stamp) ## check style and types, run the tests, compare the notebooks with their stored outputs
+	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
+	@$(python) -m mypy
+	@$(python) -m pytest tests
+	@$(python) -m pytest --nbval --nbval-current-env notebooks
+
+lab: $(stamp) ## open the notebooks in JupyterLab
+	@$(python) -m jupyterlab notebooks
+
+notebooks: $(stamp) ## run the notebooks and keep their outputs in notebooks/
+	@$(python) -m rfpp run --preset "$(PRESET)" --write-back $(NB)
+
+clean: ## remove results, the book and caches
+	rm -rf runs _build .pytest_cache .mypy_cache .ruff_cache
+
+clean-all: clean ## remove .venv as well
+	rm -rf .venv rfpp.egg-info
+
+distclean: clean-all
+
+$(stamp): pyproject.toml constraints.txt $(shell { $(is_whole); } || echo anew)
+	@if $(is_whole); then echo 'bringing .venv up to date'; else \
+		complain() { echo "error: PYTHON=$(PYTHON) $$1, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+		"$(PYTHON)" -c '' || complain 'does not run; name a Python of 3.11 or newer'; \
+		"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			complain "is $$("$(PYTHON)" --version 2>&1); name one of 3.11 or newer"; \
+		"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+			complain 'has no venv module; install it (Debian and Ubuntu: python3-venv) or name another Python'; \
+		if [ -e .venv ]; then echo '.venv is not whole, or was made in another folder: making it anew'; fi; \
+		echo 'setting up .venv (once, some minutes)'; \
+		rm -rf .venv && "$(PYTHON)" -m venv .venv; \
+	fi
+	@$(python) -m pip install -q --disable-pip-version-check --no-input -c constraints.txt -e ".[book,test]"
+	@touch $@

@@ -1,0 +1,169 @@
+"""The command line: ``python -m rfpp <command> --preset laptop [--set training.steps=800 ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rfpp import book, presets
+
+
+def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["training.lr=1e-3"]`` as a dictionary of parsed values."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise presets.PresetError(f"{pair!r} is not of the form name=value")
+        values[name] = presets.parse(text)
+    return values
+
+
+def _experiment(arguments: argparse.Namespace) -> Any:
+    overrides = _assignments(arguments.set)
+    preset = presets.load(arguments.preset, overrides)  # complains before the slow imports
+    from rfpp.experiment import Experiment
+
+    return Experiment(preset)
+
+
+def _pairs(arguments: argparse.Namespace) -> None:
+    experiment = _experiment(arguments)
+    for split in ("train", "held_out"):
+        print(f"{split}: {len(experiment.pairs(split))} pairs")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    experiment = _experiment(arguments)
+    seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
+    experiment.train(arguments.config, seeds)
+    for config in arguments.config:
+        for seed in seeds:
+            print(f"{config}, seed {seed}: {experiment.flow_file(config, seed)}")
+
+
+def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
+    from rfpp.samplers import steps_for
+
+    steps_for(arguments.nfe, arguments.solver)
+    return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update}
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    options = _sampler(arguments)
+    experiment = _experiment(arguments)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from rfpp import plots, samplers
+
+    plots.style()
+    z, labels = experiment.noise(arguments.n)
+    images = samplers.sample(experiment.flow(arguments.config, arguments.seed or 0), z, labels=labels, **options)
+    rows = {f"{start}..": images[start : start + 20] for start in range(0, len(images), 20)}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    plots.image_rows(rows).savefig(arguments.out)
+    print(arguments.out)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    options = _sampler(arguments)
+    experiment = _experiment(arguments)
+    seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
+    for seed in seeds:
+        print(f"{arguments.config}, seed {seed}: {experiment.evaluate(arguments.config, seed, **options)}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    book.run(arguments.preset, arguments.notebooks, _assignments(arguments.set), write_back=arguments.write_back)
+
+
+def _book(arguments: argparse.Namespace) -> None:
+    print(f"open {book.build(arguments.preset)}")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    experiment = _experiment(arguments)
+    finished = experiment.store.finished()
+    for artifact in finished:
+        size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
+        print(f"{artifact.step:<12}{artifact.key}  {artifact.manifest['seconds']:>8.1f} s  {size / 1e6:>9.2f} MB")
+    seconds = sum(artifact.manifest["seconds"] for artifact in finished)
+    print(f"{len(finished)} finished steps in {experiment.folder}, {seconds:.0f} s of computing")
+
+
+def _retrain(arguments: argparse.Namespace) -> None:
+    from rfpp import shipped
+
+    shipped.retrain(arguments.names or None)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(prog="python -m rfpp", description="2-rectified flow++ at any scale.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], text: str, settings: bool = True) -> Any:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        sub.add_argument(
+            "--preset", default=presets.DEFAULT, help=f"one of {', '.join(presets.names())}, or a .yaml file"
+        )
+        if settings:
+            sub.add_argument(
+                "--set", action="append", default=[], metavar="NAME=VALUE", help="replace a setting of the preset"
+            )
+        return sub
+
+    def model(sub: Any, many: bool) -> None:
+        sub.add_argument("--config", default="F", nargs="+" if many else None, help="configuration of Table 1, A to F")
+        sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
+
+    def sampler(sub: Any) -> None:
+        sub.add_argument("--nfe", type=int, default=1, help="evaluations; odd with --solver heun")
+        sub.add_argument("--solver", default="euler", help="euler or heun")
+        sub.add_argument("--update", default="standard", help="standard or straight")
+
+    command("pairs", _pairs, "make the pairs of the 1-rectified flow")
+    model(command("train", _train, "train 2-rectified flows"), many=True)
+    sub = command("sample", _sample, "draw a picture of samples")
+    model(sub, many=False)
+    sampler(sub)
+    sub.add_argument("--n", type=int, default=100, help="how many")
+    sub.add_argument("--out", type=Path, default=Path("samples.png"), help="where to")
+    sub = command("evaluate", _evaluate, "grade a flow with a sampler")
+    model(sub, many=False)
+    sampler(sub)
+    sub = command("run", _run, "run notebooks", settings=False)
+    sub.add_argument("notebooks", nargs="*", help="parts of their names; all by default")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
+    )
+    sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
+    command("book", _book, "build the book from the notebooks that were run", settings=False)
+    command("status", _status, "list the finished steps of a preset")
+    sub = commands.add_parser("retrain", help="train the shipped networks again")
+    sub.add_argument("names", nargs="*", help="which; all by default")
+    sub.set_defaults(function=_retrain)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends with one line on stderr and status 2, Ctrl-C with status 130."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.function(arguments)
+    except (ValueError, OSError, book.NotebookFailed, book.BuildFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished steps are kept, run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Running the notebooks in batch, and building the book from what they showed.
+
+``run`` executes notebooks through papermill into ``runs/<preset>/notebooks/``, after checking their parameters, and
+shows their progress bars. ``build`` lays prose, results page and executed notebooks out as the book's source, and
+renders it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rfpp import paths, presets, progress
+from rfpp.artifacts import digest
+from rfpp.checks import nearest
+
+_PLAIN_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook stopped with an error; what it had done is kept beside the finished ones."""
+
+
+class BuildFailed(RuntimeError):
+    """The book has warnings or errors."""
+
+
+class ParameterError(ValueError):
+    """A notebook parameter that does not exist or has the wrong type; the message says what does."""
+
+
+def notebooks(slugs: Sequence[str] = ()) -> list[Path]:
+    """The notebooks in reading order, or those whose name contains one of ``slugs``.
+
+    Raises ``ParameterError`` for a slug that fits none.
+    """
+    everything = sorted((paths.repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    for slug in slugs:
+        if not any(slug in path.stem for path in everything):
+            known = [path.stem.partition("_")[2] for path in everything]
+            raise ParameterError(f"notebook {slug!r} is unknown; allowed: {', '.join(known)}{nearest(slug, known)}")
+    return [path for path in everything if not slugs or any(slug in path.stem for slug in slugs)]
+
+
+def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    """Raise :class:`ParameterError` unless the notebook's parameters cell has these names with these types.
+
+    papermill itself only warns about an unknown name and accepts any type.
+    """
+    import papermill
+
+    known = papermill.inspect_notebook(str(notebook))
+    for name, value in parameters.items():
+        if name not in known:
+            raise ParameterError(
+                f"{notebook.name} has no parameter {name!r}; allowed: {', '.join(known)}{nearest(name, known)}"
+            )
+        declared = known[name]["inferred_type_name"]
+        expected = _PLAIN_TYPES.get(str(declared).partition("[")[0])
+        boolean_for_number = isinstance(value, bool) and declared in ("int", "float")
+        if expected is not None and (not isinstance(value, expected) or boolean_for_number):  # type: ignore[arg-type]
+            raise ParameterError(
+                f"{notebook.name}: {name}={value!r} is a {type(value).__name__}; a {declared} such as "
+                f"{known[name]['default']} is needed"
+            )
+
+
+def run(
+    preset: str = presets.DEFAULT,
+    slugs: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    write_back: bool = False,
+    terminal: TextIO = sys.stderr,
+) -> list[Path]:
+    """Execute notebooks at a preset and return where the executed copies lie.
+
+    Everything is checked before the first one starts. Copies that ran with ``parameters`` are kept apart from those
+    that the book shows. A notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an earlier good copy.
+    ``write_back`` also puts the outputs into ``notebooks/``.
+    Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
+    """
+    settings, sources = presets.load(preset), notebooks(slugs)
+    given = dict(parameters or {}) | ({"preset": preset} if preset != presets.DEFAULT else {})
+    for source in sources:
+        check_parameters(source, given)
+    if write_back and given:
+        raise ParameterError(f"write_back keeps what the defaults show; drop the parameters {', '.join(given)}")
+    changed = {name: value for name, value in given.items() if name != "preset"}
+    folder = paths.runs() / settings.name / (f"variants/{digest(changed)[:6]}" if changed else "notebooks")
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = []
+    for number, source in enumerate(sources, start=1):
+        title = f"[{number}/{len(sources)}] {source.stem}"
+        started = time.monotonic()
+        with _shown_progress(title, terminal):
+            _execute(source, folder / source.name, given)
+        terminal.write(f"{title}: done in {time.monotonic() - started:.0f} s, {folder / source.name}\n")
+        terminal.flush()
+        if write_back:
+            _replace(source, (folder / source.name).read_text())
+        finished.append(folder / source.name)
+    return finished
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+    import papermill
+
+    failed = target.with_suffix(".failed.ipynb")
+    partial = target.with_name(f".{target.stem}.partial.ipynb")
+    failed.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(partial),
+            dict(parameters),
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(source.parent),
+        )
+    except papermill.PapermillExecutionError as error:
+        os.replace(partial, failed)
+        raise NotebookFailed(
+            f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+            f"The notebook up to there: {failed}"
+        ) from None
+    else:
+        _replace(target, _clean(partial))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _clean(executed: Path) -> str:
+    """An executed notebook without what differs from run to run: times, folders, widget states."""
+    import nbformat
+
+    notebook = nbformat.read(executed, as_version=4)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]  # papermill adds empty ones
+    return str(nbformat.writes(notebook)) + "\n"
+
+
+@contextlib.contextmanager
+def _shown_progress(title: str, terminal: TextIO) -> Iterator[None]:
+    """Show the bars that a notebook's kernel draws into a file: live on a terminal, now and then in a log."""
+    live = terminal.isatty()
+    period = 0.2 if live else 20.0
+    stop = threading.Event()
+
+    with tempfile.TemporaryDirectory(prefix="rfpp-") as folder:
+        file = Path(folder) / "progress"
+        file.touch()
+
+        def show() -> None:
+            seen = ""
+            while not stop.wait(period):
+                last = (
+                    file.read_text(errors="replace")[-400:].replace("\n", "\r").strip("\r ").rpartition("\r")[2].strip()
+                )
+                if last and last != seen:
+                    seen = last
+                    width = shutil.get_terminal_size().columns - 1
+                    terminal.write(f"\r\033[K{f'{title}: {last}'[:width]}" if live else f"{title}: {last}\n")
+                    terminal.flush()
+
+        terminal.write(f"{title}: running\n")
+        terminal.flush()
+        previous = os.environ.get(progress.VARIABLE)
+        os.environ[progress.VARIABLE] = str(file)
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if previous is None:
+                os.environ.pop(progress.VARIABLE, None)
+            else:
+                os.environ[progress.VARIABLE] = previous
+            if live:
+                terminal.write("\r\033[K")
+
+
+def _code(notebook: Path) -> list[str]:
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+
+
+def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Path:
+    """Render the book from the notebooks executed at ``preset`` and return its first page.
+
+    Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since;
+    :class:`BuildFailed` when there is so much as a warning.
+    """
+    from rfpp import claims  # imports everything that a record may depend on
+
+    repository, run_folder = paths.repository(), paths.runs() / presets.load(preset).name
+    source = repository / "_build" / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    (source / "notebooks").mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(repository / name, source / name)
+    shutil.copytree(repository / "book", source / "book")
+    for notebook in notebooks():
+        executed = run_folder / "notebooks" / notebook.name
+        if not executed.is_file() or _code(executed) != _code(notebook):
+            what = "was changed since it was run" if executed.is_file() else "was not run"
+            raise FileNotFoundError(
+                f"{notebook.name} {what} at preset {preset!r}; "
+                f"run: python -m rfpp run --preset {preset} {notebook.stem}"
+            )
+        shutil.copy2(executed, source / "notebooks" / notebook.name)
+    (source / "book" / "results.md").write_text(claims.results_page(run_folder))
+
+    # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += ["-W", "--keep-going", "--all", "--path-output", str(repository), str(source)]
+    terminal.write("building the book\n")
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode:
+        complaints = [line for line in result.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
+        raise BuildFailed("the book did not build:\n" + "\n".join(complaints or result.stdout.splitlines()[-20:]))
+    return repository / "_build" / "html" / "index.html"

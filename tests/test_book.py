@@ -1,0 +1,158 @@
+"""Notebooks run in batch: checked first, never half-published, with their progress shown."""
+
+import io
+import json
+import re
+
+import nbformat
+import pytest
+
+from rfpp import book, claims, paths, progress
+from rfpp.book import NotebookFailed, ParameterError
+
+PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []"
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what was written to it."""
+
+    def isatty(self):
+        return True
+
+
+def notebook(*cells):
+    written = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    written[0].metadata["tags"] = ["parameters"]
+    made = nbformat.v4.new_notebook(cells=written)
+    made.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return made
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """An empty repository with its own runs and a function that puts notebooks into it."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book").mkdir()
+    monkeypatch.setattr(paths, "repository", lambda: tmp_path)
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path / "runs"))
+
+    def put(name, *cells):
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        nbformat.write(notebook(PARAMETERS, *cells), path)
+        return path
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"stepz": 3}, "no parameter 'stepz'.*did you mean 'steps'"),
+        ({"steps": "3"}, "steps='3' is a str; a int such as 3"),
+        ({"steps": True}, "steps=True is a bool"),
+        ({"steps": 0.5}, "steps=0.5 is a float"),
+        ({"seeds": 1}, "seeds=1 is a int; a list"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_refused(checkout, given, complaint):
+    with pytest.raises(ParameterError, match=complaint):
+        book.check_parameters(checkout("01_one"), given)
+
+
+@pytest.mark.parametrize("given", [{}, {"steps": 4}, {"rate": 1}, {"seeds": [0, 2], "preset": "smoke"}])
+def test_a_parameter_that_fits_is_accepted(checkout, given):
+    book.check_parameters(checkout("01_one"), given)
+
+
+def test_nothing_runs_when_the_last_notebook_refuses_a_parameter(checkout, tmp_path):
+    checkout("01_one", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    path = checkout("02_two")
+    made = nbformat.read(path, as_version=4)
+    made.cells[0].source = "preset: str = 'laptop'"
+    nbformat.write(made, path)
+    with pytest.raises(ParameterError, match="02_two"):
+        book.run("laptop", parameters={"steps": 1})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_notebooks_are_chosen_by_part_of_their_name(checkout):
+    checkout("01_one"), checkout("02_two")
+    assert [path.stem for path in book.notebooks(["two"])] == ["02_two"]
+    assert [path.stem for path in book.notebooks()] == ["01_one", "02_two"]
+    with pytest.raises(ParameterError, match="'tow' is unknown; allowed: one, two; did you mean 'two'"):
+        book.notebooks(["tow"])
+
+
+def test_a_run_uses_its_parameters_shows_progress_and_leaves_no_trace_of_the_machine(checkout, tmp_path):
+    checkout(
+        "01_one",
+        "import time\nfrom rfpp import progress\nfor _ in progress.bar(range(30), desc='counting'): time.sleep(0.05)",
+        "print(steps + 1)",
+    )
+    terminal = Terminal()
+    (path,) = book.run("laptop", parameters={"steps": 41}, terminal=terminal)
+    made = nbformat.read(path, as_version=4)
+    assert made.cells[-1].outputs[0].text == "42\n"
+    assert made.cells[2].outputs == []  # the bar was drawn for the terminal, not into the notebook
+    assert re.search(r"\[1/1\] 01_one: counting:.*/30", terminal.getvalue())
+    assert "papermill" not in json.dumps(made.metadata) and str(tmp_path) not in path.read_text()
+    assert (
+        progress.VARIABLE not in __import__("os").environ or "rfpp-" not in __import__("os").environ[progress.VARIABLE]
+    )
+
+
+def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout):
+    path = checkout("01_one", "print('good')")
+    (good,) = book.run("laptop", terminal=Terminal())
+    checkout("01_one", "print('good')", "1 / 0")
+    with pytest.raises(NotebookFailed, match="01_one.ipynb failed in cell .*ZeroDivisionError"):
+        book.run("laptop", terminal=Terminal())
+    assert len(nbformat.read(good, as_version=4).cells) == 2
+    assert "ZeroDivisionError" in good.with_suffix(".failed.ipynb").read_text()
+    assert not [other for other in good.parent.iterdir() if "partial" in other.name]
+    with pytest.raises(FileNotFoundError, match="01_one.ipynb was changed since it was run"):
+        (path.parent.parent / "_config.yml").touch(), (path.parent.parent / "_toc.yml").touch()
+        book.build("laptop", terminal=Terminal())
+
+
+def test_outputs_are_written_back_for_the_defaults_only(checkout):
+    path = checkout("01_one", "print(steps)")
+    with pytest.raises(ParameterError, match="steps"):
+        book.run("laptop", parameters={"steps": 4}, write_back=True)
+    book.run("laptop", write_back=True, terminal=Terminal())
+    assert nbformat.read(path, as_version=4).cells[-1].outputs[0].text == "3\n"
+
+
+def test_the_book_wants_notebooks_that_were_run(checkout, tmp_path):
+    checkout("01_one")
+    (tmp_path / "_config.yml").touch(), (tmp_path / "_toc.yml").touch()
+    with pytest.raises(FileNotFoundError, match="01_one.ipynb was not run at preset 'laptop'; run: python -m rfpp run"):
+        book.build("laptop", terminal=Terminal())
+
+
+@pytest.mark.parametrize("path", book.notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_of_the_book_runs_at_smoke_scale(path, tmp_path, monkeypatch):
+    """The whole story on a handful of pairs: no error, no warning in an output, a record for each claim of its own."""
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path))
+    (executed,) = book.run("smoke", [path.stem], terminal=Terminal())
+    made = nbformat.read(executed, as_version=4)
+    outputs = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    tested = {claim.id for claim in claims.ledger().values() if claim.notebook in path.stem}
+    assert set(claims.records(tmp_path / "smoke" / "claims")) == tested != set()
+
+
+@pytest.mark.parametrize("path", book.notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_is_committed_as_the_house_rules_want_it(path):
+    made = nbformat.read(path, as_version=4)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert 'preset: str = "laptop"' in next(
+        cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])
+    )
+    assert all(cell.execution_count for cell in code), "commit notebooks executed: make notebooks"
+    pictures = [cell for cell in code if any("image/png" in output.get("data", {}) for output in cell.outputs)]
+    assert pictures
+    for cell in pictures:
+        shown = cell.metadata["mystnb"]
+        assert shown["figure"]["caption"] and shown["figure"]["name"] and shown["image"]["alt"]

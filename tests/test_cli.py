@@ -1,0 +1,71 @@
+"""The command line: bad input ends in one line and status 2 before any work, good input leaves files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rfpp import __main__ as cli
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("evaluate --preset lapto", "did you mean 'laptop'"),
+        ("evaluate --preset smoke --nfe 0", "nfe=0 is too small"),
+        ("evaluate --preset smoke --nfe 4 --solver heun", "use nfe=3 or 5"),
+        ("sample --preset smoke --solver huen", "did you mean 'heun'"),
+        ("evaluate --preset smoke --config H", "config='H' is unknown"),
+        ("train --preset smoke --set training.step=3", "did you mean 'training.steps'"),
+        ("train --preset smoke --set training.steps=many", "training.steps='many'"),
+        ("train --preset smoke --set training.steps", "not of the form name=value"),
+        ("run nosuch", "notebook 'nosuch' is unknown"),
+        ("run training --set stepz=1", "no parameter 'stepz'"),
+        ("run training --set shown=many", "shown='many' is a str"),
+        ("book --preset smoke", "was not run at preset 'smoke'"),
+        ("retrain digit-teacher", "did you mean 'digits-teacher'"),
+    ],
+)
+def test_bad_input_is_explained_before_any_work(arguments, complaint, own_runs, capsys):
+    assert cli.main(arguments.split()) == 2
+    written = capsys.readouterr()
+    assert complaint in written.err and written.err.count("\n") == 1 and not written.out
+    assert not list(own_runs.glob("**/manifest.json"))
+
+
+def test_train_evaluate_sample_status(own_runs, tmp_path, capsys):
+    assert cli.main(["train", "--preset", "smoke", "--config", "A", "F", "--seed", "0"]) == 0
+    files = [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert len(files) == 2 and all(os.path.getsize(file) > 100_000 for file in files)
+    assert cli.main(["evaluate", "--preset", "smoke", "--seed", "0", "--nfe", "3", "--solver", "heun"]) == 0
+    assert "frechet=" in capsys.readouterr().out
+    picture = tmp_path / "new folder" / "samples.png"
+    assert cli.main(["sample", "--preset", "smoke", "--n", "20", "--out", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert cli.main(["status", "--preset", "smoke"]) == 0
+    assert "5 finished steps" in capsys.readouterr().out  # two sets of pairs, two flows, one evaluation
+
+
+def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
+    """Ctrl-C in the middle of the training, then the same command again: the pairs are not made twice."""
+    command = [sys.executable, "-m", "rfpp", "train", "--preset", "smoke", "--config", "A", "--seed", "0"]
+    long = subprocess.Popen([*command, "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(own_runs.glob("*/flow/.*.partial")) and long.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    made = list(own_runs.glob("*/pairs/*/manifest.json"))
+    long.send_signal(signal.SIGINT)
+    _, message = long.communicate(timeout=60)
+    assert long.returncode == 130 and "finished steps are kept" in message
+    assert len(made) == 1 and list(own_runs.glob("*/pairs/*/manifest.json")) == made
+    assert not list(own_runs.glob("*/flow/*/manifest.json"))

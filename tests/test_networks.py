@@ -1,0 +1,197 @@
+"""The U-Nets: the released implementation's numbers, the paper's sizes, and what every argument is for."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from truth import REFERENCES, agrees, arrays, network, rand, randn, reference
+
+from rfpp import networks
+from rfpp.networks import DhariwalUNet, SongUNet
+
+NCSNPP = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "augment_dim": 9,
+    "model_channels": 128,
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "resample_filter": [1, 3, 3, 1],
+    "channel_mult_noise": 2,
+}
+PAPER = {
+    "cifar10": (56_397_827, lambda: SongUNet(img_resolution=32, channel_mult=[2, 2, 2], **NCSNPP)),
+    "afhq": (62_761_091, lambda: SongUNet(img_resolution=64, channel_mult=[1, 2, 2, 2], **NCSNPP)),
+    "imagenet": (295_899_267, lambda: DhariwalUNet(64, 3, 3, label_dim=1000)),
+}
+SMALL = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": [1, 2]}
+BOTH = pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
+
+
+def build(kind, seed=0, **changes):
+    """A small network with weights drawn from a seed, none of them nought."""
+    made = kind(**{**SMALL, "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.0, **changes})
+    with torch.no_grad():
+        for place, parameter in enumerate(made.parameters()):
+            parameter.copy_(0.2 * randn(*parameter.shape, seed=1000 * seed + place))
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_raw_output_is_the_released_implementations(name):
+    """The released code's own numbers; augmentation labels were zeros."""
+    truth, model = arrays(name), reference(name).model
+    augmentation = torch.zeros(3, 9) if name == "ncsnpp" else None
+    assert agrees(model(truth["x"], truth["noise_labels"], truth.get("labels"), augmentation), truth["raw"])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_size_is_the_papers(name, monkeypatch):
+    """Table 7 and the released README. On the meta device nothing is drawn, so the generator must stay away."""
+    expected, make = PAPER[name]
+    monkeypatch.setattr(networks.rng, "fresh", lambda generator: None)
+    with torch.device("meta"):
+        model = make()
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@BOTH
+def test_a_seed_fixes_the_weights(kind):
+    """Equal seeds, equal bits; another seed, other weights in every layer that is drawn at all."""
+    first, again, other = (
+        kind(**SMALL, generator=torch.Generator().manual_seed(seed)).state_dict() for seed in (5, 5, 6)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = [name for name in first if name.endswith("weight") and "norm" not in name and first[name].any()]
+    assert len(drawn) > 10 and not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_without_a_generator_no_two_networks_are_the_same():
+    """Fresh entropy each time."""
+    first, second = SongUNet(**SMALL), SongUNet(**SMALL)
+    assert not torch.equal(first.map_layer0.weight, second.map_layer0.weight)
+
+
+def test_initial_weights_have_the_spread_that_pytorchs_initialisers_give():
+    """torch.nn.init's Xavier bound, for a large layer: all inside, and filling it (n uniform draws leave 10/n free)."""
+    model = SongUNet(**{**SMALL, "model_channels": 64}, generator=torch.Generator().manual_seed(0))
+    for weight in (model.map_layer1.weight, model.enc["8x8_block0"].conv0.weight):
+        like = nn.init.xavier_uniform_(torch.empty_like(weight), generator=torch.Generator().manual_seed(0))
+        largest = weight.abs().max().item()
+        assert largest == pytest.approx(like.abs().max().item(), rel=20 / weight.numel())
+        assert weight.std().item() == pytest.approx(largest / math.sqrt(3), rel=0.02)
+
+
+def test_adms_label_embedding_starts_with_unit_variance():
+    """EDM's choice for one-hot inputs. 64,000 normal draws have this standard deviation to 5 / sqrt(2 n) = 1.4 %."""
+    model = DhariwalUNet(**{**SMALL, "model_channels": 16}, label_dim=1000, generator=torch.Generator().manual_seed(0))
+    assert model.map_label.weight.std().item() == pytest.approx(1.0, rel=0.014)
+
+
+@BOTH
+def test_initial_output_is_nearly_nought(kind):
+    """The last layer starts at (nearly) nought, so that a preconditioned denoiser starts at its skip connection."""
+    model = kind(**SMALL, generator=torch.Generator().manual_seed(0)).eval()
+    assert model(randn(2, 1, 8, 8), rand(2)).abs().max() < 1e-3
+
+
+@BOTH
+@pytest.mark.parametrize("changes", [{}, {"label_dim": 3}, {"augment_dim": 2}, {"label_dim": 3, "augment_dim": 2}])
+def test_gradient_reaches_every_parameter(kind, changes):
+    """Nothing is built that is not used."""
+    model = build(kind, **changes)
+    labels = torch.eye(3) if "label_dim" in changes else None
+    augmentation = randn(3, 2) if "augment_dim" in changes else None
+    model(randn(3, 1, 8, 8), rand(3), labels, augmentation).square().sum().backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+
+
+def test_gradient_reaches_the_residual_encoder():
+    """As above, for NCSN++."""
+    model = build(SongUNet, **{**NCSNPP, **SMALL})
+    model(randn(3, 1, 8, 8), rand(3), None, randn(3, 9)).square().sum().backward()
+    assert not [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+
+
+@BOTH
+@pytest.mark.parametrize(("place", "dim"), [(2, "label_dim"), (3, "augment_dim")])
+def test_labels_matter(kind, place, dim):
+    """Another label, another image; each image has its own; none at all is not the first class."""
+    model = build(kind, **{dim: 3})
+    x, levels = randn(1, 1, 8, 8).expand(3, -1, -1, -1), rand(1).expand(3)
+
+    def output(labels):
+        arguments = [x, levels, None, None]
+        arguments[place] = labels
+        return model(*arguments)
+
+    each = output(torch.eye(3))
+    assert all((each[i] - each[j]).abs().max() > 1e-3 for i, j in [(0, 1), (0, 2), (1, 2)])
+    assert (each[0] - output(None)[0]).abs().max() > 1e-3
+    torch.testing.assert_close(output(torch.eye(3).flip(0)), each.flip(0))
+
+
+@BOTH
+def test_an_unconditional_network_takes_no_notice_of_labels(kind):
+    """label_dim = 0 has nothing to read them with."""
+    model, x, levels = build(kind), randn(2, 1, 8, 8), rand(2)
+    assert torch.equal(model(x, levels), model(x, levels, torch.eye(2), torch.eye(2)))
+
+
+@BOTH
+def test_images_of_a_batch_do_not_see_each_other(kind):
+    """The first of three is the same alone."""
+    model, x, levels = build(kind), randn(3, 1, 8, 8), rand(3)
+    torch.testing.assert_close(model(x, levels)[:1], model(x[:1], levels[:1]))
+
+
+@BOTH
+def test_label_dropout_forgets_labels_in_training_only(kind):
+    """With probability one the labels are as good as zeros; in evaluation they stay."""
+    model, x, levels = build(kind, label_dim=3, label_dropout=1.0), randn(3, 1, 8, 8), rand(3)
+    labelled, unlabelled = model(x, levels, torch.eye(3)), model(x, levels, torch.zeros(3, 3))
+    with torch.random.fork_rng([]):
+        dropped = model.train()(x, levels, torch.eye(3))
+    assert not torch.equal(labelled, unlabelled) and torch.equal(dropped, unlabelled)
+
+
+def test_dropout_acts_in_training_only():
+    """Two passes agree in evaluation and differ in training."""
+    model, x, levels = network(dropout=0.5).eval(), randn(2, 1, 8, 8), rand(2)
+    assert torch.equal(model(x, levels), model(x, levels))
+    with torch.random.fork_rng([]):
+        model.train()
+        assert not torch.equal(model(x, levels), model(x, levels))
+
+
+@BOTH
+def test_the_config_makes_the_same_network_again(kind):
+    """``config`` holds every argument: a network rebuilt from it takes the weights."""
+    model = build(kind, label_dim=3, num_blocks=2)
+    again = kind(**model.config).eval()
+    again.load_state_dict(model.state_dict(), strict=True)
+    x, levels = randn(2, 1, 8, 8), rand(2)
+    assert torch.equal(again(x, levels), model(x, levels))
+
+
+@BOTH
+@pytest.mark.parametrize(("resolution", "mult"), [(8, [1] * 5), (12, [1, 1, 1, 1]), (9, [1, 2])])
+def test_a_resolution_that_cannot_be_halved_so_often(kind, resolution, mult):
+    with pytest.raises(ValueError, match=rf"img_resolution={resolution} cannot be halved {len(mult) - 1} times.*mult"):
+        kind(**{**SMALL, "img_resolution": resolution, "channel_mult": mult})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "complaint"),
+    [
+        ("embedding_type", "fourrier", "did you mean 'fourier'"),
+        ("embedding_type", "sinus", "allowed: 'positional', 'fourier'"),
+        ("encoder_type", "residuel", "did you mean 'residual'"),
+        ("decoder_type", "skip", "decoder_type='skip' is unknown"),
+    ],
+)
+def test_an_unknown_type_is_refused(argument, value, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        SongUNet(**SMALL, **{argument: value})
