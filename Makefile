@@ -35,7 +35,7 @@ test: $(stamp) ## check style and types, run the tests, compare the notebooks wi
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
 	@$(python) -m pytest tests
-	@$(python) -m pytest --nbval --nbval-current-env notebooks
+	@$(python) -m pytest --capture=no --nbval --nbval-current-env notebooks
 
 lab: $(stamp) ## open the notebooks in JupyterLab
 	@$(python) -m jupyterlab notebooks

@@ -102,7 +102,7 @@ def run(
     for number, source in enumerate(sources, start=1):
         title = f"[{number}/{len(sources)}] {source.stem}"
         started = time.monotonic()
-        with _shown_progress(title, terminal):
+        with shown_progress(title, terminal):
             _execute(source, folder / source.name, given)
         terminal.write(f"{title}: done in {time.monotonic() - started:.0f} s, {folder / source.name}\n")
         terminal.flush()
@@ -132,6 +132,7 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             cwd=str(source.parent),
+            extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks about its sockets are no news
         )
     except papermill.PapermillExecutionError as error:
         os.replace(partial, failed)
@@ -161,7 +162,7 @@ def _clean(executed: Path) -> str:
 
 
 @contextlib.contextmanager
-def _shown_progress(title: str, terminal: TextIO) -> Iterator[None]:
+def shown_progress(title: str, terminal: TextIO) -> Iterator[None]:
     """Show the bars that a notebook's kernel draws into a file: live on a terminal, now and then in a log."""
     live = terminal.isatty()
     period = 0.2 if live else 20.0

@@ -6,7 +6,7 @@ Notebooks and the command line ask an :class:`Experiment` for what they need; it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -57,6 +57,30 @@ class Evaluation:
     frechet: float
     agreement: float
     pair_error: float
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to spend evaluations; arguments, and errors for bad ones, as for :func:`rfpp.samplers.sample`."""
+
+    nfe: int = 1
+    solver: str = "euler"
+    update: str = "standard"
+
+    def __post_init__(self) -> None:
+        samplers.steps_for(self.nfe, self.solver)
+        one_of("update", self.update, samplers.UPDATES)
+
+    def __call__(
+        self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None, advance: Callable[[int], Any], size: int = 500
+    ) -> Tensor:
+        """Samples from noise ``z`` ``(N, ...)`` in batches, each reported to ``advance`` in evaluations."""
+        images = []
+        for rows in torch.arange(len(z)).split(size):
+            chosen = None if labels is None else labels[rows]
+            images.append(samplers.sample(flow, z[rows], self.nfe, self.solver, self.update, labels=chosen))
+            advance(len(rows) * self.nfe)
+        return torch.cat(images)
 
 
 class Experiment:
@@ -199,17 +223,11 @@ class Experiment:
             rng.derive(self.preset.evaluation.seed, "evaluation"), range(n), self.data.train.shape
         ), labels
 
-    def evaluate(
-        self, config: str, seed: int = 0, *, nfe: int = 1, solver: str = "euler", update: str = "standard"
-    ) -> Evaluation:
-        """Grade a flow with a sampler; arguments as for :func:`rfpp.samplers.sample`."""
-        samplers.steps_for(nfe, solver)
-        one_of("update", update, samplers.UPDATES)
+    def _evaluation(self, config: str, seed: int, sampler: Sampler, advance: Callable[[int], Any]) -> Evaluation:
         one_of("config", config, [*training.CONFIGURATIONS, TEACHER])
-        model = shipped.sha256(self.preset.teacher.name) if config == TEACHER else self._flow(config, seed).key
         inputs = {
-            "flow": model,
-            "sampler": {"nfe": nfe, "solver": solver, "update": update},
+            "flow": shipped.sha256(self.preset.teacher.name) if config == TEACHER else self._flow(config, seed).key,
+            "sampler": asdict(sampler),
             "settings": self.preset.evaluation.model_dump(),
             "held_out": self._pairs("held_out").key,
             "classifier": shipped.sha256("digits-classifier"),
@@ -217,13 +235,11 @@ class Experiment:
         }
 
         def compute(folder: Path) -> None:
-            flow = self.flow(config, seed)
-            name = config if config == TEACHER else f"{config}, seed {seed}"
-            held_out = self.pairs("held_out")
+            flow, held_out = self.flow(config, seed), self.pairs("held_out")
             x, z, labels = held_out.batch(torch.arange(len(held_out)))
-            error = _sample(flow, z, labels, f"{name}: held-out pairs", nfe, solver, update) - x
             noise, wanted = self.noise()
-            images = _sample(flow, noise, wanted, f"{name}: samples, {nfe} NFE", nfe, solver, update)
+            error = sampler(flow, z, labels, advance) - x
+            images = sampler(flow, noise, wanted, advance)
             result = Evaluation(
                 frechet=metrics.frechet_distance(self.data.train.floats(), images, features.Embedding(self.classifier)),
                 agreement=metrics.label_agreement(images, wanted, self.classifier),
@@ -232,6 +248,29 @@ class Experiment:
             (folder / "evaluation.json").write_text(json.dumps(asdict(result)))
 
         return Evaluation(**json.loads((self._get("evaluation", inputs, compute) / "evaluation.json").read_text()))
+
+    def sweep(self, config: str, seeds: Sequence[int], wanted: Sequence[Sampler]) -> dict[Sampler, list[Evaluation]]:
+        """Grade a configuration with several samplers: for each of them, one evaluation per seed."""
+        self.train([] if config == TEACHER else [config], seeds)
+        images = self.preset.evaluation.samples + self.preset.pairs.held_out
+        total = len(seeds) * images * sum(sampler.nfe for sampler in wanted)
+        found: dict[Sampler, list[Evaluation]] = {sampler: [] for sampler in wanted}
+        with progress.bar(total=total, desc=f"evaluating {config}", unit="NFE", unit_scale=True) as bar:
+            for number, seed in enumerate(seeds, start=1):
+                for index, sampler in enumerate(found, start=1):
+                    done = bar.n
+                    place = f"seed {number} of {len(seeds)}, sampler {index} of {len(found)}"
+                    bar.set_postfix_str(place, refresh=False)
+                    found[sampler].append(self._evaluation(config, seed, sampler, bar.update))
+                    bar.update(done + images * sampler.nfe - bar.n)  # all of it, had it been kept on disk
+        return found
+
+    def evaluate(
+        self, config: str, seed: int = 0, *, nfe: int = 1, solver: str = "euler", update: str = "standard"
+    ) -> Evaluation:
+        """Grade a flow with a sampler; arguments as for :func:`rfpp.samplers.sample`."""
+        sampler = Sampler(nfe, solver, update)
+        return self.sweep(config, [seed], [sampler])[sampler][0]
 
     def references(self) -> dict[str, Evaluation]:
         """What can be hoped for: real held-out digits, and the teacher's own held-out pairs, graded like samples."""
@@ -245,23 +284,6 @@ class Experiment:
 
         assert labels is not None
         return {"real, held out": grade(held_out.floats(), held_out.labels), "teacher": grade(x, labels)}
-
-
-def _sample(
-    flow: RectifiedFlow,
-    z: Tensor,
-    labels: Tensor | None,
-    desc: str,
-    nfe: int,
-    solver: str,
-    update: str,
-    size: int = 500,
-) -> Tensor:
-    batches = []
-    chunks = zip(z.split(size), [None] * len(z) if labels is None else labels.split(size), strict=False)
-    for chunk, chunk_labels in progress.bar(list(chunks), desc=desc, unit="batch"):
-        batches.append(samplers.sample(flow, chunk, nfe, solver, update, labels=chunk_labels))
-    return torch.cat(batches)
 
 
 def compute_digest() -> str:

@@ -8,6 +8,7 @@ package; :mod:`rfpp.shipped` holds the recipe.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -91,7 +92,10 @@ class DigitLPIPS(lpips.LPIPS):
     """
 
     def __init__(self, network: DigitNet) -> None:
-        with rng.scoped(0, "lpips"):  # the package builds a trunk of its own before it can be given another
+        # The package builds a trunk of its own before it can be given another: from torch's global generator, and with
+        # arguments that torchvision calls deprecated.
+        with rng.scoped(0, "lpips"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             super().__init__(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
         self.net = _Trunk(network)
         self.chns, self.L = list(network.widths), len(network.widths)

@@ -74,22 +74,22 @@ def loss_curves(
 
 
 def by_seed(
-    measured: Mapping[str, Mapping[str, Sequence[float]]], references: Mapping[str, Mapping[str, float]]
+    measured: Mapping[str, Mapping[str, Sequence[float]]], references: Mapping[str, Mapping[str, float]] | None = None
 ) -> Figure:
-    """One panel per quantity, one dot per seed and configuration; dashed lines mark ``references``."""
-    figure, axes = plt.subplots(1, len(measured), figsize=(WIDTH, 2.9), squeeze=False)
+    """A panel per quantity, a bar and a dot per seed for each configuration; broken lines mark ``references``."""
+    figure, axes = plt.subplots(1, len(measured), figsize=(min(WIDTH, 3.2 * len(measured)), 2.9), squeeze=False)
     for axis, (quantity, values) in zip(axes[0], measured.items(), strict=True):
         for place, runs in enumerate(values.values()):
             colour = sns.color_palette()[place]
             axis.bar(place, np.mean(runs), width=0.6, color=colour, alpha=0.35)
             axis.plot(place + np.linspace(-0.12, 0.12, len(runs)), runs, "o", color=colour, markersize=4.5)
-        for name, level in references.get(quantity, {}).items():
-            axis.axhline(level, color="0.35", linestyle="--", linewidth=1)
-            axis.annotate(
-                name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="0.25"
-            )
+        for (name, level), dashes in zip((references or {}).get(quantity, {}).items(), ("--", ":", "-."), strict=False):
+            axis.axhline(level, color="0.25", linestyle=dashes, linewidth=1.2, label=name)
         axis.set_xticks(range(len(values)), list(values))
-        axis.set(xlabel="configuration", ylabel=quantity)
+        axis.set(ylabel=quantity)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
     return figure
 
 

@@ -17,9 +17,16 @@ from tqdm.std import tqdm as plain_tqdm
 VARIABLE = "RFPP_PROGRESS"
 
 
-def bar(iterable: Iterable[Any] | None = None, *, desc: str, total: int | None = None, unit: str = "step") -> Any:
+def bar(
+    iterable: Iterable[Any] | None = None,
+    *,
+    desc: str,
+    total: int | None = None,
+    unit: str = "step",
+    unit_scale: bool = False,
+) -> Any:
     """A tqdm bar with the time left, for an iterable or, with ``total``, for calls of ``update``."""
-    options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "leave": False, "dynamic_ncols": False}
+    options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "unit_scale": unit_scale, "leave": False}
     path = os.environ.get(VARIABLE)
     if not path:
         return notebook_tqdm(iterable, **options)

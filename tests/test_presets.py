@@ -1,0 +1,179 @@
+"""Presets: what ships loads, and what does not fit is explained before anything runs."""
+
+import pytest
+import yaml
+
+from rfpp import presets
+from rfpp.presets import PresetError, load, parse
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A function that writes the smoke preset with some text replaced, and returns where."""
+
+    def write(old="", new=""):
+        text = (presets.FOLDER / "smoke.yaml").read_text()
+        assert old in text
+        path = tmp_path / "mine.yaml"
+        path.write_text(text.replace(old, new, 1) if old else text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_what_ships_loads_and_says_what_its_file_says(name):
+    """The file by plain YAML, setting for setting."""
+    written = yaml.safe_load((presets.FOLDER / f"{name}.yaml").read_text())
+    assert load(name).model_dump() == written and load(name).name == name == load(name).origin
+
+
+def test_the_default_ships():
+    assert load() == load(presets.DEFAULT) and {"smoke", "laptop"} <= set(presets.names())
+
+
+def test_a_file_of_ones_own(file):
+    preset = load(file("name: smoke", "name: mine"))
+    assert preset.name == "mine" and preset.training == load("smoke").training
+    assert load(str(file())) == load("smoke")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("  steps: 3", "  stpes: 3", "training.steps is missing; training.stpes is unknown; did you mean 'training.steps'"),
+        ("  steps: 3", "", "training.steps is missing"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\nqqqq: 1", "qqqq is unknown; allowed: name, summary, data.name"),
+        ("  steps: 3", "  steps: three", "training.steps='three': input should be a valid integer"),
+        ("  steps: 3", "  steps: 3.5", "training.steps=3.5: input should be a valid integer"),
+        ("  steps: 3", "  steps: true", "training.steps=True: input should be a valid integer"),
+        ("  steps: 3", "  steps: '3'", "training.steps='3'"),
+        ("  steps: 3", "  steps: 0", "training.steps=0: input should be greater than or equal to 1"),
+        ("lr: 1.0e-3", "lr: -1.0e-3", "training.lr=-0.001: input should be greater than 0"),
+        ("lr: 1.0e-3", "lr: 0.0", "training.lr=0.0"),
+        ("lr: 1.0e-3", "lr: .nan", "training.lr=nan"),
+        ("lr: 1.0e-3", "lr: .inf", "training.lr=inf"),
+        ("ema: 0.9", "ema: 1.0", "training.ema=1.0: input should be less than 1"),
+        ("dropout: 0.0", "dropout: -0.1", "training.dropout=-0.1"),
+        ("u_shape: 4.0", "u_shape: .nan", "training.u_shape=nan"),
+        ("u_shape: 4.0", "u_shape: .inf", "training.u_shape=inf"),
+        ("num_steps: 4", "num_steps: 1", "pairs.num_steps=1: input should be greater than or equal to 2"),
+        ("samples: 64", "samples: 1", "evaluation.samples=1"),
+        ("seeds: [0, 1]", "seeds: []", r"seeds=\[\]"),
+        ("seeds: [0, 1]", "seeds: 0", "seeds=0"),
+        ("seeds: [0, 1]", "seeds: [0, -1]", r"seeds\.1=-1"),
+        ("name: digits-teacher", "name: digit-teacher", "teacher.name='digit-teacher' is unknown.*did you mean 'digits-teacher'"),
+        ("name: smoke", "name: ../smoke", "name='../smoke'"),
+        ("name: smoke", "name: a+b", r"name='a\+b'"),
+    ],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_named_with_what_would(file, old, new, complaint):
+    path = file(old, new)
+    with pytest.raises(PresetError, match=f"^{path}: .*{complaint}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a: [1, 2", "is not YAML"),
+        ("a: b: c", "is not YAML"),
+        ("", "holds a NoneType; a mapping"),
+        ("- 1\n- 2", "holds a list; a mapping"),
+        ("just words", "holds a str; a mapping"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, complaint):
+    """Nothing in it is executed either."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(PresetError, match=f"{path} {complaint}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("lapto", "preset='lapto' is unknown; allowed: .*laptop.*, or a .yaml file; did you mean 'laptop'"),
+        ("smok", "did you mean 'smoke'"),
+        ("Laptop", "did you mean 'laptop'"),
+        ("qqqq", "preset='qqqq' is unknown; allowed: .*smoke"),
+        ("", "preset='' is unknown"),
+        ("nowhere.yaml", "preset='nowhere.yaml': there is no such file"),
+        ("/nowhere/at/all.yml", "there is no such file"),
+    ],
+)
+def test_an_unknown_preset_is_refused(name, complaint):
+    with pytest.raises(PresetError, match=complaint):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3), ("1E3", 1e3), ("-2e+4", -2e4), (".5e1", 5.0), ("1.0e-3", 1e-3), ("1_0e1", 100.0),
+        ("3", 3), ("0.5", 0.5), ("true", True), ("[0, 1e-2]", [0, 1e-2]), ("digits", "digits"), ("e-3", "e-3"),
+        ("1e", "1e"), ("2020-01-01x", "2020-01-01x"),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_everywhere_else(text, value):
+    """YAML 1.1 would take ``1e-3`` for a word."""
+    assert parse(text) == value and type(parse(text)) is type(value)
+
+
+def test_a_short_float_in_a_file(file):
+    assert load(file("lr: 1.0e-3", "lr: 2e-4")).training.lr == 2e-4
+
+
+def test_the_reader_of_others_is_left_alone():
+    """The rule for floats is the library's own."""
+    assert yaml.safe_load("1e-3") == "1e-3"
+
+
+# Overrides
+
+
+def test_overrides_replace_one_setting_each():
+    plain, changed = load("smoke"), load("smoke", {"training.steps": 800, "pairs.train": 100})
+    assert (changed.training.steps, changed.pairs.train) == (800, 100)
+    expected = plain.model_dump()
+    expected["training"]["steps"], expected["pairs"]["train"] = 800, 100
+    assert {**changed.model_dump(), "name": None} == {**expected, "name": None}
+
+
+def test_a_changed_preset_has_a_name_of_its_own():
+    """A function of the changes, whatever their order; the origin is kept."""
+    changes = {"training.steps": 800, "training.lr": 1e-4}
+    changed = load("smoke", changes)
+    assert changed.name.startswith("smoke+") and changed.origin == "smoke"
+    assert load("smoke", dict(reversed(changes.items()))).name == changed.name
+    assert load("smoke", {"training.steps": 801}).name != load("smoke", {"training.steps": 800}).name
+    assert load("smoke", {"training.steps": 800}).name != changed.name
+
+
+@pytest.mark.parametrize("changes", [None, {}, {"training.steps": 3}])
+def test_an_unchanged_preset_keeps_its_name(changes):
+    assert load("smoke", changes) == load("smoke")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"training.step": 3}, "setting 'training.step' is unknown; allowed: .*did you mean 'training.steps'"),
+        ({"steps": 3}, "setting 'steps' is unknown; allowed: .*training.steps"),
+        ({"training": {}}, "setting 'training' is unknown"),
+        ({"training.steps": "3"}, "preset 'smoke' as changed: training.steps='3'"),
+        ({"training.steps": 0}, "training.steps=0: input should be greater than or equal to 1"),
+        ({"training.lr": 1e-3, "training.ema": 2.0}, "training.ema=2.0"),
+        ({"name": "a b"}, "name='a b'"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_refused(changes, complaint):
+    with pytest.raises(PresetError, match=complaint):
+        load("smoke", changes)
+
+
+def test_a_preset_is_not_changed_by_accident():
+    with pytest.raises(ValueError, match="frozen"):
+        load("smoke").training.steps = 5
