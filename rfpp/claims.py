@@ -143,7 +143,7 @@ def check(
     claim, span = claims[id], interval(values)
     verdict = judge(claim.rule, span)
     count = f"{len(values)} seeds" if len(values) > 1 else "one run"
-    print(f"{id} {verdict}: {claim.quantity} should be {claim.rule} ({count})")
+    print(f"{id} {verdict} ({count}): {claim.quantity}; rule: {claim.rule}")
     if experiment is not None:
         record = Record(
             id=id,

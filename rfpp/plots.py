@@ -12,6 +12,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 WIDTH = 7.0
@@ -105,6 +106,7 @@ def by_nfe(
             )
             for nfe, runs in points.items():
                 axis.plot([nfe] * len(runs), runs, ".", color=line[0].get_color(), alpha=0.4, markersize=4)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="NFE", ylabel=quantity, yscale="log" if quantity in logarithmic else "linear")
     axes[0][0].legend()
     return figure
