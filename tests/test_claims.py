@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,7 +46,6 @@ def checkout(tmp_path, monkeypatch):
     def write(old="", new=""):
         assert old in LEDGER
         (tmp_path / paths.LEDGER).write_text(LEDGER.replace(old, new, 1) if old else LEDGER)
-        return tmp_path
 
     write()
     return write
@@ -70,8 +70,8 @@ def test_the_interval_is_students(values):
     assert interval(values) == pytest.approx(truth, rel=1e-9)
 
 
-def test_the_interval_of_one_run_is_its_value():
-    assert interval([0.7]) == (0.7, 0.7)
+def test_the_interval_of_one_run_or_of_equal_runs_is_their_value():
+    assert interval([0.7]) == (0.7, 0.7) and interval([3.0] * 4) == (3.0, 3.0)
 
 
 def test_the_interval_covers_the_mean_nineteen_times_out_of_twenty():
@@ -250,17 +250,13 @@ def test_a_record_is_stale_when_what_it_rests_on_changes(checkout, experiment, m
     assert "stale" in rows["c01"] and ("stale" in rows["c02"]) == (what == "code")
 
 
-def test_records_of_other_scales_have_columns_of_their_own(checkout, experiment):
+def test_records_of_other_scales_have_columns_of_their_own(checkout, experiment, tmp_path):
     """Kept with the book; those of this run come first, and stand for their scale."""
     check("c01", 0.7, experiment=experiment)
-    kept = checkout() / "book" / "records"
     for name, value in (("big", 0.2), ("smoke", 0.9)):
-        other = SimpleNamespace(preset=SimpleNamespace(name=name), folder=kept / name, used={})
+        other = SimpleNamespace(preset=SimpleNamespace(name=name), folder=tmp_path / "elsewhere" / name, used={})
         check("c01", value, experiment=other)
-        (kept / name / "claims").rename(kept / name / "moved")
-        for path in (kept / name / "moved").iterdir():
-            path.rename(kept / name / path.name)
-        (kept / name / "moved").rmdir()
+        shutil.copytree(other.folder / "claims", tmp_path / "book" / "records" / name)
     page = results_page(experiment.folder)
     assert "| `smoke` | `big` |" in page
     assert "**reproduced**: 0.7 | **not reproduced**: 0.2 |" in table(page)["c01"]

@@ -10,7 +10,7 @@ from scipy import special
 from torch import nn
 from truth import Trainable, mixture, network, randn
 
-from rfpp import premetrics, timesteps, training
+from rfpp import premetrics, timesteps
 from rfpp.data import Images, to_float, to_uint8
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
 from rfpp.flow import RectifiedFlow
@@ -106,16 +106,16 @@ def test_history_is_the_mean_loss_between_log_entries():
     assert history.steps == [4, 8, 10] and history.losses == [1.5, 5.5, 8.5]
 
 
-@pytest.mark.parametrize(("bad", "shown"), [(float("nan"), "nan"), (float("inf"), "inf")])
-def test_a_loss_that_is_no_number_stops_the_training(bad, shown):
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_no_number_stops_the_training(bad):
     """Within one log interval, naming step, value and what to lower."""
     calls = []
 
     def objective(model, step):
         calls.append(step)
-        return pull(model, step) * (bad if step >= 12 else 1.0)
+        return 0 * pull(model, step) + (float(bad) if step >= 12 else 1.0)
 
-    with pytest.raises(Diverged, match=f"fitting: the loss is {shown} at step 20; lower the learning rate lr=0.1"):
+    with pytest.raises(Diverged, match=f"fitting: the loss is {bad} at step 20; lower the learning rate lr=0.1"):
         fit(linear(), objective, 100, lr=0.1, desc="fitting")
     assert len(calls) == 20
 
@@ -404,9 +404,3 @@ def test_noise_of_the_classifiers_is_of_every_level_up_to_the_given(eight):
     added = seen[0] - to_float(torch.tensor(90))
     # Var(u^2) = 0.6^4 (1/5 - 1/9), so the mean of 4000 squared levels is known to 0.0005, one standard deviation.
     assert added.square().mean().item() == pytest.approx(0.12, abs=0.003)
-
-
-def test_the_exported_names_are_objectives(eight):
-    """One loss for each sample, which the logged mean is taken over."""
-    assert denoising(eight, 5, 0, 0.5)(Trainable(lambda x, sigma, labels: x), 0).shape == (5,)
-    assert training.Objective is not None

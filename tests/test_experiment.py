@@ -1,0 +1,229 @@
+"""The whole path at the scale of ``smoke``: everything is computed once, from what it depends on."""
+
+import json
+
+import pytest
+import torch
+from test_metrics import frechet
+
+from rfpp import pairs as pair_module
+from rfpp import samplers, shipped, training
+from rfpp.experiment import Experiment
+from rfpp.flow import RectifiedFlow
+from rfpp.presets import PresetError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def experiment(folder):
+    """With A and F of seed 0 trained, and F evaluated."""
+    made = Experiment("smoke", runs=folder)
+    made.train(["A", "F"], [0])
+    made.evaluate("F")
+    return made
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Whoever computes anything fails."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("this was finished already")
+
+    for module, name in ((training, "fit"), (pair_module, "generate"), (samplers, "sample"), (samplers, "edm_sample")):
+        monkeypatch.setattr(module, name, refuse)
+
+
+def test_it_makes_the_pairs_of_the_preset(experiment):
+    """The teacher's images of their noise, through the public sampler, to half a grey level."""
+    for split, n in (("train", 96), ("held_out", 32)):
+        made = experiment.pairs(split)
+        x, z, labels = made.batch(torch.arange(len(made)))
+        assert len(made) == n and labels.tolist() == [i % 10 for i in range(n)]
+        truth = samplers.edm_sample(shipped.load("digits-teacher"), z, 4, labels=labels).clamp(-1, 1)
+        assert ((x - truth).abs() <= 0.5 / 127.5 + 1e-4).float().mean() > 0.999  # batches may round a pixel differently
+
+
+def test_training_and_held_out_pairs_have_no_noise_in_common(experiment):
+    train, held_out = (experiment.pairs(split).batch(torch.arange(32))[1] for split in ("train", "held_out"))
+    assert torch.cdist(train.flatten(1), held_out.flatten(1)).min() > 1
+
+
+def test_flows_are_trained_and_differ(experiment):
+    """Neither is the teacher; F, which starts from it, is closer."""
+    x_t, labels = torch.cat([experiment.noise(10)[0]]), torch.arange(10)
+    teacher, a, f = (experiment.flow(config).velocity(x_t, 0.5, labels) for config in ("teacher", "A", "F"))
+    assert 0 < (f - teacher).norm() < 0.5 * (a - teacher).norm()
+    assert isinstance(experiment.flow("F"), RectifiedFlow)
+
+
+def test_history_has_the_presets_steps(experiment):
+    assert experiment.history("A").steps == [3] and experiment.history("A").losses[0] > 0
+
+
+def test_an_evaluation_is_what_its_parts_say(experiment):
+    """Each number by another way: scipy's Fréchet distance, a count, a mean."""
+    result, classifier = experiment.evaluate("F"), experiment.classifier
+    z, labels = experiment.noise()
+    images = samplers.sample(experiment.flow("F"), z, 1, labels=labels)
+    with torch.no_grad():
+        assert result.agreement == pytest.approx(sum(map(int, classifier(images).argmax(1) == labels)) / 64, abs=1e-6)
+        distance = frechet(classifier.features(experiment.data.train.floats()), classifier.features(images))
+    assert result.frechet == pytest.approx(distance, rel=1e-2, abs=1e-3)
+    held_out = experiment.pairs("held_out")
+    x, z, labels = held_out.batch(torch.arange(32))
+    error = samplers.sample(experiment.flow("F"), z, 1, labels=labels) - x
+    assert result.pair_error == pytest.approx(float(error.square().mean()), rel=1e-4)
+
+
+def test_the_teacher_is_graded_like_any_flow(experiment):
+    """At many evaluations it is the sampler that made the pairs; at one it is far off."""
+    one, many = (experiment.evaluate("teacher", nfe=nfe, solver="heun").pair_error for nfe in (1, 15))
+    assert many < 0.5 * one
+
+
+def test_references_grade_the_real_and_the_teachers_digits(experiment):
+    real = experiment.references()["real, held out"]
+    images, labels = experiment.data.held_out.floats(), experiment.data.held_out.labels
+    with torch.no_grad():
+        recognised = (experiment.classifier(images).argmax(1) == labels).double().mean()
+    assert real.agreement == pytest.approx(float(recognised), abs=1e-6) and real.agreement > 0.9
+    assert set(experiment.references()) == {"real, held out", "teacher"}
+
+
+def test_noise_is_the_same_for_every_flow_and_labels_take_turns(experiment, folder):
+    z, labels = experiment.noise()
+    again, _ = Experiment("smoke", runs=folder).noise(10)
+    assert z.shape == (64, 1, 8, 8) and torch.equal(z[:10], again) and labels.tolist() == [i % 10 for i in range(64)]
+
+
+# Reuse
+
+
+def test_a_second_experiment_finds_everything(experiment, folder, no_work):
+    """As after a restart: nothing is computed."""
+    again = Experiment("smoke", runs=folder)
+    again.train("AF", [0])
+    assert again.evaluate("F") == experiment.evaluate("F")
+    assert again.history("F") == experiment.history("F") and again.flow_file("A") == experiment.flow_file("A")
+    assert len(again.pairs("train")) == 96
+    assert set(again.used) <= set(experiment.used)
+
+
+@pytest.mark.parametrize("call", ["train", "pairs", "evaluate"])
+def test_the_guard_notices_work(tmp_path, no_work, call):
+    """What the test above rests on."""
+    with pytest.raises(AssertionError, match="finished already"):
+        getattr(Experiment("smoke", runs=tmp_path), call)(
+            "teacher" if call == "evaluate" else "train" if call == "pairs" else "A"
+        )
+
+
+def test_the_same_training_elsewhere_has_the_same_weights(experiment, tmp_path):
+    """Bit by bit: nothing but the settings goes in."""
+    again = Experiment("smoke", runs=tmp_path)
+    first, second = (made.flow("F").state_dict() for made in (experiment, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert again.evaluate("F") == experiment.evaluate("F")
+
+
+FLOWS, PAIRS = "flow", "pairs"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ({"training.lr": 5e-4}, {"A", "F", "evaluation"}),
+        ({"training.steps": 2}, {"A", "F", "evaluation"}),
+        ({"training.ema": 0.5}, {"A", "F", "evaluation"}),
+        ({"training.small_batch": 4}, {"A"}),
+        ({"training.large_batch": 4}, {"F", "evaluation"}),
+        ({"pairs.num_steps": 3}, {"train", "held_out", "A", "F", "evaluation"}),
+        ({"pairs.seed": 1}, {"train", "held_out", "A", "F", "evaluation"}),
+        ({"pairs.train": 80}, {"train", "A", "F", "evaluation"}),
+        ({"pairs.held_out": 16}, {"held_out", "evaluation"}),
+        ({"evaluation.samples": 32}, {"evaluation"}),
+        ({"evaluation.seed": 1}, {"evaluation"}),
+        ({"pairs.batch_size": 16}, set()),
+        ({"seeds": [0]}, set()),
+        ({"summary": "other words"}, set()),
+    ],
+)
+def test_a_setting_changes_what_depends_on_it_and_nothing_else(experiment, folder, overrides, changed):
+    """By the folders that results lie in; the rest is shared with the unchanged preset."""
+    other = Experiment("smoke", overrides, runs=folder)
+
+    def places(made):
+        made.evaluate("F")
+        evaluations = {key for key in made.used if key.startswith("evaluation")}
+        made.used.clear()
+        made.evaluate("F")
+        evaluations = {key for key in made.used if key.startswith("evaluation")}
+        return {
+            "train": made._pairs("train").folder,
+            "held_out": made._pairs("held_out").folder,
+            "A": made.flow_file("A"),
+            "F": made.flow_file("F"),
+            "evaluation": evaluations,
+        }
+
+    first, second = places(experiment), places(other)
+    assert {name for name in first if first[name] != second[name]} == changed
+
+
+def test_samplers_and_seeds_are_results_of_their_own(experiment):
+    experiment.evaluate("F", nfe=2)
+    experiment.evaluate("F", nfe=2, update="straight")
+    experiment.evaluate("F", 1, nfe=2)
+    inputs = [a.manifest["inputs"] for a in experiment.store.finished() if a.step == "evaluation"]
+    assert len({json.dumps([i["flow"], i["sampler"]], sort_keys=True) for i in inputs}) >= 4
+    assert experiment.flow_file("F", 0) != experiment.flow_file("F", 1)
+
+
+def test_a_changed_preset_has_claims_of_its_own_and_shares_results(experiment, folder):
+    other = Experiment("smoke", {"training.lr": 5e-4}, runs=folder)
+    assert other.folder != experiment.folder and other.folder.name.startswith("smoke+")
+    assert other.store.root == experiment.store.root == folder / "smoke"
+
+
+def test_results_go_where_the_environment_says(runs):
+    assert Experiment("smoke").folder == runs / "smoke"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda e: e.flow("H"), "config='H' is unknown; allowed: 'A', 'B', 'C', 'D', 'E', 'F'"),
+        (lambda e: e.train(["A", "H"], [0]), "config='H' is unknown"),
+        (lambda e: e.evaluate("a"), "config='a' is unknown; allowed: .*'teacher'"),
+        (lambda e: e.evaluate("techer"), "did you mean 'teacher'"),
+        (lambda e: e.evaluate("F", nfe=2, solver="heun"), "nfe=2 is even"),
+        (lambda e: e.evaluate("F", nfe=0), "nfe=0 is too small"),
+        (lambda e: e.evaluate("F", update="strait"), "did you mean 'straight'"),
+        (lambda e: e.pairs("test"), "split='test' is unknown; allowed: 'train', 'held_out'"),
+        (lambda e: e.flow("F", -1), "seed=-1 is too small"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_any_work(tmp_path, no_work, call, complaint):
+    """In an empty folder, where the work would have to be done."""
+    with pytest.raises(ValueError, match=complaint):
+        call(Experiment("smoke", runs=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_that_is_no_number_is_refused(experiment):
+    with pytest.raises(TypeError, match="seed='0' is a str"):
+        experiment.flow("F", "0")
+
+
+@pytest.mark.parametrize(("preset", "overrides"), [("smok", None), ("smoke", {"training.stpes": 1})])
+def test_a_preset_that_does_not_fit_is_refused(preset, overrides):
+    with pytest.raises(PresetError, match="did you mean"):
+        Experiment(preset, overrides)

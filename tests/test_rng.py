@@ -1,0 +1,324 @@
+"""Random numbers belong to their caller: the library leaves the global generators as it found them."""
+
+import importlib
+import inspect
+import pkgutil
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from truth import GaussianFlow, mixture, network, randn
+
+import rfpp
+from rfpp import (
+    artifacts,
+    checkpoints,
+    claims,
+    data,
+    experiment,
+    features,
+    flow,
+    metrics,
+    networks,
+    pairs,
+    plots,
+    premetrics,
+    presets,
+    rng,
+    samplers,
+    shipped,
+    timesteps,
+    training,
+)
+from rfpp.denoisers import EDMPrecond, expand
+
+matplotlib.use("Agg")
+
+WITHOUT = {"__main__", "book", "checks", "paths", "progress", "torchvision_shim"}
+"""Modules that compute nothing: the command line, running notebooks, messages, folders, bars, an import."""
+
+
+def state():
+    """The global generators of torch, numpy and Python."""
+    kind, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), kind, keys.tolist(), rest, random.getstate()
+
+
+@pytest.fixture
+def untouched():
+    """Fails a test that drew from a global generator, or seeded one."""
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory):
+    """What the calls below are made with."""
+    denoiser = EDMPrecond(network()).eval().requires_grad_(False)
+    folder = tmp_path_factory.mktemp("things")
+    generated = pairs.generate(denoiser, 12, folder / "pairs", num_steps=2)
+    return SimpleNamespace(
+        denoiser=denoiser,
+        flow=flow.RectifiedFlow(denoiser),
+        folder=folder,
+        pairs=pairs.PairDataset(generated),
+        x=randn(4, 1, 8, 8),
+        z=randn(4, 1, 8, 8, seed=1),
+        t=torch.linspace(0.1, 0.9, 4),
+        labels=torch.tensor([0, 1, 2, 0]),
+        images=data.Images(data.to_uint8(randn(6, 1, 8, 8)), torch.arange(6)),
+        digits=shipped.load("digits-classifier"),
+    )
+
+
+def reflow_once(things):
+    objective = training.reflow(things.pairs, timesteps.UShaped(), premetrics.pseudo_huber, 4, 0)
+    training.fit(things.flow, objective, 2, lr=1e-3)
+
+
+def lpips_loss(things):
+    premetric = premetrics.build("lpips_huber_over_t", features.DigitLPIPS(things.digits))
+    return premetric(things.x, things.z, things.x, things.t)
+
+
+def dropout_training(things):
+    start = training.initial_flow(things.denoiser, training.CONFIGURATIONS["A"], 0.5, 0)
+    training.fit(start, training.reflow(things.pairs, timesteps.Uniform(), premetrics.squared_l2, 4, 0), 2, lr=1e-3)
+
+
+def teacher_training(things):
+    objective = training.denoising(things.images, 4, 0, 0.5)
+    training.fit(EDMPrecond(network(label_dim=10, dropout=0.5)), objective, 2, lr=1e-3)
+
+
+def classifier_training(things):
+    training.fit(things.digits, training.classification(things.images, 4, 0, 1, 0.3), 2, lr=1e-3)
+
+
+def whole_experiment(things):
+    whole = experiment.Experiment("smoke", {"data.name": "digits"}, runs=things.folder / "runs")
+    whole.train("AF", [0])
+    whole.evaluate("F", nfe=3, solver="heun"), whole.references(), whole.noise(5), whole.history("A")
+
+
+def digest_of_file(things):
+    (things.folder / "file").write_text("text")
+    return artifacts.file_digest(things.folder / "file")
+
+
+def saved(things):
+    return checkpoints.load(checkpoints.save(things.flow, things.folder / "flow.safetensors"))
+
+
+def scoped(things):
+    with rng.scoped(0, "a purpose"):
+        torch.rand(3)
+
+
+def retrained(things):
+    recipe = shipped.RECIPES["digits-perceptual"]
+    short = {**recipe, "fit": {**recipe["fit"], "steps": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(shipped.RECIPES, "digits-perceptual", short)
+        shipped.retrain(["digits-perceptual"], things.folder / "retrained", say=lambda line: None)
+
+
+CALLS = {
+    artifacts.Store: lambda s: artifacts.Store(s.folder).get("step", {}, lambda folder: None),
+    artifacts.code_digest: lambda s: artifacts.code_digest(flow),
+    artifacts.digest: lambda s: artifacts.digest({}),
+    artifacts.file_digest: digest_of_file,
+    artifacts.provenance: lambda s: artifacts.provenance(),
+    checkpoints.build: lambda s: checkpoints.build(checkpoints.describe(s.flow)),
+    checkpoints.describe: lambda s: checkpoints.describe(s.flow),
+    checkpoints.load: saved,
+    checkpoints.save: saved,
+    claims.check: lambda s: claims.check(next(iter(claims.ledger())), [0.1, 0.2, 0.3]),
+    claims.interval: lambda s: claims.interval([1.0, 2.0]),
+    claims.judge: lambda s: claims.judge(claims.Rule(above=0), (1, 2)),
+    claims.ledger: lambda s: claims.ledger(),
+    claims.records: lambda s: claims.records(s.folder),
+    claims.results_page: lambda s: claims.results_page(s.folder),
+    claims.scales: lambda s: claims.scales(s.folder),
+    data.Images: lambda s: s.images.batch(3, torch.Generator().manual_seed(0)),
+    data.digits: lambda s: data.digits(),
+    data.load: lambda s: data.load("digits"),
+    data.to_float: lambda s: data.to_float(s.images.pixels),
+    data.to_uint8: lambda s: data.to_uint8(s.x),
+    EDMPrecond: lambda s: s.denoiser(s.x, 0.5, s.labels),
+    type(mixture()): lambda s: mixture()(randn(2, 1, 1, 2), 0.5),
+    expand: lambda s: expand(0.5, s.x),
+    experiment.Experiment: whole_experiment,
+    experiment.compute_digest: lambda s: experiment.compute_digest(),
+    features.DigitLPIPS: lpips_loss,
+    features.DigitNet: lambda s: s.digits(s.x),
+    features.Embedding: lambda s: features.Embedding(s.digits)(s.x),
+    flow.RectifiedFlow: lambda s: (s.flow.velocity(s.x, s.t), s.flow.z_prediction(s.x, 0.5)),
+    flow.interpolate: lambda s: flow.interpolate(s.x, s.z, s.t),
+    metrics.frechet_distance: lambda s: metrics.frechet_distance(s.x, s.z, features.Embedding(s.digits)),
+    metrics.label_agreement: lambda s: metrics.label_agreement(s.x, s.labels, s.digits),
+    metrics.one_step_error: lambda s: metrics.one_step_error(s.flow, s.x, s.z, s.labels),
+    metrics.straightness: lambda s: metrics.straightness([s.x, s.z], [0, 1]),
+    networks.DhariwalUNet: lambda s: networks.DhariwalUNet(8, 1, 1, model_channels=8, channel_mult=[1])(s.x, s.t),
+    networks.SongUNet: lambda s: networks.SongUNet(8, 1, 1, model_channels=8, embedding_type="fourier").eval()(
+        s.x, s.t
+    ),
+    networks.zeros: lambda s: networks.zeros((2,), 1, 1),
+    pairs.PairDataset: lambda s: (s.pairs[3], s.pairs.batch(torch.arange(4))),
+    pairs.generate: lambda s: pairs.generate(s.denoiser, 5, s.folder / "more", num_steps=2),
+    pairs.noise: lambda s: pairs.noise(0, range(5), (1, 8, 8)),
+    plots.by_nfe: lambda s: plots.by_nfe({"error": {"Euler": {1: [2.0, 3.0]}}}),
+    plots.by_seed: lambda s: plots.by_seed({"error": {"A": [1.0, 2.0]}}, {}),
+    plots.image_rows: lambda s: plots.image_rows({"x": s.x}),
+    plots.loss_curves: lambda s: plots.loss_curves({"A": [([1, 2], [3.0, 2.0])]}, {"A": "loss"}),
+    plots.style: lambda s: plots.style(),
+    plots.timestep_densities: lambda s: plots.timestep_densities(s.t, {"U": timesteps.UShaped().pdf(s.t)}),
+    premetrics.LPIPSHuber: lpips_loss,
+    premetrics.LPIPSHuberOverT: lpips_loss,
+    premetrics.build: lpips_loss,
+    premetrics.pseudo_huber: lambda s: premetrics.pseudo_huber(s.x, s.z),
+    premetrics.squared_l2: lambda s: premetrics.squared_l2(s.x, s.z),
+    presets.load: lambda s: presets.load("smoke", {"training.steps": 5}),
+    presets.names: lambda s: presets.names(),
+    presets.parse: lambda s: presets.parse("1e-3"),
+    rng.derive: lambda s: rng.derive(0, "a purpose"),
+    rng.fresh: lambda s: torch.rand(3, generator=rng.fresh(None)),
+    rng.generator: lambda s: torch.rand(3, generator=rng.generator(0, "a purpose")),
+    rng.scoped: scoped,
+    samplers.edm_sample: lambda s: samplers.edm_sample(s.denoiser, s.z, 3),
+    samplers.edm_sigmas: lambda s: samplers.edm_sigmas(5),
+    samplers.generation_times: lambda s: samplers.generation_times(3),
+    samplers.integrate: lambda s: samplers.integrate(s.flow, s.z, [0.9, 0.1], "heun"),
+    samplers.inversion_times: lambda s: samplers.inversion_times(3),
+    samplers.invert: lambda s: samplers.invert(s.flow, s.x, 3, "heun"),
+    samplers.sample: lambda s: samplers.sample(s.flow, s.z, 3, "heun", "straight"),
+    samplers.steps_for: lambda s: samplers.steps_for(3, "heun"),
+    shipped.load: lambda s: shipped.load("digits-perceptual"),
+    shipped.recipe_hash: lambda s: shipped.recipe_hash("digits-teacher"),
+    shipped.retrain: retrained,
+    shipped.sha256: lambda s: shipped.sha256("digits-teacher"),
+    shipped.train: retrained,
+    timesteps.Exponential: lambda s: timesteps.Exponential().sample(5),
+    timesteps.LogitNormal: lambda s: timesteps.LogitNormal().sample(5),
+    timesteps.UShaped: lambda s: timesteps.UShaped().sample(5),
+    timesteps.Uniform: lambda s: timesteps.Uniform().sample(5),
+    training.classification: classifier_training,
+    training.denoising: teacher_training,
+    training.fit: reflow_once,
+    training.initial_flow: dropout_training,
+    training.reflow: reflow_once,
+}
+
+PARTS = {
+    "artifacts": {"Artifact", "StorageError"},
+    "claims": {"Claim", "Record", "Rule"},
+    "data": {"Dataset"},
+    "experiment": {"Evaluation"},
+    "networks": {"Linear", "Conv2d", "GroupNorm", "UNetBlock", "PositionalEmbedding", "FourierEmbedding"},
+    "presets": {"Data", "Teacher", "Pairs", "Training", "Evaluation", "Preset", "PresetError"},
+    "timesteps": {"TimestepDistribution"},
+    "training": {"Configuration", "Diverged", "History"},
+}
+"""Classes that only hold values, and parts of what is called above."""
+
+
+@pytest.mark.parametrize("what", CALLS, ids=lambda what: f"{what.__module__.removeprefix('rfpp.')}.{what.__name__}")
+def test_a_call_leaves_the_global_generators_alone(untouched, things, what):
+    CALLS[what](things)
+
+
+def test_every_public_function_and_class_is_called_above():
+    """Whoever adds one adds a call to ``CALLS``."""
+    public = set()
+    for module in pkgutil.iter_modules(rfpp.__path__):
+        if module.name in WITHOUT:
+            continue
+        loaded = importlib.import_module(f"rfpp.{module.name}")
+        for name, thing in vars(loaded).items():
+            is_own = (inspect.isclass(thing) or callable(thing)) and getattr(thing, "__module__", "") == loaded.__name__
+            if (
+                is_own
+                and not name.startswith("_")
+                and name not in PARTS.get(module.name, ())
+                and hasattr(thing, "__name__")
+            ):
+                public.add(f"{module.name}.{name}")
+    called = {f"{what.__module__.removeprefix('rfpp.')}.{what.__name__}" for what in CALLS}
+    assert public - called == set()
+
+
+def test_importing_draws_nothing():
+    """In a fresh process: the state after the imports is the state before."""
+    code = "import torch, numpy, random\nbefore = torch.get_rng_state().sum(), numpy.random.get_state()[2], random.getstate()"
+    code += "\nimport rfpp.experiment, rfpp.claims, rfpp.plots"
+    code += "\nassert before == (torch.get_rng_state().sum(), numpy.random.get_state()[2], random.getstate())"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_the_guard_notices_a_draw():
+    """What the tests above rest on."""
+    with torch.random.fork_rng([]):
+        before = state()
+        torch.rand(1)
+        assert state() != before
+    before = state()
+    np.random.rand(1)
+    assert state() != before
+
+
+# Derived seeds
+
+
+def test_equal_purposes_have_equal_seeds_and_different_ones_do_not():
+    """A thousand purposes, no two the same among them (by chance: 1e6 / 2^64)."""
+    purposes = [(seed, name, step) for seed in range(10) for name in ("pairs", "reflow") for step in range(50)]
+    seeds = [rng.derive(*purpose) for purpose in purposes]
+    assert seeds == [rng.derive(*purpose) for purpose in purposes] and len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0, "train"), (0, "train", 0)),
+        ((0, "train", 1), (0, 1, "train")),
+        ((0,), (0, 0)),
+        ((0, "a", "b"), (0, "ab")),
+        ((2**32, "a"), (0, 1, "a")),
+        ((1, "a"), (1 + 2**64, "a")),
+    ],
+)
+def test_purposes_that_look_alike_are_told_apart(first, second):
+    assert rng.derive(*first) != rng.derive(*second)
+
+
+def test_generators_of_a_purpose_draw_the_same():
+    first, again, other = (torch.rand(5, generator=rng.generator(0, "x", step)) for step in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_scoped_code_draws_the_same_every_time_and_even_errors_are_undone(untouched):
+    drawn = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError), rng.scoped(0, "x"):
+            drawn.append(torch.rand(5))
+            raise RuntimeError
+    assert torch.equal(*drawn)
+
+
+def test_fresh_hands_back_what_it_was_given():
+    given = torch.Generator()
+    assert rng.fresh(given) is given and rng.fresh(None).initial_seed() != rng.fresh(None).initial_seed()
+
+
+def test_the_closed_form_of_the_tests_is_deterministic(untouched):
+    """The truth that other tests compare with does not draw either."""
+    exact = GaussianFlow(torch.zeros(1, 2, 2), 0.5)
+    assert torch.equal(exact.carry(randn(2, 1, 2, 2), 0.9, 0.1), exact.carry(randn(2, 1, 2, 2), 0.9, 0.1))
