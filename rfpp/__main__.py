@@ -58,11 +58,11 @@ def _sample(arguments: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from rfpp import plots, samplers
+    from rfpp import plots
 
     plots.style()
     z, labels = experiment.noise(arguments.n)
-    images = samplers.sample(experiment.flow(arguments.config, arguments.seed or 0), z, labels=labels, **options)
+    images = experiment.sampler(**options)(experiment.flow(arguments.config, arguments.seed or 0), z, labels)
     rows = {f"{start}..": images[start : start + 20] for start in range(0, len(images), 20)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     plots.image_rows(rows).savefig(arguments.out)

@@ -86,7 +86,7 @@ def run(
 
     Everything is checked before the first one starts. Copies that ran with ``parameters`` are kept apart from those
     that the book shows. A notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an earlier good copy.
-    ``write_back`` also puts the outputs into ``notebooks/``.
+    ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run.
     Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """
     settings, sources = presets.load(preset), notebooks(slugs)
@@ -106,9 +106,9 @@ def run(
             _execute(source, folder / source.name, given)
         terminal.write(f"{title}: done in {time.monotonic() - started:.0f} s, {folder / source.name}\n")
         terminal.flush()
-        if write_back:
-            _replace(source, (folder / source.name).read_text())
         finished.append(folder / source.name)
+    for source, executed in zip(sources if write_back else [], finished, strict=False):
+        _replace(source, executed.read_text())
     return finished
 
 

@@ -66,20 +66,32 @@ class Sampler:
     nfe: int = 1
     solver: str = "euler"
     update: str = "standard"
+    first_time: float = flows.T_MAX
 
     def __post_init__(self) -> None:
         samplers.steps_for(self.nfe, self.solver)
         one_of("update", self.update, samplers.UPDATES)
 
+    @property
+    def times(self) -> Tensor:
+        """The grid: uniform but for its first time."""
+        return samplers.generation_times(samplers.steps_for(self.nfe, self.solver), self.first_time)
+
     def __call__(
-        self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None, advance: Callable[[int], Any], size: int = 500
+        self,
+        flow: RectifiedFlow,
+        z: Tensor,
+        labels: Tensor | None = None,
+        advance: Callable[[int], Any] | None = None,
+        batch_size: int = 500,
     ) -> Tensor:
         """Samples from noise ``z`` ``(N, ...)`` in batches, each reported to ``advance`` in evaluations."""
         images = []
-        for rows in torch.arange(len(z)).split(size):
+        for rows in torch.arange(len(z)).split(batch_size):
             chosen = None if labels is None else labels[rows]
-            images.append(samplers.sample(flow, z[rows], self.nfe, self.solver, self.update, labels=chosen))
-            advance(len(rows) * self.nfe)
+            images.append(samplers.sample(flow, z[rows], self.nfe, self.solver, self.update, self.times, chosen))
+            if advance is not None:
+                advance(len(rows) * self.nfe)
         return torch.cat(images)
 
 
@@ -215,6 +227,10 @@ class Experiment:
         """The loss curve of a trained flow."""
         return training.History(**json.loads((self._flow(config, seed) / "history.json").read_text()))
 
+    def sampler(self, nfe: int = 1, solver: str = "euler", update: str = "standard") -> Sampler:
+        """A sampler that starts at the preset's first time."""
+        return Sampler(nfe, solver, update, self.preset.evaluation.first_time)
+
     def noise(self, n: int | None = None) -> tuple[Tensor, Tensor]:
         """The evaluation's noise ``(n, C, H, W)`` and labels ``(n,)``, all classes in turn; the same for every flow."""
         n = n or self.preset.evaluation.samples
@@ -228,7 +244,7 @@ class Experiment:
         inputs = {
             "flow": shipped.sha256(self.preset.teacher.name) if config == TEACHER else self._flow(config, seed).key,
             "sampler": asdict(sampler),
-            "settings": self.preset.evaluation.model_dump(),
+            "settings": self.preset.evaluation.model_dump(exclude={"first_time"}),
             "held_out": self._pairs("held_out").key,
             "classifier": shipped.sha256("digits-classifier"),
             "code": code_digest(*_EVALUATION),
@@ -269,7 +285,7 @@ class Experiment:
         self, config: str, seed: int = 0, *, nfe: int = 1, solver: str = "euler", update: str = "standard"
     ) -> Evaluation:
         """Grade a flow with a sampler; arguments as for :func:`rfpp.samplers.sample`."""
-        sampler = Sampler(nfe, solver, update)
+        sampler = self.sampler(nfe, solver, update)
         return self.sweep(config, [seed], [sampler])[sampler][0]
 
     def references(self) -> dict[str, Evaluation]:

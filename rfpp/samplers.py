@@ -39,10 +39,10 @@ def steps_for(nfe: int, solver: str) -> int:
     return (nfe + 1) // 2
 
 
-def generation_times(steps: int) -> Tensor:
-    """``steps + 1`` times from ``1 - 1e-5`` down to 0, uniform but for the first (Appendix E)."""
+def generation_times(steps: int, first: float = T_MAX) -> Tensor:
+    """``steps + 1`` times from ``first`` down to 0, uniform but for the first (Appendix E: ``1 - 1e-5``)."""
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    times[0] = T_MAX
+    times[0] = first
     return times
 
 

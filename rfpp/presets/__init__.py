@@ -69,10 +69,15 @@ class Training(_Settings):
 
 
 class Evaluation(_Settings):
-    """How many samples a distance is computed from, and the seed of their noise."""
+    """How many samples a distance is computed from, the seed of their noise, and the time where generation starts.
+
+    ``first_time`` is ``1 - 1e-5`` in the paper (Appendix E). A short training hardly ever draws a time that close to 1,
+    and a network asked about it must extrapolate: a small scale starts where it has been trained.
+    """
 
     samples: Annotated[int, Field(ge=2)]
     seed: Annotated[int, Field(ge=0)]
+    first_time: Annotated[float, Field(ge=0.9, le=1 - 1e-5)]
 
 
 class Preset(_Settings):

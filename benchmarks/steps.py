@@ -1,0 +1,27 @@
+"""One training step of each configuration on digits, at equal batch size: what the premetric costs."""
+
+from __future__ import annotations
+
+import tempfile
+
+from timing import medians, table
+
+from rfpp import features, pairs, premetrics, shipped, timesteps, training
+
+BATCH = 256
+teacher = shipped.load("digits-teacher")
+perceptual = features.DigitLPIPS(shipped.load("digits-perceptual"))
+
+with tempfile.TemporaryDirectory() as folder:
+    dataset = pairs.PairDataset(pairs.generate(teacher, 512, folder, num_steps=4))
+    contenders = {}
+    for letter, configuration in training.CONFIGURATIONS.items():
+        flow = training.initial_flow(teacher, configuration, dropout=0.0, seed=0)
+        objective = training.reflow(
+            dataset, timesteps.UShaped(), premetrics.build(configuration.premetric, perceptual), BATCH, seed=0
+        )
+        contenders[f"{letter}: {configuration.premetric}"] = lambda flow=flow, objective=objective: (
+            objective(flow, 0).mean().backward()
+        )
+    seconds = medians(contenders)
+table(f"forward and backward, batch {BATCH}", seconds, baseline="A: squared_l2")
