@@ -261,7 +261,7 @@ def test_other_errors_of_the_file_system_pass_through(root):
 
 
 def test_a_disk_that_fills_up_under_a_safetensors_file_is_an_os_error(root):
-    """safetensors raises an error of its own, which nobody up there handles; the file size limit stands for the disk."""
+    """safetensors raises an error of its own, which nobody handles; the file size limit stands for the disk."""
     resource = pytest.importorskip("resource")
     from rfpp import checkpoints
     from rfpp.features import DigitNet

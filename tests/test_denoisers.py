@@ -200,6 +200,16 @@ def test_weights_are_uniform_by_default_and_need_not_sum_to_one():
     torch.testing.assert_close(GaussianMixtureDenoiser(means, weights=torch.full((4,), 3.0))(x, 0.7), denoised)
 
 
+@pytest.mark.parametrize("of_means", [torch.float32, torch.float64])
+@pytest.mark.parametrize("of_x", [torch.float32, torch.float64])
+def test_means_and_images_may_differ_in_precision(of_means, of_x):
+    """The answer is in that of the images, and the same to float32's digits."""
+    x = randn(3, 1, 1, 2)
+    given = mixture(of_means)(x.to(of_x), 0.7)
+    assert given.dtype == of_x
+    torch.testing.assert_close(given.double(), mixture()(x.double(), 0.7), rtol=1e-5, atol=1e-6)
+
+
 def test_a_label_that_no_component_has_is_refused():
     """There is no distribution to take the mean of; it must not come out as silent NaN."""
     with pytest.raises(ValueError, match="3"):

@@ -43,8 +43,8 @@ def test_frechet_distance_is_scipys(n, m):
 def test_frechet_distance_of_two_gaussians_is_the_closed_form():
     """Populations ``N(0, I)`` and ``N(1, 4 I)`` in 4 dimensions: ``4 * 1 + 4 (1 - 2)^2 = 8``.
 
-    At 40,000 draws each a coordinate's gap is known to 0.011 (one standard deviation) and adds with slope 2, a deviation
-    likewise to 0.007: 8 +- 0.06, and five times that is allowed.
+    At 40,000 draws each a coordinate's gap is known to 0.011 (one standard deviation) and adds with slope 2, a standard
+    deviation likewise to 0.007: 8 +- 0.06, and five times that is allowed.
     """
     first, second = randn(40_000, 1, 2, 2), 1 + 2 * randn(40_000, 1, 2, 2, seed=1)
     assert frechet_distance(first, second, Flat()) == pytest.approx(8, abs=0.3)

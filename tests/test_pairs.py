@@ -142,7 +142,7 @@ class Failing(nn.Module):
 
 @pytest.mark.parametrize("after", [0, 1, 20, 30, 34])
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, teacher, after):
-    """40 pairs are three shards of two, two and one batches of seven evaluations; finished shards are not made again."""
+    """40 pairs are shards of two, two and one batches of seven evaluations; finished shards are not made again."""
     with pytest.raises(KeyboardInterrupt):
         generate(Failing(teacher, after), 40, tmp_path / "broken", **OPTIONS)
     finished = min(after // 14, 2)

@@ -40,7 +40,7 @@ def pair(n=4, size=4):
 @EVERY
 def test_nought_for_the_same_and_positive_otherwise(premetric):
     """What makes it a premetric, sample by sample."""
-    x, z, a, b, x_t, t = pair()
+    *_, a, b, x_t, t = pair()
     assert premetric(a, a.clone(), x_t, t).tolist() == [0.0] * 4
     assert (premetric(a, b, x_t, t) > 0).all()
     one_differs = torch.cat([a[:3], b[3:]])
@@ -131,7 +131,7 @@ def test_the_images_that_are_compared_are_the_pairs_and_the_predicted_one(kind):
 
 
 def test_lpips_over_t_does_not_vanish_at_small_times():
-    """Section 4.2: the image moves by t times the velocity's error, so the gradient of LPIPS is of order t without 1/t."""
+    """Section 4.2: the image moves by t times the velocity's error, so LPIPS without 1/t has a gradient of order t."""
     *_, a, b, x_t, _ = pair()
 
     def gradient(kind, t):

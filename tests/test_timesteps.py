@@ -93,7 +93,7 @@ def test_exponential_of_positive_rate_is_the_mirror_image():
 
 @pytest.mark.parametrize("a", [0.5, 4.0, 12.0])
 def test_the_u_shape_is_the_papers(a):
-    """Proportional to ``exp(a t) + exp(a (1 - t))`` as the released code samples it: symmetric, lowest in the middle."""
+    """Proportional to ``exp(a t) + exp(a (1 - t))``, as the released code samples it: lowest in the middle."""
     t = torch.from_numpy(INSIDE)
     density = UShaped(a).pdf(t)
     printed = torch.exp(a * t) + torch.exp(a * (1 - t))

@@ -50,7 +50,7 @@ def test_a_linear_regression_ends_at_the_least_squares_solution():
 
 @pytest.mark.parametrize("ema", [0.0, 0.15, 0.9, 0.9999])
 def test_the_average_is_the_one_done_by_hand(ema):
-    """``avg_1 = p_1``, then ``avg_n = d avg_{n-1} + (1 - d) p_n`` with ``d = min(ema, n / (n + 9))``, in Python floats."""
+    """``avg_1 = p_1``, then ``avg_n = d avg_{n-1} + (1 - d) p_n``, ``d = min(ema, n / (n + 9))``, in Python floats."""
     before, averages = [], []
 
     def objective(model, step):
@@ -164,7 +164,7 @@ def seeing(seen):
 
 
 def test_the_reflow_loss_is_given_pairs_at_their_times(pairs):
-    """From ``a``, ``x_t`` and ``t`` alone: ``x_t - t a`` is an image of the folder and ``x_t + (1 - t) a`` its own noise,
+    """From ``a``, ``x_t`` and ``t`` alone: ``x_t - t a`` is an image of the folder, ``x_t + (1 - t) a`` its own noise;
     the model saw its label, and ``b`` is what the model said."""
     seen, labels = [], []
 

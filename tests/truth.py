@@ -16,7 +16,7 @@ from rfpp.networks import DhariwalUNet, SongUNet
 DATA = Path(__file__).parent / "data"
 REFERENCES = ("ncsnpp", "ddpmpp", "adm")
 CHANCE = 1e-6
-"""Probability with which a statistical test may fail on a correct implementation (generators are fixed all the same)."""
+"""Probability with which a statistical test may fail on correct code (generators are fixed all the same)."""
 
 
 @cache
@@ -63,8 +63,8 @@ def kolmogorov_bound(n, chance=CHANCE):
 class GaussianFlow:
     """The rectified flow from ``N(0, I)`` at ``t = 1`` to ``N(mean, std^2 I)`` at ``t = 0``, all in closed form.
 
-    ``x_t`` has mean ``(1 - t) mean`` and standard deviation ``s_t = sqrt((1 - t)^2 std^2 + t^2)``; the ODE is linear and
-    carries a point at ``k`` standard deviations from the mean along at ``k`` standard deviations.
+    ``x_t`` has mean ``(1 - t) mean`` and standard deviation ``s_t = sqrt((1 - t)^2 std^2 + t^2)``; the ODE is linear:
+    a point ``k`` standard deviations from the mean stays at ``k`` standard deviations.
     """
 
     def __init__(self, mean, std):
