@@ -289,9 +289,12 @@ class Experiment:
         return self.sweep(config, [seed], [sampler])[sampler][0]
 
     def references(self) -> dict[str, Evaluation]:
-        """What can be hoped for: real held-out digits, and the teacher's own held-out pairs, graded like samples."""
-        held_out, pairs_ = self.data.held_out, self.pairs("held_out")
-        x, _, labels = pairs_.batch(torch.arange(len(pairs_)))
+        """What can be hoped for, graded like samples: real held-out images, and as many of the teacher's as samples.
+
+        The held-out images are all there are; fewer images make a larger distance.
+        """
+        held_out, made = self.data.held_out, self.pairs("train")
+        x, _, labels = made.batch(torch.arange(min(len(made), self.preset.evaluation.samples)))
         embedding, train = features.Embedding(self.classifier), self.data.train.floats()
 
         def grade(images: Tensor, wanted: Tensor) -> Evaluation:
