@@ -9,6 +9,7 @@ Each file's checksum is kept and compared before the step is used again; a step 
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import hashlib
 import inspect
@@ -154,6 +155,7 @@ class Store:
 
     def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:
         files = {}
+        (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was stopped just before the renaming
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -185,7 +187,10 @@ class Store:
         return not path.is_file() or path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]
 
     def finished(self) -> list[Artifact]:
-        """All finished steps, oldest first, without comparing checksums."""
-        manifests = sorted(self.root.glob(f"*/[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-        found = [(path, json.loads(path.read_text())) for path in manifests]
-        return [Artifact(entry["step"], entry["key"], path.parent, entry) for path, entry in found]
+        """All finished steps, oldest first, without comparing checksums; unreadable manifests are passed over."""
+        found = []
+        for path in sorted(self.root.glob(f"*/[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime):
+            with contextlib.suppress(ValueError, KeyError):
+                manifest = json.loads(path.read_text())
+                found.append(Artifact(manifest["step"], manifest["key"], path.parent, manifest))
+        return found

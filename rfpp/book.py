@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rfpp import paths, presets, progress
+from rfpp import files, paths, presets, progress
 from rfpp.artifacts import digest
 from rfpp.checks import nearest
 
@@ -108,14 +108,8 @@ def run(
         terminal.flush()
         finished.append(folder / source.name)
     for source, executed in zip(sources if write_back else [], finished, strict=False):
-        _replace(source, executed.read_text())
+        files.write_text(source, executed.read_text())
     return finished
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
@@ -141,7 +135,7 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
             f"The notebook up to there: {failed}"
         ) from None
     else:
-        _replace(target, _clean(partial))
+        files.write_text(target, _clean(partial))
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,20 +1,19 @@
 """Models on disk: safetensors with the model's make-up in the header, so that a file alone rebuilds it.
 
-Nothing is ever unpickled. A file is written beside its place and renamed when whole.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from rfpp import files
 from rfpp.checks import one_of
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
@@ -60,10 +59,8 @@ def save(obj: nn.Module, path: str | Path, **metadata: str) -> Path:
     """Write a flow, denoiser or network to ``path`` (safetensors); ``metadata`` goes into the header beside it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in obj.state_dict().items()}
-    save_file(tensors, partial, {**metadata, _HEADER: json.dumps(describe(obj), sort_keys=True)})
-    os.replace(partial, path)
+    files.write_tensors(path, tensors, {**metadata, _HEADER: json.dumps(describe(obj), sort_keys=True)})
     return path
 
 

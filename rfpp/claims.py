@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
-from rfpp import paths
+from rfpp import files, paths
 from rfpp.artifacts import digest, provenance
 from rfpp.checks import one_of
 from rfpp.experiment import Experiment, compute_digest
@@ -43,6 +42,8 @@ class Rule(BaseModel):
     def _one(self) -> Rule:
         if sum(bound is not None for bound in (self.above, self.below, self.between)) != 1:
             raise ValueError("a rule has exactly one of above, below, between")
+        if self.between is not None and not self.between[0] < self.between[1]:
+            raise ValueError(f"between={self.between} must rise")
         return self
 
     @property
@@ -165,9 +166,7 @@ def check(
 
 def _write(record: Record, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{record.id}.partial"
-    partial.write_text(json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")
-    os.replace(partial, folder / f"{record.id}.json")
+    files.write_text(folder / f"{record.id}.json", json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")
 
 
 def _commit() -> str:

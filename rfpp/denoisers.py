@@ -48,7 +48,7 @@ class EDMPrecond(nn.Module):
             return None
         if labels is None:
             return x.new_zeros(len(x), self.label_dim, dtype=torch.float32)
-        if labels.ndim == 1:
+        if labels.shape == (len(x),):
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.label_dim:
                 raise ValueError(
                     f"labels span {int(labels.min())}..{int(labels.max())}; allowed: 0..{self.label_dim - 1}"
@@ -96,12 +96,15 @@ class GaussianMixtureDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """Posterior mean: components weighted by their responsibility for ``x``, each shrunk towards its mean."""
         sigma = expand(sigma, x)
-        variance = (sigma**2 + self.std**2).flatten()[:, None]
+        variance = (sigma**2 + self.std**2).flatten()[:, None].to(x.dtype)
         flat, means = x.flatten(1), self.means.flatten(1).to(x.dtype)
-        logits = self.log_weights - torch.cdist(flat, means, compute_mode="donot_use_mm_for_euclid_dist") ** 2 / (
-            2 * variance
-        )
+        logits = self.log_weights.to(x.dtype) - torch.cdist(
+            flat, means, compute_mode="donot_use_mm_for_euclid_dist"
+        ) ** 2 / (2 * variance)
         if labels is not None and self.classes is not None:
+            missing = labels[~torch.isin(labels, self.classes)]
+            if len(missing):
+                raise ValueError(f"labels contain {missing[0].item()}, a class of no component")
             logits = logits.masked_fill(self.classes[None] != labels[:, None], -torch.inf)
         mean = (logits.softmax(dim=1) @ means).reshape(x.shape)
         shrink = self.std**2 / (sigma**2 + self.std**2) if self.std else torch.zeros_like(sigma)

@@ -47,6 +47,8 @@ _EVALUATION = (*_PAIRS, metrics, features)
 TEACHER = "teacher"
 """Stands where a configuration's letter does: the 1-rectified flow, which is the teacher itself (Proposition 1)."""
 
+FLOWS = (*training.CONFIGURATIONS, TEACHER)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -69,8 +71,8 @@ class Sampler:
     first_time: float = flows.T_MAX
 
     def __post_init__(self) -> None:
-        samplers.steps_for(self.nfe, self.solver)
         one_of("update", self.update, samplers.UPDATES)
+        _ = self.times  # complains about the others
 
     @property
     def times(self) -> Tensor:
@@ -207,6 +209,9 @@ class Experiment:
 
     def train(self, configs: Iterable[str], seeds: Sequence[int] | None = None) -> None:
         """Train what is missing of ``configs`` times ``seeds``, seed by seed, with a bar that counts them."""
+        configs = list(configs)
+        for config in configs:
+            one_of("config", config, training.CONFIGURATIONS)
         wanted = [(config, seed) for seed in seeds or self.preset.seeds for config in configs]
         for number, (config, seed) in enumerate(wanted, start=1):
             self._flow(config, seed, f" ({number} of {len(wanted)})")
@@ -217,6 +222,7 @@ class Experiment:
 
     def flow(self, config: str, seed: int = 0) -> RectifiedFlow:
         """The trained 2-rectified flow of a configuration of Table 1; ``"teacher"``: the 1-rectified flow."""
+        one_of("config", config, FLOWS)
         if config == TEACHER:
             return RectifiedFlow(self.teacher)
         flow = checkpoints.load(self.flow_file(config, seed))
@@ -240,7 +246,6 @@ class Experiment:
         ), labels
 
     def _evaluation(self, config: str, seed: int, sampler: Sampler, advance: Callable[[int], Any]) -> Evaluation:
-        one_of("config", config, [*training.CONFIGURATIONS, TEACHER])
         inputs = {
             "flow": shipped.sha256(self.preset.teacher.name) if config == TEACHER else self._flow(config, seed).key,
             "sampler": asdict(sampler),
@@ -267,6 +272,7 @@ class Experiment:
 
     def sweep(self, config: str, seeds: Sequence[int], wanted: Sequence[Sampler]) -> dict[Sampler, list[Evaluation]]:
         """Grade a configuration with several samplers: for each of them, one evaluation per seed."""
+        one_of("config", config, FLOWS)
         self.train([] if config == TEACHER else [config], seeds)
         images = self.preset.evaluation.samples + self.preset.pairs.held_out
         total = len(seeds) * images * sum(sampler.nfe for sampler in wanted)

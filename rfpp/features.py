@@ -25,22 +25,29 @@ class DigitNet(nn.Module):
     """A small convolutional classifier of 8x8 grey images with named feature maps.
 
     ``widths``: channels of each stage; a stage is two 3x3 convolutions, and average pooling follows all but the last.
-    ``activation``: ``"relu"`` or ``"silu"``. ``num_features``: length of the vector under the logits.
+    ``activation``: ``"relu"`` or ``"silu"``. ``seed`` decides the initial weights. ``num_features``: length of the
+    vector under the logits.
     """
 
     def __init__(
-        self, widths: Sequence[int] = (32, 64), activation: str = "relu", classes: int = 10, dropout: float = 0.0
+        self,
+        widths: Sequence[int] = (32, 64),
+        activation: str = "relu",
+        classes: int = 10,
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         one_of("activation", activation, ["relu", "silu"])
         self.config = {"widths": list(widths), "activation": activation, "classes": classes, "dropout": dropout}
         self.widths, self.dropout = tuple(widths), dropout
         self.activation = F.relu if activation == "relu" else F.silu
-        self.convolutions = nn.ModuleList()
-        for n_in, width in zip((1, *widths), widths, strict=False):
-            self.convolutions += [nn.Conv2d(n_in, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]
         self.num_features = widths[-1]
-        self.head = nn.Linear(self.num_features, classes)
+        self.convolutions = nn.ModuleList()
+        with rng.scoped(seed, "initialisation"):
+            for n_in, width in zip((1, *widths), widths, strict=False):
+                self.convolutions += [nn.Conv2d(n_in, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]
+            self.head = nn.Linear(self.num_features, classes)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The activations after each stage, finest first."""

@@ -8,7 +8,6 @@ be made in any order, and a run that was interrupted goes on with the first shar
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rfpp import progress, rng
+from rfpp import files, progress, rng
 from rfpp.checks import at_least
 from rfpp.data import to_float, to_uint8
 from rfpp.flow import Denoiser
@@ -45,10 +44,14 @@ def _shard(out_dir: Path, number: int) -> Path:
     return out_dir / f"shard-{number:05d}.safetensors"
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True))
-    os.replace(partial, path)
+def _read_index(out_dir: Path) -> dict[str, Any]:
+    try:
+        index: dict[str, Any] = json.loads((out_dir / INDEX).read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{out_dir / INDEX} is damaged ({error}); delete {out_dir} and make the pairs again"
+        ) from error
+    return index
 
 
 def generate(
@@ -73,6 +76,8 @@ def generate(
     """
     for name, value in (("n", n), ("batch_size", batch_size), ("shard_size", shard_size)):
         at_least(name, value, 1)
+    at_least("num_steps", num_steps, 2)
+    at_least("seed", seed, 0)
     network = getattr(denoiser, "model", None)
     if shape is None:
         if network is None:
@@ -85,9 +90,8 @@ def generate(
     index = {
         "n": n, "seed": seed, "num_steps": num_steps, "shape": list(shape), "classes": classes, "shard_size": shard_size
     }  # fmt: skip
-    existing = out_dir / INDEX
-    if existing.is_file():
-        found = json.loads(existing.read_text())
+    if (out_dir / INDEX).is_file():
+        found = _read_index(out_dir)
         different = [key for key in index if found.get(key) != index[key]]
         if different:
             raise ValueError(
@@ -96,7 +100,7 @@ def generate(
                 "choose another out_dir or delete it"
             )
     else:
-        _write_json(existing, index)
+        files.write_text(out_dir / INDEX, json.dumps(index, indent=1, sort_keys=True))
 
     with progress.bar(total=n, desc=f"pairs, {2 * num_steps - 1} NFE", unit="pair") as bar:
         for number, first in enumerate(range(0, n, shard_size)):
@@ -111,9 +115,7 @@ def generate(
                 labels = (chunk % classes).to(device) if classes else None
                 images.append(to_uint8(edm_sample(denoiser, z, num_steps, labels=labels)).cpu())
                 bar.update(len(chunk))
-            partial = path.with_name(f".{path.name}.partial")
-            save_file({"images": torch.cat(images), "indices": indices}, partial)
-            os.replace(partial, path)
+            files.write_tensors(path, {"images": torch.cat(images), "indices": indices})
     return out_dir
 
 
@@ -137,7 +139,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         out_dir = Path(out_dir)
         if not (out_dir / INDEX).is_file():
             raise FileNotFoundError(f"no pairs in {out_dir}: {INDEX} is missing; run rfpp.pairs.generate first")
-        index = json.loads((out_dir / INDEX).read_text())
+        index = _read_index(out_dir)
         self.seed, self.shape, self.classes = index["seed"], tuple(index["shape"]), index["classes"]
         shards = []
         for number in range(-(-index["n"] // index["shard_size"])):

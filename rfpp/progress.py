@@ -30,4 +30,6 @@ def bar(
     path = os.environ.get(VARIABLE)
     if not path:
         return notebook_tqdm(iterable, **options)
-    return plain_tqdm(iterable, **options, file=open(path, "a"), ascii=True, ncols=100)
+    # No drawing, so that a terminal of 80 columns shows the time left.
+    form = "{desc}: {percentage:3.0f}% [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    return plain_tqdm(iterable, **options, file=open(path, "a"), bar_format=form)

@@ -16,7 +16,11 @@ import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. ``derive(0, "train", "F", step)``; equal inputs, equal seed."""
+    """A 63-bit seed for one purpose, e.g. ``derive(0, "reflow", step)``; equal inputs, equal seed.
+
+    A name always comes with the same number of parts: zeros at the end do not count (``numpy.random.SeedSequence``), so
+    ``derive(0, "reflow")`` and ``derive(0, "reflow", 0)`` are one and the same.
+    """
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in purpose]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 

@@ -40,15 +40,21 @@ def steps_for(nfe: int, solver: str) -> int:
 
 
 def generation_times(steps: int, first: float = T_MAX) -> Tensor:
-    """``steps + 1`` times from ``first`` down to 0, uniform but for the first (Appendix E: ``1 - 1e-5``)."""
+    """``steps + 1`` times from ``first`` down to 0, uniform but for the first (Appendix E: ``1 - 1e-5``).
+
+    Raises ``ValueError`` when the second time would not lie below the first.
+    """
+    if steps > 1 and first <= 1 - 1 / steps:
+        raise ValueError(f"first_time={first} leaves no room for {steps} steps; it must be above {1 - 1 / steps:.6g}")
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times[0] = first
     return times
 
 
 def inversion_times(steps: int) -> Tensor:
-    """``steps + 1`` times from ``1e-3`` up to 1, uniform but for the first."""
-    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    """``steps + 1`` times from ``1e-3`` up to 1, uniform but for the first; a thousand steps or more, all uniform."""
+    start = 0 if steps * INVERSION_START < 1 else INVERSION_START
+    times = torch.linspace(start, 1, steps + 1, dtype=torch.float64)
     times[0] = INVERSION_START
     return times
 
@@ -116,7 +122,7 @@ def sample(
         grid = generation_times(steps).tolist()
     else:
         grid = [float(t) for t in times]
-        grid += [0.0] if grid[-1] != 0 else []
+        grid += [0.0] if grid[-1:] != [0.0] else []
         if len(grid) - 1 != steps:
             raise ValueError(
                 f"times={grid} make {len(grid) - 1} steps, but nfe={nfe} with solver={solver!r} makes {steps}"

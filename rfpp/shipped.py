@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from rfpp import checkpoints, data, rng, training
+from rfpp import checkpoints, data, files, rng, training
 from rfpp.checks import one_of
 from rfpp.denoisers import EDMPrecond
 from rfpp.features import DigitNet
@@ -72,8 +72,7 @@ def train(name: str) -> nn.Module:
         model = EDMPrecond(network, recipe["sigma_data"])
         objective = training.denoising(images, seed=seed, sigma_data=recipe["sigma_data"], **recipe["loss"])
     else:
-        with rng.scoped(seed, "initialisation"):
-            model = DigitNet(**recipe["network"])
+        model = DigitNet(**recipe["network"], seed=seed)
         objective = training.classification(images, seed=seed, **recipe["loss"])
     model, _ = training.fit(model, objective, desc=name, **recipe["fit"])
     return model
@@ -89,9 +88,7 @@ def retrain(names: list[str] | None = None, folder: Path = ASSETS, say: Callable
     for name in names:
         file = checkpoints.save(train(name), folder / f"{name}.safetensors")
         manifest[name] = {"recipe": recipe_hash(name), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        partial.replace(path)
+        files.write_text(path, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         say(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")
 
 
@@ -99,10 +96,11 @@ def retrain(names: list[str] | None = None, folder: Path = ASSETS, say: Callable
 def _load(name: str) -> nn.Module:
     one_of("name", name, RECIPES)
     file, entry = ASSETS / f"{name}.safetensors", json.loads(MANIFEST.read_text())[name]
+    again = f"python -m rfpp retrain {name}"
+    if entry["recipe"] != recipe_hash(name):
+        raise ValueError(f"{file} was made by another recipe than the one in {__name__}; run: {again}")
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
-        raise ValueError(
-            f"{file} is missing or not the file that shipped; reinstall, or run: python -m rfpp retrain {name}"
-        )
+        raise ValueError(f"{file} is missing or not the file that shipped; reinstall, or run: {again}")
     return checkpoints.load(file)
 
 

@@ -18,6 +18,7 @@ from rfpp.checks import at_least
 from rfpp.flow import T_MAX, T_MIN
 
 _SQRT2 = 2**0.5
+_STEEP = 40.0  # beyond this, 1 - exp(-a) is 1
 
 
 class TimestepDistribution(ABC):
@@ -82,19 +83,31 @@ class UShaped(TimestepDistribution):
     def _flat(self) -> bool:
         return abs(self.a) < 1e-6  # below this, the closed forms differ from uniform by less than rounding
 
+    def _ends(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``exp(a (t - 1))`` and ``exp(-a t)`` over ``2 (1 - exp(-a))``: finite however steep, unlike ``cosh``."""
+        a = abs(self.a)
+        scale = -2 * math.expm1(-a)
+        return torch.exp(a * (t - 1)) / scale, torch.exp(-a * t) / scale
+
     def pdf(self, t: float | Tensor) -> Tensor:
         t = _tensor(t)
-        if self._flat:
-            return torch.ones_like(t)
-        return self.a * torch.cosh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
+        return torch.ones_like(t) if self._flat else abs(self.a) * sum(self._ends(t), torch.zeros_like(t))
 
     def cdf(self, t: float | Tensor) -> Tensor:
         t = _tensor(t)
-        return t if self._flat else 0.5 + torch.sinh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
+        noise_end, data_end = self._ends(t) if not self._flat else (t, torch.full_like(t, 0.5))
+        return 0.5 + noise_end - data_end
 
     def icdf(self, p: float | Tensor) -> Tensor:
-        p = _tensor(p)
-        return p if self._flat else 0.5 + torch.asinh((2 * p - 1) * math.sinh(self.a / 2)) / self.a
+        p, a = _tensor(p), abs(self.a)
+        if self._flat:
+            return p
+        if a < _STEEP:
+            return 0.5 + torch.asinh((2 * p - 1) * math.sinh(a / 2)) / a
+        # asinh(y) is log(2 y) here, but for y around 0; sinh(a / 2) might not be a finite number.
+        half = (2 * p - 1).abs() / 2
+        distance = 0.5 + torch.log(half + torch.sqrt(half**2 + math.exp(-a))) / a
+        return 0.5 + torch.sign(p - 0.5) * distance
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,8 @@ class LogitNormal(TimestepDistribution):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"std={self.std} must be positive")
+        if not (self.std > 0 and math.isfinite(self.std) and math.isfinite(self.mean)):
+            raise ValueError(f"mean={self.mean}, std={self.std}: finite numbers are needed, and a positive std")
 
     def pdf(self, t: float | Tensor) -> Tensor:
         t = _tensor(t)

@@ -8,6 +8,7 @@ times, which is what makes configurations comparable.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,7 +182,7 @@ def fit(
             if (step + 1) % log_every == 0 or step + 1 == steps:
                 value = torch.stack(recent).mean().item()
                 recent.clear()
-                if not value < float("inf"):
+                if not math.isfinite(value):
                     raise Diverged(f"{desc}: the loss is {value} at step {step + 1}; lower the learning rate lr={lr}")
                 history.steps.append(step + 1)
                 history.losses.append(value)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 from truth import network, rand, randn, reference
 
-from rfpp import checkpoints
+from rfpp import checkpoints, files
 from rfpp.denoisers import EDMPrecond
 from rfpp.features import DigitNet
 from rfpp.flow import RectifiedFlow
@@ -97,7 +97,7 @@ def test_an_interrupted_save_leaves_the_earlier_file(tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "replace", stop)
+    monkeypatch.setattr(files.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(second, path)
     assert torch.equal(checkpoints.load(path).map_layer0.weight, first.map_layer0.weight)

@@ -200,6 +200,14 @@ def test_weights_are_uniform_by_default_and_need_not_sum_to_one():
     torch.testing.assert_close(GaussianMixtureDenoiser(means, weights=torch.full((4,), 3.0))(x, 0.7), denoised)
 
 
+def test_a_label_outweighs_any_distance():
+    """An image that lies on another class's component, with next to no noise: the answer is still of its own class."""
+    denoiser = mixture()
+    swapped = GaussianMixtureDenoiser(denoiser.means, 0.0, classes=torch.arange(3))
+    given = swapped(denoiser.means, 1e-3, torch.tensor([1, 2, 0]))
+    torch.testing.assert_close(given, denoiser.means[[1, 2, 0]])
+
+
 @pytest.mark.parametrize("of_means", [torch.float32, torch.float64])
 @pytest.mark.parametrize("of_x", [torch.float32, torch.float64])
 def test_means_and_images_may_differ_in_precision(of_means, of_x):

@@ -69,14 +69,14 @@ def test_an_evaluation_is_what_its_parts_say(experiment):
     """Each number by another way: scipy's Fréchet distance, a count, a mean."""
     result, classifier = experiment.evaluate("F"), experiment.classifier
     z, labels = experiment.noise()
-    images = samplers.sample(experiment.flow("F"), z, 1, labels=labels)
+    images = samplers.sample(experiment.flow("F"), z, 1, times=[0.999], labels=labels)  # the preset's first time
     with torch.no_grad():
         assert result.agreement == pytest.approx(sum(map(int, classifier(images).argmax(1) == labels)) / 64, abs=1e-6)
         distance = frechet(classifier.features(experiment.data.train.floats()), classifier.features(images))
     assert result.frechet == pytest.approx(distance, rel=1e-2, abs=1e-3)
     held_out = experiment.pairs("held_out")
     x, z, labels = held_out.batch(torch.arange(32))
-    error = samplers.sample(experiment.flow("F"), z, 1, labels=labels) - x
+    error = samplers.sample(experiment.flow("F"), z, 1, times=[0.999], labels=labels) - x
     assert result.pair_error == pytest.approx(float(error.square().mean()), rel=1e-4)
 
 
@@ -143,6 +143,7 @@ def test_the_same_training_elsewhere_has_the_same_weights(experiment, tmp_path):
         ({"pairs.held_out": 16}, {"held_out", "evaluation"}),
         ({"evaluation.samples": 32}, {"evaluation"}),
         ({"evaluation.seed": 1}, {"evaluation"}),
+        ({"evaluation.first_time": 0.99}, {"evaluation"}),
         ({"pairs.batch_size": 16}, set()),
         ({"seeds": [0]}, set()),
         ({"summary": "other words"}, set()),
@@ -187,6 +188,13 @@ def test_results_go_where_the_environment_says(runs):
 
 
 # What is refused
+
+
+def test_a_first_time_that_leaves_no_room_for_the_steps_is_refused_before_any_work(tmp_path, no_work):
+    """From 0.9, twenty uniform steps would begin by going up to 0.95."""
+    with pytest.raises(ValueError, match="first_time=0.9"):
+        Experiment("smoke", {"evaluation.first_time": 0.9}, runs=tmp_path).evaluate("F", nfe=20)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The U-Nets: the released implementation's numbers, the paper's sizes, and what every argument is for."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -73,14 +74,30 @@ def test_without_a_generator_no_two_networks_are_the_same():
     assert not torch.equal(first.map_layer0.weight, second.map_layer0.weight)
 
 
-def test_initial_weights_have_the_spread_that_pytorchs_initialisers_give():
-    """torch.nn.init's Xavier bound, for a large layer: all inside, and filling it (n uniform draws leave 10/n free)."""
-    model = SongUNet(**{**SMALL, "model_channels": 64}, generator=torch.Generator().manual_seed(0))
-    for weight in (model.map_layer1.weight, model.enc["8x8_block0"].conv0.weight):
-        like = nn.init.xavier_uniform_(torch.empty_like(weight), generator=torch.Generator().manual_seed(0))
-        largest = weight.abs().max().item()
-        assert largest == pytest.approx(like.abs().max().item(), rel=20 / weight.numel())
-        assert weight.std().item() == pytest.approx(largest / math.sqrt(3), rel=0.02)
+WIDE = {**SMALL, "model_channels": 64, "attn_resolutions": [8]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "like"),
+    [
+        (SongUNet, "map_layer1", partial(nn.init.xavier_uniform_)),
+        (SongUNet, "enc.8x8_block0.conv0", partial(nn.init.xavier_uniform_)),
+        (SongUNet, "enc.8x8_block0.qkv", partial(nn.init.xavier_uniform_, gain=0.2**0.5)),
+        (DhariwalUNet, "map_layer1", partial(nn.init.kaiming_uniform_, a=5**0.5)),
+        (DhariwalUNet, "enc.8x8_block0.conv0", partial(nn.init.kaiming_uniform_, a=5**0.5)),
+        (DhariwalUNet, "enc.8x8_block0.qkv", partial(nn.init.kaiming_uniform_, a=5**0.5)),
+    ],
+)
+def test_initial_weights_have_the_spread_that_pytorchs_initialisers_give(kind, layer, like):
+    """Uniform within torch.nn.init's own bounds, gains as in EDM: n draws come within 10 / n of the bound (4.5e-5 not
+    to), and their deviation is the bound over sqrt 3."""
+    weight = kind(**WIDE, generator=torch.Generator().manual_seed(0)).get_submodule(layer).weight
+    truth, largest = (
+        like(torch.empty_like(weight), generator=torch.Generator().manual_seed(0)),
+        weight.abs().max().item(),
+    )
+    assert largest == pytest.approx(truth.abs().max().item(), rel=20 / weight.numel())
+    assert weight.std().item() == pytest.approx(largest / math.sqrt(3), rel=0.02)
 
 
 def test_adms_label_embedding_starts_with_unit_variance():

@@ -59,6 +59,8 @@ def test_a_file_of_ones_own(file):
         ("u_shape: 4.0", "u_shape: .inf", "training.u_shape=inf"),
         ("num_steps: 4", "num_steps: 1", "pairs.num_steps=1: input should be greater than or equal to 2"),
         ("samples: 64", "samples: 1", "evaluation.samples=1"),
+        ("first_time: 0.999", "first_time: 1.0", "evaluation.first_time=1.0: input should be less than or equal"),
+        ("first_time: 0.999", "first_time: 0.5", "evaluation.first_time=0.5: input should be greater than or equal"),
         ("seeds: [0, 1]", "seeds: []", r"seeds=\[\]"),
         ("seeds: [0, 1]", "seeds: 0", "seeds=0"),
         ("seeds: [0, 1]", "seeds: [0, -1]", r"seeds\.1=-1"),

@@ -213,6 +213,14 @@ def test_inverted_noise_of_the_exact_flow_is_the_standardised_data(gaussian):
     torch.testing.assert_close(z, (x - gaussian.mean) / 0.4, atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("update", ["standard", "straight"])
+def test_times_of_ones_own_start_from_noise_at_the_first_of_them(gaussian, update):
+    """One step from t = 0.8 starts at 0.8 z and lands on the closed form's x-prediction there."""
+    z = randn(3, 1, 2, 2, dtype=FLOATS)
+    given = sample(gaussian.flow, z, 1, update=update, times=[0.8])
+    torch.testing.assert_close(given, gaussian.x_given(0.8 * z, 0.8), rtol=1e-9, atol=1e-9)
+
+
 # Counting
 
 
@@ -293,6 +301,13 @@ def test_sampling_needs_no_gradient_and_integration_allows_it(tiny_flow):
 def test_grids_are_uniform_but_for_the_first_time():
     assert samplers.generation_times(4).tolist() == pytest.approx([1 - 1e-5, 0.75, 0.5, 0.25, 0])
     assert samplers.inversion_times(4).tolist() == pytest.approx([1e-3, 0.25, 0.5, 0.75, 1])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 999, 1000, 1001, 5000])
+def test_grids_are_monotone_however_many_steps_there_are(steps):
+    """The first time must stay outside of the uniform ones: 1e-3 is the second of a thousand steps."""
+    assert (samplers.generation_times(steps).diff() < 0).all() and (samplers.inversion_times(steps).diff() > 0).all()
+    assert len(samplers.generation_times(steps)) == len(samplers.inversion_times(steps)) == steps + 1
 
 
 def test_a_trajectory_has_a_state_for_each_time_and_starts_where_it_was_put(tiny_flow):

@@ -13,7 +13,7 @@ from rfpp.timesteps import Exponential, LogitNormal, Uniform, UShaped
 
 EVERY = [
     Uniform(),
-    *(UShaped(a) for a in (4.0, 0.0, 1e-9, 1e-7, 2e-6, 1e-3, 1.0, 12.0, 60.0, -4.0)),
+    *(UShaped(a) for a in (4.0, 0.0, 1e-9, 1e-7, 2e-6, 1e-3, 1.0, 12.0, 30.0, -4.0)),
     *(LogitNormal(mean, std) for mean, std in ((0.0, 1.0), (-0.5, 0.6), (1.0, 2.0))),
     *(Exponential(a) for a in (4.0, -4.0, 1e-6, 20.0)),
 ]
@@ -42,7 +42,8 @@ def test_quantiles_invert_the_distribution_function(distribution):
     p = torch.from_numpy(INSIDE)
     torch.testing.assert_close(distribution.cdf(distribution.icdf(p)), p, rtol=0, atol=1e-9)
     t = distribution.icdf(p)
-    torch.testing.assert_close(distribution.icdf(distribution.cdf(t)), t, rtol=0, atol=1e-9)
+    rounding = 1e-15 / distribution.pdf(t)  # of a probability, seen as a time: much where hardly any times fall
+    assert ((distribution.icdf(distribution.cdf(t)) - t).abs() <= 1e-9 + rounding).all()
     assert float(distribution.cdf(0.0)) == pytest.approx(0, abs=1e-12)
     assert float(distribution.cdf(1.0)) == pytest.approx(1, abs=1e-12)
     assert float(distribution.icdf(0.0)) == pytest.approx(0, abs=1e-9)
@@ -91,7 +92,7 @@ def test_exponential_of_positive_rate_is_the_mirror_image():
     torch.testing.assert_close(Exponential(4.0).pdf(t), Exponential(-4.0).pdf(1 - t), rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("a", [0.5, 4.0, 12.0])
+@pytest.mark.parametrize("a", [5e-3, 0.5, 4.0, 12.0])
 def test_the_u_shape_is_the_papers(a):
     """Proportional to ``exp(a t) + exp(a (1 - t))``, as the released code samples it: lowest in the middle."""
     t = torch.from_numpy(INSIDE)

@@ -65,7 +65,7 @@ class Training(_Settings):
     warmup: Annotated[int, Field(ge=0)]
     ema: Share
     dropout: Share
-    u_shape: float
+    u_shape: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Evaluation(_Settings):

@@ -1,0 +1,34 @@
+"""Files that are whole or absent: written beside their place, and renamed once complete."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put ``text`` at ``path``, in a folder that exists."""
+    _partial(path).write_text(text)
+    os.replace(_partial(path), path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Put ``tensors`` at ``path`` as safetensors; raises ``OSError`` when the place cannot be written."""
+    try:
+        save_file(dict(tensors), _partial(path), dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    os.replace(_partial(path), path)
