@@ -90,6 +90,8 @@ def run(
     Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """
     settings, sources = presets.load(preset), notebooks(slugs)
+    if preset.endswith((".yaml", ".yml")):
+        preset = str(Path(preset).resolve())  # a notebook runs in its own folder
     given = dict(parameters or {}) | ({"preset": preset} if preset != presets.DEFAULT else {})
     for source in sources:
         check_parameters(source, given)

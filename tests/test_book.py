@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from rfpp import book, claims, paths, progress
+from rfpp import book, claims, paths, presets, progress
 from rfpp.book import NotebookFailed, ParameterError
 
 PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []"
@@ -99,6 +99,15 @@ def test_a_run_uses_its_parameters_shows_progress_and_leaves_no_trace_of_the_mac
     assert (
         progress.VARIABLE not in __import__("os").environ or "rfpp-" not in __import__("os").environ[progress.VARIABLE]
     )
+
+
+def test_a_preset_file_is_found_from_the_folder_of_the_notebook(checkout, tmp_path, monkeypatch):
+    checkout("01_one", "from rfpp import presets\nprint(presets.load(preset).name)")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text((presets.FOLDER / "smoke.yaml").read_text().replace("smoke", "mine"))
+    (path,) = book.run("mine.yaml", terminal=Terminal())
+    assert path.is_relative_to(tmp_path / "runs" / "mine" / "notebooks")
+    assert nbformat.read(path, as_version=4).cells[-1].outputs[0].text == "mine\n"
 
 
 def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout):
