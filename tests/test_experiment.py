@@ -7,7 +7,7 @@ import torch
 from test_metrics import frechet
 
 from rfpp import pairs as pair_module
-from rfpp import samplers, shipped, training
+from rfpp import samplers, shipped, timesteps, training
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.presets import PresetError
@@ -59,6 +59,41 @@ def test_flows_are_trained_and_differ(experiment):
     teacher, a, f = (experiment.flow(config).velocity(x_t, 0.5, labels) for config in ("teacher", "A", "F"))
     assert 0 < (f - teacher).norm() < 0.5 * (a - teacher).norm()
     assert isinstance(experiment.flow("F"), RectifiedFlow)
+
+
+@pytest.mark.parametrize(
+    ("config", "times", "batch_size", "premetric"),
+    [
+        ("A", timesteps.Uniform(), 8, "squared_l2"),
+        ("B", timesteps.Uniform(), 16, "squared_l2"),
+        ("C", timesteps.UShaped(3.0), 16, "squared_l2"),
+        ("D", timesteps.UShaped(3.0), 16, "pseudo_huber"),
+        ("E", timesteps.UShaped(3.0), 16, "LPIPSHuber"),
+        ("F", timesteps.UShaped(3.0), 16, "LPIPSHuberOverT"),
+    ],
+)
+def test_a_training_is_the_row_of_table_1_at_the_presets_settings(
+    tmp_path, monkeypatch, config, times, batch_size, premetric
+):
+    """What reaches the loop, with every setting different from its default."""
+    seen, reflow, fit = {}, training.reflow, training.fit
+
+    def see_reflow(pairs, times, premetric, batch_size, seed):
+        seen.update(pairs=len(pairs), times=times, batch_size=batch_size, reflow_seed=seed)
+        seen["premetric"] = getattr(premetric, "__name__", type(premetric).__name__)
+        return reflow(pairs, times, premetric, batch_size, seed)
+
+    def see_fit(model, objective, steps, **options):
+        seen.update(options, steps=steps, dropout=model.denoiser.model.config["dropout"])
+        return fit(model, objective, steps, **options)
+
+    monkeypatch.setattr(training, "reflow", see_reflow)
+    monkeypatch.setattr(training, "fit", see_fit)
+    changes = {"steps": 2, "lr": 3e-3, "warmup": 5, "ema": 0.6, "dropout": 0.25, "u_shape": 3.0}
+    Experiment("smoke", {f"training.{name}": value for name, value in changes.items()}, tmp_path).train(config, [1])
+    expected = {"pairs": 96, "times": times, "batch_size": batch_size, "premetric": premetric, "reflow_seed": 1}
+    expected |= {"steps": 2, "lr": 3e-3, "warmup": 5, "ema": 0.6, "dropout": 0.25, "seed": 1}
+    assert {name: seen[name] for name in expected} == expected
 
 
 def test_history_has_the_presets_steps(experiment):

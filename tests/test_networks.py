@@ -106,6 +106,13 @@ def test_adms_label_embedding_starts_with_unit_variance():
     assert model.map_label.weight.std().item() == pytest.approx(1.0, rel=0.014)
 
 
+@pytest.mark.parametrize(("kind", "eps"), [(SongUNet, 1e-6), (DhariwalUNet, 1e-5)])
+def test_normalisations_have_the_checkpoints_epsilon(kind, eps):
+    """A fact of the published networks that shows on nearly constant feature maps only."""
+    epsilons = [module.eps for module in kind(**SMALL).modules() if isinstance(module, networks.GroupNorm)]
+    assert len(epsilons) > 10 and set(epsilons) == {eps}
+
+
 @BOTH
 def test_initial_output_is_nearly_nought(kind):
     """The last layer starts at (nearly) nought, so that a preconditioned denoiser starts at its skip connection."""
