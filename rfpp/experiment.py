@@ -6,6 +6,7 @@ Notebooks and the command line ask an :class:`Experiment` for what they need; it
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -41,8 +42,9 @@ from rfpp.flow import RectifiedFlow
 
 _MODELS = (networks, denoisers, flows)
 _PAIRS = (*_MODELS, samplers, pairs, data, rng)
-_TRAINING = (*_PAIRS, training, timesteps, premetrics, features)
-_EVALUATION = (*_PAIRS, metrics, features)
+_THIS = sys.modules[__name__]  # how a training or an evaluation is put together stands here
+_TRAINING = (*_PAIRS, training, timesteps, premetrics, features, _THIS)
+_EVALUATION = (*_PAIRS, metrics, features, _THIS)
 
 TEACHER = "teacher"
 """Stands where a configuration's letter does: the 1-rectified flow, which is the teacher itself (Proposition 1)."""
