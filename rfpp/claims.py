@@ -90,6 +90,11 @@ class Record:
     provenance: dict[str, str]
     artifacts: dict[str, str]
 
+    @property
+    def circumstances(self) -> tuple[str, str, str, str]:
+        """Device, torch, rfpp and commit."""
+        return self.provenance["device"], self.provenance["torch"], self.provenance["rfpp"], self.commit
+
     def stale(self, claim: Claim) -> bool:
         """Whether the claim or the code changed since this was measured."""
         return self.claim != digest(claim.model_dump(mode="json")) or self.code != compute_digest()
@@ -239,15 +244,9 @@ def results_page(run: Path) -> str:
     ]
     for preset in presets:
         found = list(by_scale[preset].values())
-        for key in sorted(
-            {(r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) for r in found}
-        ):
-            device, torch_version, version, commit = key
-            same = [
-                r
-                for r in found
-                if (r.provenance["device"], r.provenance["torch"], r.provenance["rfpp"], r.commit) == key
-            ]
+        for circumstances in sorted({record.circumstances for record in found}):
+            device, torch_version, version, commit = circumstances
+            same = [record for record in found if record.circumstances == circumstances]
             lines.append(
                 f"| `{preset}` | {device} | rfpp {version}, torch {torch_version} | `{commit}` "
                 f"| {', '.join(r.id for r in same)} | {max(r.seconds for r in same):.0f} s |"
