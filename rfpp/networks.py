@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,21 +96,23 @@ class Conv2d(nn.Module):
         assert self.resample_filter is not None
         return (gain * self.resample_filter).to(x.dtype).expand(x.shape[1], 1, -1, -1)
 
+    def _resample(self, x: Tensor, pad: int) -> Tensor:
+        if self.up:
+            x = F.conv_transpose2d(x, self._filter(x, 4.0), groups=x.shape[1], stride=2, padding=pad)
+        if self.down:
+            x = F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2, padding=pad)
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        pad = 0 if weight is None else weight.shape[-1] // 2
         filter_pad = 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
-        if self.filter_last and self.down and weight is not None:
-            x = F.conv2d(x, weight, padding=pad + filter_pad)
-            x = F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2)
-        else:
-            if self.up:
-                x = F.conv_transpose2d(x, self._filter(x, 4.0), groups=x.shape[1], stride=2, padding=filter_pad)
-            if self.down:
-                x = F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2, padding=filter_pad)
-            if weight is not None:
-                x = F.conv2d(x, weight, padding=pad)
-        return x if self.bias is None else x + self.bias.to(x.dtype).reshape(1, -1, 1, 1)
+        if self.weight is None or self.bias is None:
+            return self._resample(x, filter_pad)
+        weight, bias, pad = self.weight.to(x.dtype), self.bias.to(x.dtype), self.weight.shape[-1] // 2
+        if self.filter_last:
+            # The filter sums to one and sees no padding, so that the bias passes through it unchanged.
+            x = F.conv2d(x, weight, bias, padding=pad + filter_pad)
+            return F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2)
+        return F.conv2d(self._resample(x, filter_pad), weight, bias, padding=pad)
 
 
 class GroupNorm(nn.Module):
@@ -217,21 +220,121 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def _levels(img_resolution: int, channel_mult: Sequence[int]) -> list[int]:
-    coarsest = img_resolution / 2 ** (len(channel_mult) - 1)
-    if coarsest != int(coarsest) or coarsest < 1:
-        raise ValueError(
-            f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times; "
-            f"shorten channel_mult={list(channel_mult)} or change img_resolution"
-        )
-    return [img_resolution >> level for level in range(len(channel_mult))]
+class _UNet(nn.Module):
+    """What the two U-Nets share: the order of their levels, and the way through them.
+
+    A subclass says in its ``__init__`` what a block is, makes its embedding layers, and calls :meth:`_build`.
+    """
+
+    enc: nn.ModuleDict
+    dec: nn.ModuleDict
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.img_resolution, self.in_channels = config["img_resolution"], config["in_channels"]
+        self.label_dim, self.augment_dim = config["label_dim"], config["augment_dim"]
+        self.label_dropout = config["label_dropout"]
+        mults = config["channel_mult"]
+        coarsest = self.img_resolution / 2 ** (len(mults) - 1)
+        if coarsest != int(coarsest) or coarsest < 1:
+            raise ValueError(
+                f"img_resolution={self.img_resolution} cannot be halved {len(mults) - 1} times; "
+                f"shorten channel_mult={list(mults)} or change img_resolution"
+            )
+
+    def _build(
+        self,
+        width: int,
+        first: Callable[[int, int], Conv2d],
+        block: Callable[..., UNetBlock],
+        aux: Callable[[int, int], Conv2d] | None = None,
+        *,
+        attend_everywhere: bool,
+    ) -> int:
+        """Make ``enc`` and ``dec``, and return the decoder's last width.
+
+        ``first(n_in, n_out)``: the convolution that widens the image to ``width``; ``block(n_in, n_out, attention, up,
+        down)``; ``aux(n_in, n_out)``: a step of the residual encoder. In the decoder, levels at ``attn_resolutions``
+        attend in all their blocks (``attend_everywhere``) or in the last one.
+        """
+        config = self.config
+        num_blocks, attn_resolutions = config["num_blocks"], config["attn_resolutions"]
+        levels = [
+            (self.img_resolution >> level, config["model_channels"] * mult)
+            for level, mult in enumerate(config["channel_mult"])
+        ]
+        self.enc = nn.ModuleDict()
+        self.enc[f"{self.img_resolution}x{self.img_resolution}_conv"] = first(self.in_channels, width)
+        skips, aux_width = [width], self.in_channels
+        for level, (resolution, level_width) in enumerate(levels):
+            name = f"{resolution}x{resolution}"
+            if level > 0:
+                self.enc[f"{name}_down"] = block(width, width, down=True)
+                if aux is not None:
+                    self.enc[f"{name}_aux_residual"], aux_width = aux(aux_width, width), width
+                skips.append(width)
+            for index in range(num_blocks):
+                n_in, width = width, level_width
+                self.enc[f"{name}_block{index}"] = block(n_in, width, attention=resolution in attn_resolutions)
+                skips.append(width)
+
+        self.dec = nn.ModuleDict()
+        for level, (resolution, level_width) in reversed(list(enumerate(levels))):
+            name = f"{resolution}x{resolution}"
+            if level == len(levels) - 1:
+                self.dec[f"{name}_in0"] = block(width, width, attention=True)
+                self.dec[f"{name}_in1"] = block(width, width)
+            else:
+                self.dec[f"{name}_up"] = block(width, width, up=True)
+            for index in range(num_blocks + 1):
+                n_in, width = width + skips.pop(), level_width
+                attention = resolution in attn_resolutions and (attend_everywhere or index == num_blocks)
+                self.dec[f"{name}_block{index}"] = block(n_in, width, attention=attention)
+        return width
+
+    def _classes(self, class_labels: Tensor | None, noise_labels: Tensor) -> Tensor:
+        """One-hot labels: zeros where there are none, and for those that label dropout forgets while training."""
+        if class_labels is None:
+            return noise_labels.new_zeros(len(noise_labels), self.label_dim)
+        if self.training and self.label_dropout:
+            kept = torch.rand(class_labels.shape[0], 1, device=class_labels.device) >= self.label_dropout
+            class_labels = class_labels * kept.to(class_labels.dtype)
+        return class_labels
+
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """Noise level, class and augmentation as one vector ``(B, E)``."""
+        raise NotImplementedError
+
+    def _head(self) -> tuple[nn.Module, nn.Module]:
+        """The last normalisation and convolution."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        emb = self.embed(noise_labels, class_labels, augment_labels)
+        skips: list[Tensor] = []
+        aux = x
+        for name, layer in self.enc.items():
+            if "aux_residual" in name:
+                aux = x = skips[-1] = (x + layer(aux)) * 0.5**0.5
+            else:
+                x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
+                skips.append(x)
+        for name, layer in self.dec.items():
+            if isinstance(layer, UNetBlock):
+                x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        norm, conv = self._head()
+        return conv(F.silu(norm(x)))
 
 
-class SongUNet(nn.Module):
+class SongUNet(_UNet):
     """NCSN++ and DDPM++ (Song et al., 2021) as used by EDM (Karras et al., 2022, Table 7).
 
     NCSN++: ``embedding_type="fourier", encoder_type="residual", resample_filter=[1, 3, 3, 1], channel_mult_noise=2``.
     DDPM++: the defaults. ``generator`` draws the initial weights (fresh entropy if ``None``).
+    Raises ``ValueError`` for an unknown type, or a resolution that cannot be halved as often as there are levels.
     """
 
     def __init__(
@@ -259,22 +362,21 @@ class SongUNet(nn.Module):
         one_of("embedding_type", embedding_type, ["positional", "fourier"])
         one_of("encoder_type", encoder_type, ["standard", "residual"])
         one_of("decoder_type", decoder_type, ["standard"])
-        super().__init__()
-        self.config = config
-        self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
-        self.label_dim, self.augment_dim, self.label_dropout = label_dim, augment_dim, label_dropout
-        levels = _levels(img_resolution, channel_mult)
+        super().__init__(config)
         initialiser = _Initialiser(generator)
         xavier = initialiser.xavier
         nearly_zero = partial(xavier, gain=1e-5)
         emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
 
-        def block(n_in: int, n_out: int, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
+        def block(n_in: int, n_out: int, *, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
             return UNetBlock(
                 n_in, n_out, emb, xavier, nearly_zero, partial(xavier, gain=0.2**0.5),
                 up=up, down=down, heads=int(attention), dropout=dropout, skip_scale=0.5**0.5, eps=1e-6,
                 resample_filter=resample_filter, resample_projection=True, adaptive_scale=False,
             )  # fmt: skip
+
+        def aux(n_in: int, n_out: int) -> Conv2d:
+            return Conv2d(n_in, n_out, 3, xavier, down=True, resample_filter=resample_filter, filter_last=True)
 
         self.map_noise = (
             PositionalEmbedding(noise, endpoint=True)
@@ -285,80 +387,36 @@ class SongUNet(nn.Module):
         self.map_augment = Linear(augment_dim, noise, xavier, bias_init=None) if augment_dim else None
         self.map_layer0 = Linear(noise, emb, xavier)
         self.map_layer1 = Linear(emb, emb, xavier)
+        width = self._build(
+            model_channels,
+            lambda n_in, n_out: Conv2d(n_in, n_out, 3, xavier),
+            block,
+            aux if encoder_type == "residual" else None,
+            attend_everywhere=False,
+        )
+        self._name = f"{img_resolution}x{img_resolution}"
+        self.dec[f"{self._name}_aux_norm"] = GroupNorm(width, eps=1e-6)
+        self.dec[f"{self._name}_aux_conv"] = Conv2d(width, out_channels, 3, nearly_zero)
 
-        self.enc = nn.ModuleDict()
-        skips: list[int] = []
-        width, aux_width = in_channels, in_channels
-        for level, (resolution, mult) in enumerate(zip(levels, channel_mult, strict=True)):
-            name = f"{resolution}x{resolution}"
-            if level == 0:
-                width, n_in = model_channels, width
-                self.enc[f"{name}_conv"] = Conv2d(n_in, width, 3, xavier)
-            else:
-                self.enc[f"{name}_down"] = block(width, width, down=True)
-                if encoder_type == "residual":
-                    self.enc[f"{name}_aux_residual"] = Conv2d(
-                        aux_width, width, 3, xavier, down=True, resample_filter=resample_filter, filter_last=True
-                    )
-                    aux_width = width
-            skips.append(width)
-            for index in range(num_blocks):
-                n_in, width = width, model_channels * mult
-                self.enc[f"{name}_block{index}"] = block(n_in, width, resolution in attn_resolutions)
-                skips.append(width)
-
-        self.dec = nn.ModuleDict()
-        for level, (resolution, mult) in reversed(list(enumerate(zip(levels, channel_mult, strict=True)))):
-            name = f"{resolution}x{resolution}"
-            if level == len(levels) - 1:
-                self.dec[f"{name}_in0"] = block(width, width, attention=True)
-                self.dec[f"{name}_in1"] = block(width, width)
-            else:
-                self.dec[f"{name}_up"] = block(width, width, up=True)
-            for index in range(num_blocks + 1):
-                n_in, width = width + skips.pop(), model_channels * mult
-                attention = index == num_blocks and resolution in attn_resolutions
-                self.dec[f"{name}_block{index}"] = block(n_in, width, attention)
-        self.dec[f"{name}_aux_norm"] = GroupNorm(width, eps=1e-6)
-        self.dec[f"{name}_aux_conv"] = Conv2d(width, out_channels, 3, nearly_zero)
+    def _head(self) -> tuple[nn.Module, nn.Module]:
+        return self.dec[f"{self._name}_aux_norm"], self.dec[f"{self._name}_aux_conv"]
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Noise level, class and augmentation as one vector ``(B, E)``."""
         emb = self.map_noise(noise_labels)
         emb = emb.reshape(emb.shape[0], 2, -1).flip(1).reshape(emb.shape)  # sines before cosines
-        if self.map_label is not None and class_labels is not None:
-            if self.training and self.label_dropout:
-                kept = torch.rand(class_labels.shape[0], 1, device=class_labels.device) >= self.label_dropout
-                class_labels = class_labels * kept.to(class_labels.dtype)
-            emb = emb + self.map_label(class_labels * self.label_dim**0.5)
+        if self.map_label is not None:
+            emb = emb + self.map_label(self._classes(class_labels, noise_labels) * self.label_dim**0.5)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
-    def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        emb = self.embed(noise_labels, class_labels, augment_labels)
-        skips: list[Tensor] = []
-        aux = x
-        for name, layer in self.enc.items():
-            if "aux_residual" in name:
-                aux = x = skips[-1] = (x + layer(aux)) * 0.5**0.5
-            else:
-                x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-                skips.append(x)
-        for name, layer in self.dec.items():
-            if "aux_norm" in name:
-                x = F.silu(layer(x))
-            elif "aux_conv" in name:
-                x = layer(x)
-            else:
-                x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        return x
 
+class DhariwalUNet(_UNet):
+    """ADM (Dhariwal and Nichol, 2021) as used by EDM on ImageNet (Karras et al., 2022, Table 7).
 
-class DhariwalUNet(nn.Module):
-    """ADM (Dhariwal and Nichol, 2021) as used by EDM on ImageNet (Karras et al., 2022, Table 7)."""
+    ``generator`` draws the initial weights (fresh entropy if ``None``).
+    Raises ``ValueError`` for a resolution that cannot be halved as often as there are levels.
+    """
 
     def __init__(
         self,
@@ -377,16 +435,12 @@ class DhariwalUNet(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         config = {key: value for key, value in locals().items() if key not in ("self", "generator", "__class__")}
-        super().__init__()
-        self.config = config
-        self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
-        self.label_dim, self.augment_dim, self.label_dropout = label_dim, augment_dim, label_dropout
-        levels = _levels(img_resolution, channel_mult)
+        super().__init__(config)
         initialiser = _Initialiser(generator)
         kaiming = partial(initialiser.kaiming, gain=(1 / 3) ** 0.5)
         emb = model_channels * channel_mult_emb
 
-        def block(n_in: int, n_out: int, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
+        def block(n_in: int, n_out: int, *, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
             heads = (n_out // 64 or 1) if attention else 0
             return UNetBlock(
                 n_in, n_out, emb, kaiming, zeros, kaiming, kaiming, up=up, down=down, heads=heads, dropout=dropout
@@ -399,58 +453,50 @@ class DhariwalUNet(nn.Module):
         # Unit-variance weights for one-hot inputs: Kaiming with the fan-in scaled away.
         label_init = partial(initialiser.kaiming_normal, gain=label_dim**0.5)
         self.map_label = Linear(label_dim, emb, label_init, bias_init=None) if label_dim else None
-
-        self.enc = nn.ModuleDict()
-        skips: list[int] = []
-        width = in_channels
-        for level, (resolution, mult) in enumerate(zip(levels, channel_mult, strict=True)):
-            name = f"{resolution}x{resolution}"
-            if level == 0:
-                n_in, width = width, model_channels * mult
-                self.enc[f"{name}_conv"] = Conv2d(n_in, width, 3, kaiming, kaiming)
-            else:
-                self.enc[f"{name}_down"] = block(width, width, down=True)
-            skips.append(width)
-            for index in range(num_blocks):
-                n_in, width = width, model_channels * mult
-                self.enc[f"{name}_block{index}"] = block(n_in, width, resolution in attn_resolutions)
-                skips.append(width)
-
-        self.dec = nn.ModuleDict()
-        for level, (resolution, mult) in reversed(list(enumerate(zip(levels, channel_mult, strict=True)))):
-            name = f"{resolution}x{resolution}"
-            if level == len(levels) - 1:
-                self.dec[f"{name}_in0"] = block(width, width, attention=True)
-                self.dec[f"{name}_in1"] = block(width, width)
-            else:
-                self.dec[f"{name}_up"] = block(width, width, up=True)
-            for index in range(num_blocks + 1):
-                n_in, width = width + skips.pop(), model_channels * mult
-                self.dec[f"{name}_block{index}"] = block(n_in, width, resolution in attn_resolutions)
+        width = self._build(
+            model_channels * channel_mult[0],
+            lambda n_in, n_out: Conv2d(n_in, n_out, 3, kaiming, kaiming),
+            block,
+            attend_everywhere=True,
+        )
         self.out_norm = GroupNorm(width)
         self.out_conv = Conv2d(width, out_channels, 3, zeros)
 
+    def _head(self) -> tuple[nn.Module, nn.Module]:
+        return self.out_norm, self.out_conv
+
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Noise level, class and augmentation as one vector ``(B, E)``."""
         emb = self.map_noise(noise_labels)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
-        if self.map_label is not None and class_labels is not None:
-            if self.training and self.label_dropout:
-                kept = torch.rand(class_labels.shape[0], 1, device=class_labels.device) >= self.label_dropout
-                class_labels = class_labels * kept.to(class_labels.dtype)
-            emb = emb + self.map_label(class_labels)
+        if self.map_label is not None:
+            emb = emb + self.map_label(self._classes(class_labels, noise_labels))
         return F.silu(emb)
 
-    def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        emb = self.embed(noise_labels, class_labels, augment_labels)
-        skips: list[Tensor] = []
-        for layer in self.enc.values():
-            x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-            skips.append(x)
-        for name, layer in self.dec.items():
-            x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+
+_NCSNPP: dict[str, Any] = {
+    "embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual", "resample_filter": [1, 3, 3, 1],
+    "augment_dim": 9,
+}  # fmt: skip
+_SIXTY_FOUR = {"img_resolution": 64, "channel_mult": [1, 2, 2, 2], "dropout": 0.25, **_NCSNPP}
+
+PAPER: dict[str, tuple[type[_UNet], dict[str, Any]]] = {
+    "cifar10": (SongUNet, {"img_resolution": 32, "channel_mult": [2, 2, 2], "dropout": 0.13, **_NCSNPP}),
+    "afhq": (SongUNet, _SIXTY_FOUR),
+    "ffhq": (SongUNet, _SIXTY_FOUR),
+    "imagenet64": (DhariwalUNet, {"img_resolution": 64, "label_dim": 1000}),
+}
+"""The paper's networks (Table 7, and the released configurations), by data set: what differs from the defaults."""
+
+
+def paper(name: str, **changes: Any) -> SongUNet | DhariwalUNet:
+    """One of the networks of :data:`PAPER` with fresh weights; ``changes`` such as ``label_dim=10`` or ``generator``.
+
+    Raises ``ValueError`` for an unknown name.
+    """
+    one_of("name", name, PAPER)
+    kind, config = PAPER[name]
+    made = kind(**{"in_channels": 3, "out_channels": 3, **config, **changes})
+    assert isinstance(made, SongUNet | DhariwalUNet)
+    return made
