@@ -30,6 +30,7 @@ import torch
 from filelock import FileLock
 
 import rfpp
+from rfpp import files
 
 MANIFEST = "manifest.json"
 
@@ -41,12 +42,6 @@ class StorageError(OSError):
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, the same for equal values whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shape(node: Any) -> Any:
@@ -154,14 +149,14 @@ class Store:
         return finished
 
     def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:
-        files = {}
+        written = {}
         (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was stopped just before the renaming
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-            files[path.relative_to(folder).as_posix()] = {"sha256": file_digest(path), "bytes": path.stat().st_size}
+            written[path.relative_to(folder).as_posix()] = {"sha256": files.sha256(path), "bytes": path.stat().st_size}
         manifest = {
-            "step": step, "key": key, "inputs": inputs, "files": files, "seconds": round(seconds, 1), **provenance()
+            "step": step, "key": key, "inputs": inputs, "files": written, "seconds": round(seconds, 1), **provenance()
         }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
@@ -184,7 +179,7 @@ class Store:
 
     @staticmethod
     def _damaged(path: Path, entry: dict[str, Any]) -> bool:
-        return not path.is_file() or path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]
+        return not path.is_file() or path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]
 
     def finished(self) -> list[Artifact]:
         """All finished steps, oldest first, without comparing checksums; unreadable manifests are passed over."""

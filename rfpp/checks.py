@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 def nearest(value: object, allowed: Iterable[str]) -> str:
@@ -22,7 +23,7 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
 
 def at_least(name: str, value: object, minimum: int) -> None:
     """Raise ``TypeError`` unless ``value`` is an integer, ``ValueError`` unless it is ``>= minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; an integer of at least {minimum} is needed")
     if value < minimum:
         raise ValueError(f"{name}={value} is too small; an integer of at least {minimum} is needed")

@@ -1,15 +1,21 @@
 """Denoisers: ``denoiser(x, sigma, labels=None) -> E[x0 | x0 + sigma * eps = x]``.
 
 Every model of the book enters through this contract, with ``x`` at the scale where noise of standard deviation
-``sigma`` was added to unscaled data. A trained U-Net meets it through :class:`EDMPrecond`; a mixture of Gaussians meets
-it in closed form and gives tests and pictures an answer that is known exactly.
+``sigma`` was added to unscaled data. A trained U-Net meets it through :class:`EDMPrecond` or, when it was trained on a
+variance-preserving (VP) process, :class:`VPPrecond`; a mixture of Gaussians meets it in closed form and gives tests and
+pictures an answer that is known exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rfpp.checks import one_of
 
 
 def expand(scalar: float | Tensor, x: Tensor) -> Tensor:
@@ -26,18 +32,12 @@ def expand(scalar: float | Tensor, x: Tensor) -> Tensor:
     return value.expand(len(x)).reshape(-1, *[1] * (x.ndim - 1))
 
 
-class EDMPrecond(nn.Module):
-    """EDM's preconditioning (Karras et al., 2022, Eq. 7): ``D(x; s) = c_skip x + c_out F(c_in x; c_noise)``.
+class _Precond(nn.Module):
+    """A network as a denoiser: labels and augmentation as the network takes them, scaling by a subclass."""
 
-    ``network`` is a :class:`rfpp.networks.SongUNet` or ``DhariwalUNet``; ``sigma_data`` the standard deviation of the
-    data. ``labels``: class indices ``(B,)`` or one-hot ``(B, label_dim)``; ``None`` gives a conditional network zeros.
-    Networks with ``augment_dim`` get zeros as augmentation labels.
-    """
-
-    def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.model = network
-        self.sigma_data = sigma_data
 
     @property
     def label_dim(self) -> int:
@@ -60,16 +60,126 @@ class EDMPrecond(nn.Module):
             )
         return labels.to(x.device, torch.float32)
 
+    def _network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """``F(x; c_noise)`` for an input that is scaled already, in the precision of ``x``."""
+        augment_dim = getattr(self.model, "augment_dim", 0)
+        augmentation = c_noise.new_zeros(len(x), augment_dim) if augment_dim else None
+        output: Tensor = self.model(x, c_noise, self._one_hot(labels, x), augmentation)
+        return output.to(x.dtype)
+
+
+class EDMPrecond(_Precond):
+    """EDM's preconditioning (Karras et al., 2022, Eq. 7): ``D(x; s) = c_skip x + c_out F(c_in x; c_noise)``.
+
+    ``network`` is a :class:`rfpp.networks.SongUNet` or ``DhariwalUNet``; ``sigma_data`` the standard deviation of the
+    data. ``labels``: class indices ``(B,)`` or one-hot ``(B, label_dim)``; ``None`` gives a conditional network zeros.
+    Networks with ``augment_dim`` get zeros as augmentation labels.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
+        super().__init__(network)
+        self.sigma_data = sigma_data
+
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """``E[x0 | x]`` for noisy images ``x`` ``(B, C, H, W)`` and noise levels ``sigma``, a number or ``(B,)``."""
         sigma = expand(sigma, x)
         total = (sigma**2 + self.sigma_data**2).sqrt()
         c_skip, c_out, c_in = (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total
-        c_noise = sigma.flatten().log() / 4
-        augment_dim = getattr(self.model, "augment_dim", 0)
-        augmentation = c_noise.new_zeros(len(x), augment_dim) if augment_dim else None
-        output = self.model(c_in * x, c_noise, self._one_hot(labels, x), augmentation)
-        return c_skip * x + c_out * output.to(x.dtype)
+        return c_skip * x + c_out * self._network(c_in * x, sigma.flatten().log() / 4, labels)
+
+
+class LinearSchedule:
+    """The VP process with ``beta(t) = beta_min + beta_d t`` on ``t`` in [0, 1] (Song et al., 2021).
+
+    Its state is ``alpha(t) x0 + sqrt(1 - alpha(t)^2) eps`` with ``alpha(t) = exp(-beta_d t^2 / 4 - beta_min t / 2)``.
+    Networks see the time as a number of ``steps``: ``c_noise = (steps - 1) t``.
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_d: float = 19.9, steps: int = 1000) -> None:
+        self.beta_min, self.beta_d, self.steps = beta_min, beta_d, steps
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"type": "LinearSchedule", "beta_min": self.beta_min, "beta_d": self.beta_d, "steps": self.steps}
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise over signal at time ``t``: ``sqrt(1 / alpha(t)^2 - 1)``."""
+        return (self.beta_d * t**2 / 2 + self.beta_min * t).expm1().sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The time of a noise level, the positive root of Eq. 29, in a form that loses no digits at small ``sigma``."""
+        log = (sigma**2).log1p()
+        return 2 * log / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * log).sqrt())
+
+    def noise_label(self, sigma: Tensor) -> Tensor:
+        """``c_noise`` for the network."""
+        return (self.steps - 1) * self.time(sigma)
+
+
+class DiscreteSchedule:
+    """A VP process known at whole steps only, as DDPM's (Ho et al., 2020): ``alphas_cumprod[k] = alpha_k^2``.
+
+    Between two steps, the step number is linear in ``log sigma``; beyond the first and the last it stays.
+    Raises ``ValueError`` unless ``alphas_cumprod`` falls within (0, 1).
+    """
+
+    def __init__(self, alphas_cumprod: Sequence[float] | Tensor) -> None:
+        squared = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+        if (
+            squared.ndim != 1
+            or len(squared) < 2
+            or not (squared.diff() < 0).all()
+            or not 0 < squared[-1] < squared[0] < 1
+        ):
+            raise ValueError("alphas_cumprod must be a list of at least two numbers that fall within (0, 1)")
+        self.alphas_cumprod = squared
+        self.log_sigmas = ((1 - squared) / squared).log() / 2
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"type": "DiscreteSchedule", "alphas_cumprod": self.alphas_cumprod.tolist()}
+
+    def noise_label(self, sigma: Tensor) -> Tensor:
+        """The step number of a noise level, a fraction between two steps."""
+        known = self.log_sigmas.to(sigma.device)
+        log = sigma.double().log().clamp(known[0], known[-1])
+        upper = torch.searchsorted(known, log).clamp(1, len(known) - 1)
+        below, above = known[upper - 1], known[upper]
+        return (upper - 1 + (log - below) / (above - below)).to(sigma.dtype)
+
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+class VPPrecond(_Precond):
+    """A VP diffusion model as a denoiser: the network saw ``y = alpha x0 + sqrt(1 - alpha^2) eps``.
+
+    With ``sigma = sqrt(1 - alpha^2) / alpha`` that is ``y = x / sqrt(1 + sigma^2)``, and the network's ``prediction``
+    is ``eps`` (DDPM, score SDE), ``x0``, or ``alpha eps - sqrt(1 - alpha^2) x0`` (Salimans and Ho, 2022).
+    ``schedule`` turns ``sigma`` into the time the network knows; labels are as for :class:`EDMPrecond`.
+    Raises ``ValueError`` for an unknown prediction.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: LinearSchedule | DiscreteSchedule | None = None,
+        prediction: str = "epsilon",
+    ) -> None:
+        one_of("prediction", prediction, PREDICTIONS)
+        super().__init__(network)
+        self.schedule, self.prediction = schedule or LinearSchedule(), prediction
+
+    def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        """``E[x0 | x]`` for noisy images ``x`` ``(B, C, H, W)`` and noise levels ``sigma``, a number or ``(B,)``."""
+        sigma = expand(sigma, x)
+        alpha = 1 / (1 + sigma**2).sqrt()
+        output = self._network(alpha * x, self.schedule.noise_label(sigma.flatten()), labels)
+        if self.prediction == "epsilon":
+            return x - sigma * output
+        if self.prediction == "sample":
+            return output
+        return alpha**2 * x - alpha * sigma * output
 
 
 class GaussianMixtureDenoiser(nn.Module):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _partial(path: Path) -> Path:
@@ -31,4 +39,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    os.replace(_partial(path), path)
+
+
+def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Put ``tensors`` at ``path`` as a plain dictionary, the way ``torch.save`` does."""
+    torch.save(dict(tensors), _partial(path))
     os.replace(_partial(path), path)

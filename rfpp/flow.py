@@ -28,7 +28,8 @@ class RectifiedFlow(nn.Module):
     """The rectified flow whose posterior mean a denoiser computes (Eq. 1, with Proposition 1 for the change of time).
 
     Any ``denoiser(x, sigma, labels=None)`` serves: a pretrained one gives the 1-rectified flow without training,
-    and training goes on from there.
+    and training goes on from there. A VP model is a denoiser through :class:`rfpp.denoisers.VPPrecond`, and the two
+    together make Table 2's VP row: ``(x_t / (1 - t)) / sqrt(1 + sigma^2) = x_t / sqrt((1 - t)^2 + t^2)``.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:

@@ -1,4 +1,4 @@
-"""Where things lie: the repository, its runs and its book, wherever the process was started."""
+"""Where things lie: the repository, its runs and its book, downloads, wherever the process was started."""
 
 from __future__ import annotations
 
@@ -34,3 +34,10 @@ def runs() -> Path:
     if os.environ.get("RFPP_RUNS"):
         return Path(os.environ["RFPP_RUNS"]).expanduser().resolve()
     return (_search(Path.cwd()) or Path.cwd()) / "runs"
+
+
+def downloads() -> Path:
+    """The folder of downloads, shared by all checkouts: ``RFPP_CACHE``, else ``rfpp`` in the user's cache folder."""
+    if os.environ.get("RFPP_CACHE"):
+        return Path(os.environ["RFPP_CACHE"]).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfpp"

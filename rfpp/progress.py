@@ -24,9 +24,12 @@ def bar(
     total: int | None = None,
     unit: str = "step",
     unit_scale: bool = False,
+    initial: int = 0,
 ) -> Any:
     """A tqdm bar with the time left, for an iterable or, with ``total``, for calls of ``update``."""
-    options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "unit_scale": unit_scale, "leave": False}
+    options: dict[str, Any] = {
+        "desc": desc, "total": total, "unit": unit, "unit_scale": unit_scale, "initial": initial, "leave": False
+    }  # fmt: skip
     path = os.environ.get(VARIABLE)
     if not path:
         return notebook_tqdm(iterable, **options)

@@ -87,7 +87,7 @@ def retrain(names: list[str] | None = None, folder: Path = ASSETS, say: Callable
     manifest = json.loads(path.read_text()) if path.is_file() else {}
     for name in names:
         file = checkpoints.save(train(name), folder / f"{name}.safetensors")
-        manifest[name] = {"recipe": recipe_hash(name), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        manifest[name] = {"recipe": recipe_hash(name), "sha256": files.sha256(file)}
         files.write_text(path, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         say(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")
 
@@ -99,7 +99,7 @@ def _load(name: str) -> nn.Module:
     again = f"python -m rfpp retrain {name}"
     if entry["recipe"] != recipe_hash(name):
         raise ValueError(f"{file} was made by another recipe than the one in {__name__}; run: {again}")
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+    if not file.is_file() or files.sha256(file) != entry["sha256"]:
         raise ValueError(f"{file} is missing or not the file that shipped; reinstall, or run: {again}")
     return checkpoints.load(file)
 

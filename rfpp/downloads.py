@@ -1,0 +1,92 @@
+"""Files from the internet: fetched once, checked against a pinned SHA-256, resumed where they stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from filelock import FileLock
+
+from rfpp import files, paths, progress
+
+CHUNK = 1 << 20
+TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as lost."""
+
+
+def _receive(url: str, partial: Path, name: str) -> None:
+    """Append what is missing of ``url`` to ``partial``; begin anew where the server cannot go on."""
+    have = partial.stat().st_size if partial.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # Nothing lies beyond what we have: it is whole, or of another file. The checksum tells.
+        return
+    with response:
+        goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        have = have if goes_on else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with (
+            partial.open("ab" if goes_on else "wb") as file,
+            progress.bar(total=total, initial=have, desc=name, unit="B", unit_scale=True) as bar,
+        ):
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if total is not None and partial.stat().st_size < total:
+            raise HTTPException(f"the connection ended after {partial.stat().st_size} of {total} bytes")
+
+
+def fetch(url: str, sha256: str, folder: str | Path | None = None, attempts: int = 3) -> Path:
+    """The local copy of ``url``, downloaded unless it is there already.
+
+    ``sha256``: 64 hexadecimal digits that the file must have; ``folder``: where to, by default
+    :func:`rfpp.paths.downloads`. A download that stops is tried again from where it stopped, ``attempts`` times now and
+    whenever this is called again.
+
+    Raises ``ValueError`` for a malformed checksum or URL, or a file that has another checksum (it is deleted), and
+    ``OSError`` when the file cannot be had, with the place to put it by hand.
+    """
+    digest = sha256.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"sha256={sha256!r} is not a SHA-256; 64 hexadecimal digits are needed")
+    parts = urllib.parse.urlsplit(url)
+    name = Path(urllib.parse.unquote(parts.path)).name
+    if parts.scheme not in ("http", "https") or not name:
+        raise ValueError(f"url={url!r} is not the address of a file; it must begin with https:// or http://")
+    # The checksum in the name keeps two files apart that have the same name.
+    path = Path(folder or paths.downloads()) / f"{digest[:16]}-{name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.is_file():
+            if files.sha256(path) != digest:
+                raise ValueError(f"{path} has the SHA-256 {files.sha256(path)}, expected {digest}; delete it")
+            return path
+        partial = path.with_name(f".{path.name}.partial")
+        for attempt in range(attempts):
+            try:
+                _receive(url, partial, name)
+                break
+            except (OSError, HTTPException) as error:
+                if attempt + 1 < attempts and not isinstance(error, urllib.error.HTTPError):
+                    continue
+                kept = f" ({partial.stat().st_size} bytes are kept)" if partial.is_file() else ""
+                raise OSError(
+                    f"cannot download {url}: {getattr(error, 'reason', None) or error}{kept}. "
+                    f"Run again to go on, or put the file at {path} yourself"
+                ) from error
+        found = files.sha256(partial)
+        if found != digest:
+            partial.unlink()
+            raise ValueError(f"{url} has the SHA-256 {found}, expected {digest}; what was downloaded is deleted")
+        os.replace(partial, path)
+    return path
