@@ -3,20 +3,29 @@
 Images are stored as 8-bit pixels in numbered shards; noise is not stored at all, since :func:`noise` computes it from
 ``(seed, index)``. Image ``i`` of a folder therefore depends on nothing but the teacher, the seed and ``i``: shards can
 be made in any order, and a run that was interrupted goes on with the first shard that is missing.
+
+Pairs that the paper's released code made come in with :func:`import_released`. Their noise is stored as the state of
+the generator it was drawn from, and :func:`noise_of_states` draws it again.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
-from collections.abc import Sequence
-from pathlib import Path
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rfpp import files, progress, rng
@@ -37,6 +46,26 @@ def noise(seed: int, indices: Sequence[int] | Tensor, shape: Sequence[int]) -> T
         np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, int(index)])).standard_normal(
             dtype=np.float32, out=row
         )
+    return torch.from_numpy(rows)
+
+
+STATE_BYTES = 32
+
+
+def noise_of_states(states: Tensor, shape: Sequence[int]) -> Tensor:
+    """The noise ``(N, *shape)`` that numpy's PCG64 draws from each of the ``states`` ``(N, 32)``, bit for bit.
+
+    A state is two big-endian numbers of 16 bytes, as the released archives have them: the generator's state and its
+    increment. The generator draws in double precision, and the noise is that, rounded to single.
+    """
+    generator = np.random.PCG64(0)
+    rows = np.empty((len(states), *shape), dtype=np.float32)
+    for row, content in zip(rows, states.numpy(), strict=True):
+        state, increment = (int.from_bytes(half.tobytes(), "big") for half in np.split(content, 2))
+        generator.state = {
+            "bit_generator": "PCG64", "state": {"state": state, "inc": increment}, "has_uint32": 0, "uinteger": 0
+        }  # fmt: skip
+        row[...] = np.random.Generator(generator).standard_normal(shape)
     return torch.from_numpy(rows)
 
 
@@ -72,7 +101,8 @@ def generate(
     ``shape`` ``(C, H, W)`` and ``classes`` are read off the denoiser's network where it has one; labels are then drawn
     in turn, ``index mod classes``. Shards that are already there are kept.
 
-    Raises ``ValueError`` for ``n`` or ``batch_size`` below 1, or if ``out_dir`` holds pairs made with other settings.
+    Raises ``ValueError`` for ``n`` or ``batch_size`` below 1, ``classes`` that the network does not have, or if
+    ``out_dir`` holds pairs made with other settings or by another denoiser.
     """
     for name, value in (("n", n), ("batch_size", batch_size), ("shard_size", shard_size)):
         at_least(name, value, 1)
@@ -85,14 +115,55 @@ def generate(
         shape = (network.in_channels, network.img_resolution, network.img_resolution)
     if classes is None:
         classes = getattr(network, "label_dim", 0)
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    elif classes and network is not None and classes != getattr(network, "label_dim", classes):
+        raise ValueError(f"classes={classes}, but the denoiser's network has label_dim={network.label_dim}")
     index = {
-        "n": n, "seed": seed, "num_steps": num_steps, "shape": list(shape), "classes": classes, "shard_size": shard_size
+        "n": n, "seed": seed, "num_steps": num_steps, "shape": list(shape), "classes": classes,
+        "shard_size": shard_size, "denoiser": _fingerprint(denoiser),
     }  # fmt: skip
+
+    def make(indices: Tensor, advance: Callable[[int], Any]) -> dict[str, Tensor]:
+        images = []
+        for chunk in indices.split(batch_size):
+            z = noise(seed, chunk, shape).to(device)
+            labels = (chunk % classes).to(device) if classes else None
+            images.append(to_uint8(edm_sample(denoiser, z, num_steps, labels=labels)).cpu())
+            advance(len(chunk))
+        return {"images": torch.cat(images), "indices": indices}
+
+    return _fill(Path(out_dir), index, make, f"pairs, {2 * num_steps - 1} NFE")
+
+
+def _fingerprint(denoiser: Denoiser) -> str | None:
+    """SHA-256 of a denoiser's weights, whatever they are called; ``None`` for one that has none to show."""
+    tensors = list(denoiser.state_dict().values()) if isinstance(denoiser, nn.Module) else []
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest() if tensors else None
+
+
+def _fill(
+    out_dir: Path,
+    index: dict[str, Any],
+    make: Callable[[Tensor, Callable[[int], Any]], dict[str, Tensor]],
+    desc: str,
+) -> Path:
+    """Write the shards that are missing of a folder, and its ``index`` first.
+
+    ``make(indices, advance)`` makes the tensors of one shard and reports its progress in pairs.
+    Raises ``ValueError`` if the folder holds pairs made with other settings.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
     if (out_dir / INDEX).is_file():
         found = _read_index(out_dir)
-        different = [key for key in index if found.get(key) != index[key]]
+        # A denoiser without weights cannot be told from another.
+        different = [
+            key
+            for key in index
+            if found.get(key) != index[key] and not (key == "denoiser" and None in (found.get(key), index[key]))
+        ]
         if different:
             raise ValueError(
                 f"{out_dir} holds pairs made with other settings "
@@ -101,21 +172,13 @@ def generate(
             )
     else:
         files.write_text(out_dir / INDEX, json.dumps(index, indent=1, sort_keys=True))
-
-    with progress.bar(total=n, desc=f"pairs, {2 * num_steps - 1} NFE", unit="pair") as bar:
-        for number, first in enumerate(range(0, n, shard_size)):
-            indices = torch.arange(first, min(first + shard_size, n))
+    with progress.bar(total=index["n"], desc=desc, unit="pair") as bar:
+        for number, indices in enumerate(torch.arange(index["n"]).split(index["shard_size"])):
             path = _shard(out_dir, number)
             if path.is_file() and _readable(path):
                 bar.update(len(indices))
-                continue
-            images = []
-            for chunk in indices.split(batch_size):
-                z = noise(seed, chunk, shape).to(device)
-                labels = (chunk % classes).to(device) if classes else None
-                images.append(to_uint8(edm_sample(denoiser, z, num_steps, labels=labels)).cpu())
-                bar.update(len(chunk))
-            files.write_tensors(path, {"images": torch.cat(images), "indices": indices})
+            else:
+                files.write_tensors(path, make(indices, bar.update))
     return out_dir
 
 
@@ -128,8 +191,164 @@ def _readable(path: Path) -> bool:
     return True
 
 
+# The released archives
+
+_LARGEST_FILE, _LARGEST_SIDE = 1 << 24, 4096
+
+
+def _entries(archive: zipfile.ZipFile, source: Path, ending: str) -> dict[str, zipfile.ZipInfo]:
+    """The archive's files with this ending, by their names without it.
+
+    An interrupted and repeated run of the released code stores files twice; that is fine as long as they are the same.
+    """
+    found: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        path = PurePosixPath(info.filename)
+        if info.is_dir() or path.suffix != ending:
+            continue
+        if info.file_size > _LARGEST_FILE:
+            raise ValueError(
+                f"{source}: {info.filename} would unfold to {info.file_size} bytes; is this the right file?"
+            )
+        stem = str(path.with_suffix(""))
+        if stem in found and (found[stem].CRC, found[stem].file_size) != (info.CRC, info.file_size):
+            raise ValueError(f"{source} has two different files called {info.filename}")
+        found[stem] = info
+    if not found:
+        raise ValueError(f"{source} has no {ending} files")
+    return found
+
+
+def _open(path: Path) -> zipfile.ZipFile:
+    if not path.is_file():
+        raise FileNotFoundError(f"no archive at {path}")
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a whole zip archive ({error})") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _read_labels(path: Path, names: Sequence[str], classes: int | None) -> tuple[Tensor, int]:
+    """The labels of the images called ``names``, and the number of classes."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no labels at {path}")
+    found: dict[str, int] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if len(row) != 2 or not re.fullmatch(r"\d{1,9}", row[1].strip()):
+                raise ValueError(f"{path}, line {number}: {','.join(row)[:100]!r} is not a name and a class")
+            name, label = str(PurePosixPath(row[0]).with_suffix("")), int(row[1])
+            if found.setdefault(name, label) != label:
+                raise ValueError(f"{path}, line {number}: {row[0]} has class {label}, and {found[name]} further up")
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{path} has no class for {len(missing)} of {len(names)} images: {_some(missing)}")
+    labels = torch.tensor([found[name] for name in names])
+    largest = int(labels.max())
+    if classes is not None and largest >= classes:
+        raise ValueError(f"{path} has class {largest}, but classes={classes}; allowed: 0..{classes - 1}")
+    return labels, classes or largest + 1
+
+
+def import_released(
+    samples_zip: str | Path,
+    z_zip: str | Path,
+    out_dir: str | Path,
+    labels_csv: str | Path | None = None,
+    *,
+    classes: int | None = None,
+    shard_size: int = SHARD_SIZE,
+) -> Path:
+    """Take over the pairs that the paper's released code made, and return ``out_dir``.
+
+    ``samples_zip``: images as PNG; ``z_zip``: for each a ``.bin`` file with the state of the generator that its noise
+    was drawn from; ``labels_csv``: a line ``name,class`` for each. Pairs are ordered by the numbers in their names.
+    ``classes``: how many there are, by default one more than the largest. Shards that are already there are kept.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` before anything is written for archives that are damaged or do not
+    match, and later naming the image that cannot be read or has another size.
+    """
+    at_least("shard_size", shard_size, 1)
+    samples_zip, z_zip = Path(samples_zip), Path(z_zip)
+    with _open(samples_zip) as sample_archive, _open(z_zip) as z_archive:
+        images, noises = _entries(sample_archive, samples_zip, ".png"), _entries(z_archive, z_zip, ".bin")
+        for one, other, here, there in ((images, noises, samples_zip, z_zip), (noises, images, z_zip, samples_zip)):
+            alone = sorted(one.keys() - other.keys())
+            if alone:
+                raise ValueError(
+                    f"{len(alone)} of {len(one)} files in {here} have no partner in {there}: {_some(alone)}"
+                )
+        wrong = [name for name, info in noises.items() if info.file_size != STATE_BYTES]
+        if wrong:
+            raise ValueError(f"{z_zip}: {len(wrong)} files do not have {STATE_BYTES} bytes: {_some(wrong)}")
+        names = sorted(images, key=_place)
+        labels = None
+        if labels_csv is not None:
+            labels, classes = _read_labels(Path(labels_csv), names, classes)
+        shape = _pixels(sample_archive, images[names[0]], samples_zip).shape
+        content = hashlib.sha256()
+        for name in names:
+            content.update(f"{name} {images[name].CRC} {noises[name].CRC}\n".encode())
+        index = {
+            "n": len(names), "shape": list(shape), "classes": classes if labels is not None else 0,
+            "shard_size": shard_size, "noise": "pcg64", "content": content.hexdigest(),
+        }  # fmt: skip
+
+        def make(indices: Tensor, advance: Callable[[int], Any]) -> dict[str, Tensor]:
+            pixels = np.empty((len(indices), *shape), dtype=np.uint8)
+            states = np.empty((len(indices), STATE_BYTES), dtype=np.uint8)
+            for row, name in enumerate(names[i] for i in indices.tolist()):
+                pixels[row] = _pixels(sample_archive, images[name], samples_zip, shape)
+                states[row] = np.frombuffer(_member(z_archive, noises[name], z_zip), dtype=np.uint8)
+                advance(1)
+            # Numpy makes odd increments only; a file of anything else shows here.
+            if not (states[:, -1] % 2).all():
+                raise ValueError(f"{z_zip} does not hold PCG64 states: there are even increments")
+            shard = {"images": torch.from_numpy(pixels), "indices": indices, "states": torch.from_numpy(states)}
+            return shard if labels is None else {**shard, "labels": labels[indices]}
+
+        return _fill(Path(out_dir), index, make, "importing pairs")
+
+
+def _place(name: str) -> tuple[float, str]:
+    number = PurePosixPath(name).name
+    return (int(number) if number.isdecimal() and len(number) < 19 else float("inf")), name
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: Path) -> bytes:
+    try:
+        return archive.read(info)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{source}: {info.filename} is damaged ({error})") from error
+
+
+def _pixels(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: Path, shape: tuple[int, ...] | None = None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An image as ``(C, H, W)``; its size is looked at before it is unfolded."""
+    content = _member(archive, info, source)
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            channels = {"L": 1, "RGB": 3}.get(image.mode)
+            found = (channels, image.height, image.width)
+            if channels is None or max(image.size) > _LARGEST_SIDE or (shape is not None and found != shape):
+                wanted = (
+                    f"mode L or RGB, at most {_LARGEST_SIDE} pixels wide" if shape is None else f"(C, H, W) = {shape}"
+                )
+                raise ValueError(f"it is {image.width}x{image.height} of mode {image.mode}; {wanted} is needed")
+            pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{source}: {info.filename} cannot be read ({error})") from error
+    return pixels.transpose(2, 0, 1)
+
+
 class PairDataset(Dataset[tuple[Tensor, ...]]):
-    """Pairs of a folder that :func:`generate` filled: ``dataset[i] -> (x, z)``, or ``(x, z, label)`` with classes.
+    """Pairs of a folder that :func:`generate` or :func:`import_released` filled: ``dataset[i] -> (x, z)``, or
+    ``(x, z, label)`` with classes.
 
     ``x``: ``(C, H, W)`` in [-1, 1]; ``z``: the same shape; ``label``: a scalar integer tensor.
     Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, ``ValueError`` for a damaged shard.
@@ -140,26 +359,44 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         if not (out_dir / INDEX).is_file():
             raise FileNotFoundError(f"no pairs in {out_dir}: {INDEX} is missing; run rfpp.pairs.generate first")
         index = _read_index(out_dir)
-        self.seed, self.shape, self.classes = index["seed"], tuple(index["shape"]), index["classes"]
-        shards = []
-        for number in range(-(-index["n"] // index["shard_size"])):
+        self.seed: int = index.get("seed", 0)
+        self.shape, self.classes = tuple(index["shape"]), index["classes"]
+        shards = list(self._shards(out_dir, -(-index["n"] // index["shard_size"])))
+
+        def column(name: str) -> Tensor | None:
+            return torch.cat([shard[name] for shard in shards]) if name in shards[0] else None
+
+        images = column("images")
+        assert images is not None
+        self.images = images
+        self.states = column("states")
+        """Of the generator each pair's noise is drawn from, where the pairs were imported."""
+        self.labels = column("labels")
+
+    @staticmethod
+    def _shards(out_dir: Path, count: int) -> Iterator[dict[str, Tensor]]:
+        for number in range(count):
             path = _shard(out_dir, number)
             if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing; run rfpp.pairs.generate again, it keeps the other shards")
+                raise FileNotFoundError(f"{path} is missing; make the pairs again, the other shards are kept")
             try:
-                shards.append(load_file(path)["images"])
+                yield load_file(path)
             except SafetensorError as error:
-                raise ValueError(f"{path} is damaged ({error}); run rfpp.pairs.generate again") from error
-        self.images = torch.cat(shards)
+                raise ValueError(f"{path} is damaged ({error}); make the pairs again") from error
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
-        x, z = to_float(self.images[indices]), noise(self.seed, indices, self.shape)
-        labels = (indices % self.classes).to(device) if self.classes else None
-        return x.to(device), z.to(device), labels
+        if self.states is None:
+            z = noise(self.seed, indices, self.shape)
+        else:
+            z = noise_of_states(self.states[indices], self.shape)
+        labels = None
+        if self.classes:
+            labels = (indices % self.classes if self.labels is None else self.labels[indices]).to(device)
+        return to_float(self.images[indices]).to(device), z.to(device), labels
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         if not -len(self) <= index < len(self):

@@ -147,7 +147,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, teacher, after):
         generate(Failing(teacher, after), 40, tmp_path / "broken", **OPTIONS)
     finished = min(after // 14, 2)
     assert len(list((tmp_path / "broken").glob("shard-*.safetensors"))) == finished
-    with pytest.raises(FileNotFoundError, match="is missing; run rfpp.pairs.generate again"):
+    with pytest.raises(FileNotFoundError, match="is missing; make the pairs again"):
         PairDataset(tmp_path / "broken")
     counting = Counting(teacher)
     generate(counting, 40, tmp_path / "broken", **OPTIONS)
@@ -169,7 +169,7 @@ def test_a_truncated_shard_is_noticed_and_made_again(tmp_path, teacher, keep):
     whole, shard = images(tmp_path), tmp_path / "shard-00001.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[:keep])
-    with pytest.raises(ValueError, match="shard-00001.safetensors is damaged.*run rfpp.pairs.generate again"):
+    with pytest.raises(ValueError, match="shard-00001.safetensors is damaged.*make the pairs again"):
         PairDataset(tmp_path)
     counting = Counting(teacher)
     generate(counting, 40, tmp_path, **OPTIONS)
