@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,19 +220,33 @@ def _plain(value: Any, name: str) -> Any:
     raise pickles.Refused(f"its network has {name} of type {type(value).__name__}, or not within 0..{most}")
 
 
-def _edm_network(network: pickles.Object) -> dict[str, Any]:
-    """The description of EDM's network, from the arguments it was made with."""
-    one_of("the file's network class", network.class_name, ["SongUNet", "DhariwalUNet"])
-    kind = _networks()[network.class_name]
-    names = [name for name in inspect.signature(kind).parameters if name != "generator"]
-    positional, named = network.state.get("_init_args", ()), network.state.get("_init_kwargs", {})
+def _arguments(module: pickles.Object, names: Sequence[str]) -> dict[str, Any]:
+    """The constructor arguments that EDM keeps with each module, by name."""
+    positional, named = module.state.get("_init_args", ()), module.state.get("_init_kwargs", {})
     if not isinstance(positional, tuple | list) or len(positional) > len(names) or not isinstance(named, dict):
-        raise pickles.Refused("its network does not say how it was made (_init_args, _init_kwargs)")
-    arguments = {**dict(zip(names, positional, strict=False)), **named}
+        raise pickles.Refused(f"its {module.class_name} does not say how it was made (_init_args, _init_kwargs)")
+    return {**dict(zip(names, positional, strict=False)), **named}
+
+
+_PRECOND_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")
+_PRECOND_ONLY = {"img_channels", "use_fp16", "model_type", "sigma_min", "sigma_max", "sigma_data"}
+
+
+def _edm_network(root: pickles.Object, network: pickles.Object) -> dict[str, Any]:
+    """The description of EDM's network, from the arguments that it, or else its preconditioning, was made with."""
+    kind = network.class_name
+    one_of("the file's network class", kind, ["SongUNet", "DhariwalUNet"])
+    names = [name for name in inspect.signature(_networks()[kind]).parameters if name != "generator"]
+    arguments = _arguments(network, names)
+    if not arguments:
+        outer = _arguments(root, _PRECOND_ARGUMENTS)
+        channels = outer.get("img_channels", 3)
+        arguments = {name: value for name, value in outer.items() if name not in _PRECOND_ONLY}
+        arguments.update(in_channels=channels, out_channels=channels)
     unknown = [name for name in arguments if name not in names]
     if unknown:
-        raise pickles.Refused(f"its {network.class_name} has an argument {unknown[0]!r}; known: {', '.join(names)}")
-    return {"type": network.class_name, "config": {name: _plain(value, name) for name, value in arguments.items()}}
+        raise pickles.Refused(f"its {kind} has an argument {str(unknown[0])[:100]!r}; known: {', '.join(names)}")
+    return {"type": kind, "config": {name: _plain(value, name) for name, value in arguments.items()}}
 
 
 def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecond:
@@ -263,7 +277,7 @@ def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecon
                 raise pickles.Refused(f"its {name} is not a positive number")
             return float(value)
 
-        description: dict[str, Any] = {"type": root.class_name, "network": _edm_network(network)}
+        description: dict[str, Any] = {"type": root.class_name, "network": _edm_network(root, network)}
         if root.class_name == "EDMPrecond":
             description["sigma_data"] = number("sigma_data", 0.5)
         else:

@@ -14,6 +14,7 @@ import io
 import math
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -173,6 +174,7 @@ def _load_from_bytes(content: bytes) -> Any:
 
 _TABLE = [
     _StandIn("collections.OrderedDict", _ordered_dict),
+    _StandIn("builtins.bytes", lambda: b""),  # how protocols 0 to 2 write no bytes at all
     _StandIn("builtins.set", _set),
     _StandIn("builtins.frozenset", _set),
     _StandIn("builtins.object"),
@@ -449,5 +451,5 @@ def read_torch(path: str | Path) -> Any:
                 return _read_zip(archive, size)
         with path.open("rb") as file:
             return _read_legacy(file, size)
-    except (Refused, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, OSError, EOFError, LookupError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise Refused(f"{path} is refused: {error}") from error
