@@ -124,7 +124,7 @@ class DiscreteSchedule:
     """
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor) -> None:
-        squared = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+        squared = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
         if (
             squared.ndim != 1
             or len(squared) < 2

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 from torch.autograd.functional import jacobian
 from truth import REFERENCES, agrees, arrays, mixture, network, rand, randn, reference
 
-from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser, expand
+from rfpp.denoisers import DiscreteSchedule, EDMPrecond, GaussianMixtureDenoiser, LinearSchedule, VPPrecond, expand
 
 SIGMAS = [1e-3, 0.05, 0.3, 1.0, 5.0, 80.0]
 
@@ -222,3 +222,102 @@ def test_a_label_that_no_component_has_is_refused():
     """There is no distribution to take the mean of; it must not come out as silent NaN."""
     with pytest.raises(ValueError, match="3"):
         mixture()(randn(2, 1, 1, 2, dtype=torch.float64), 0.5, torch.tensor([0, 3]))
+
+
+# Variance-preserving models
+
+
+class ExactVP:
+    """What a perfect VP network says of ``N(mean, std^2 I)``: it sees ``y = alpha x0 + s eps`` and its time alone."""
+
+    def __init__(self, mean, std, alpha_of_label, prediction):
+        self.mean, self.std, self.alpha_of_label, self.prediction = mean, std, alpha_of_label, prediction
+
+    def __call__(self, y, label, class_labels=None, augment_labels=None):
+        alpha = self.alpha_of_label(label).reshape(-1, 1, 1, 1)
+        noise = (1 - alpha**2).sqrt()
+        x0 = self.mean + alpha * self.std**2 / (alpha**2 * self.std**2 + noise**2) * (y - alpha * self.mean)
+        eps = (y - alpha * x0) / noise
+        return {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - noise * x0}[self.prediction]
+
+
+def alpha_of_time(t):
+    """The paper's alpha (Appendix C): the integral of beta(t) = 0.1 + 19.9 t by hand."""
+    return torch.exp(-19.9 / 4 * t**2 - 0.1 / 2 * t)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("sigma", [1e-5, 1e-2, 0.5, 3.0, 100.0, 1e5])
+def test_a_perfect_vp_network_is_a_perfect_denoiser(sigma, prediction):
+    """E[x0 | x0 + sigma eps] of a Gaussian by its covariance; the network never hears of sigma."""
+    mean, std = randn(1, 2, 2, seed=1, dtype=torch.float64), 0.6
+    network = ExactVP(mean, std, lambda label: alpha_of_time(label / 999), prediction)
+    x = mean + math.hypot(std, sigma) * randn(4, 1, 2, 2, dtype=torch.float64)
+    expected = mean + std**2 / (std**2 + sigma**2) * (x - mean)
+    torch.testing.assert_close(VPPrecond(network, prediction=prediction)(x, sigma), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_linear_schedules_time_and_noise_undo_each_other():
+    """Both ways, over ten orders of magnitude; Eq. 29 as printed, where it has digits left to compare."""
+    schedule, sigma = LinearSchedule(), torch.logspace(-5, 2, 200, dtype=torch.float64)
+    torch.testing.assert_close(schedule.sigma(schedule.time(sigma)), sigma, rtol=1e-9, atol=0)
+    printed = (-0.1 + (0.01 + 2 * 19.9 * (1 + sigma**2).log()).sqrt()) / 19.9
+    torch.testing.assert_close(schedule.time(sigma), printed, rtol=0, atol=1e-12)
+    alpha = alpha_of_time(schedule.time(sigma))
+    torch.testing.assert_close((1 - alpha**2).sqrt() / alpha, sigma, rtol=1e-4, atol=0)
+
+
+def test_the_linear_schedules_time_keeps_its_digits_in_single_precision():
+    """At sigma = 1e-5 the printed root is a difference of two nearly equal numbers: 0 in float32."""
+    sigma = torch.tensor([1e-5, 1e-3])
+    exact = LinearSchedule().time(sigma.double())
+    torch.testing.assert_close(LinearSchedule().time(sigma).double(), exact, rtol=1e-5, atol=0)
+
+
+def ddpm():
+    """DDPM's own schedule: a thousand betas from 1e-4 to 0.02."""
+    return (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+
+
+def test_a_discrete_schedule_knows_its_steps_and_is_even_between_them():
+    """Whole steps at their own noise; half-way in log sigma is half a step; beyond the ends, the ends."""
+    squared = ddpm()
+    sigma, schedule = ((1 - squared) / squared).sqrt(), DiscreteSchedule(squared)
+    steps = torch.arange(1000, dtype=torch.float64)
+    torch.testing.assert_close(schedule.noise_label(sigma), steps, rtol=0, atol=1e-8)
+    halfway = (sigma[1:] * sigma[:-1]).sqrt()
+    torch.testing.assert_close(schedule.noise_label(halfway), steps[:-1] + 0.5, rtol=0, atol=1e-8)
+    assert schedule.noise_label(torch.tensor([1e-9, 1e9], dtype=torch.float64)).tolist() == [0, 999]
+    assert schedule.noise_label(torch.tensor([1.0])).dtype == torch.float32
+
+
+def test_ddpms_schedule_is_nearly_the_linear_one():
+    """A thousand steps of DDPM are the VP process of Song et al. (2021), to two and a half of them."""
+    sigma = torch.logspace(-1.5, 1.5, 50, dtype=torch.float64)
+    discrete, linear = DiscreteSchedule(ddpm()).noise_label(sigma), LinearSchedule().noise_label(sigma)
+    assert (discrete - linear).abs().max() < 2.5
+
+
+def test_a_vp_network_gets_labels_as_an_edm_network_does():
+    seen = []
+    model = network()
+    denoiser = VPPrecond(lambda x, c, labels, augment: seen.append((x, c, labels, augment)) or torch.zeros_like(x))
+    denoiser.model.label_dim = 3
+    x = randn(2, 1, 8, 8)
+    assert torch.equal(denoiser(x, 1.0, torch.tensor([2, 0])), x)  # no noise predicted, none removed
+    y, label, one_hot, augment = seen[0]
+    torch.testing.assert_close(y, x / math.sqrt(2))
+    assert one_hot.tolist() == [[0, 0, 1], [1, 0, 0]] and augment is None
+    torch.testing.assert_close(label, torch.full((2,), 999 * float(LinearSchedule().time(torch.tensor(1.0)))))
+    assert VPPrecond(model).label_dim == 3
+
+
+@pytest.mark.parametrize("values", [[0.9], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0], [[0.5, 0.4]], []])
+def test_a_schedule_that_does_not_fall_is_refused(values):
+    with pytest.raises(ValueError, match="alphas_cumprod must be a list of at least two numbers that fall within"):
+        DiscreteSchedule(values)
+
+
+def test_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="prediction='eps' is unknown; .*did you mean 'epsilon'"):
+        VPPrecond(network(), prediction="eps")

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 from truth import REFERENCES, GaussianFlow, agrees, arrays, mixture, randn, reference
 
-from rfpp.denoisers import GaussianMixtureDenoiser
+from rfpp.denoisers import GaussianMixtureDenoiser, VPPrecond
 from rfpp.flow import T_MAX, T_MIN, RectifiedFlow, interpolate
 
 TIMES = [1e-3, 0.1, 0.5, 0.9, 0.999]
@@ -51,6 +51,54 @@ def test_proposition_1_is_exact_for_a_mixture(t, x_t):
     denoiser = GaussianMixtureDenoiser(columns[0][:, None], std, columns[1])
     velocity = RectifiedFlow(denoiser).velocity(torch.tensor([[x_t]], dtype=torch.float64), t).item()
     assert velocity == pytest.approx((x_t - first / mass) / t, rel=1e-7)
+
+
+EVERYWHERE = [T_MIN, 1e-4, 1e-2, 0.2, 0.5, 0.8, 0.99, 1 - 1e-4, T_MAX]
+
+
+@pytest.mark.parametrize("t", EVERYWHERE)
+@pytest.mark.parametrize("process", ["VE", "VP"])
+def test_proposition_1_holds_over_the_whole_interval(t, process):
+    """Table 2, both rows, from t = 1e-5 to 1 - 1e-5. The models are exact ones of a Gaussian in their own variables:
+    VE hears of sigma, VP of a time t' alone, and sees an image scaled by alpha(t'). The velocity is compared with
+    the covariance's, to 1e-5 of the largest value."""
+    mean, std = randn(1, 2, 2, seed=1, dtype=torch.float64), 0.5
+    exact = GaussianFlow(mean, std)
+
+    def ve(x, sigma, labels=None):
+        sigma = sigma.reshape(-1, 1, 1, 1)
+        return mean + std**2 / (std**2 + sigma**2) * (x - mean)
+
+    def vp(y, label, class_labels=None, augment_labels=None):
+        time = label.reshape(-1, 1, 1, 1) / 999
+        alpha_squared = torch.exp(-19.9 / 2 * time**2 - 0.1 * time)
+        noise = (-torch.expm1(-19.9 / 2 * time**2 - 0.1 * time)).sqrt()
+        alpha = alpha_squared.sqrt()
+        x0 = mean + alpha * std**2 / (alpha_squared * std**2 + noise**2) * (y - alpha * mean)
+        return (y - alpha * x0) / noise
+
+    x_t = (1 - t) * mean + exact.deviation(t) * randn(4, 1, 2, 2, dtype=torch.float64)
+    flow = RectifiedFlow(ve if process == "VE" else VPPrecond(vp))
+    expected = (x_t - exact.x_given(x_t, t)) / t
+    assert (flow.velocity(x_t, t) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("t", EVERYWHERE)
+def test_the_vp_network_sees_what_table_2_says(t):
+    """``s = 1 / sqrt((1 - t)^2 + t^2)`` and the positive root of Eq. 28, found by scipy instead of the formula."""
+    seen = []
+    flow = RectifiedFlow(VPPrecond(lambda y, label, *_: seen.append((y, label)) or torch.zeros_like(y)))
+    x_t = randn(2, 1, 2, 2, dtype=torch.float64)
+    flow.velocity(x_t, t)
+    (y, label), log_snr = seen[0], 2 * math.log((1 - t) / t)
+    torch.testing.assert_close(y, x_t / math.hypot(1 - t, t))
+
+    def difference(time):
+        exponent = 19.9 / 2 * time**2 + 0.1 * time
+        return -exponent - math.log(-math.expm1(-exponent)) - log_snr
+
+    root = optimize.brentq(difference, 1e-12, 2, xtol=1e-15, rtol=1e-14)
+    assert label[0].item() / 999 == pytest.approx(root, rel=1e-6)
 
 
 def test_the_velocity_is_the_regression_of_z_minus_x_on_x_t():
