@@ -95,6 +95,38 @@ def _status(arguments: argparse.Namespace) -> None:
     print(f"{len(finished)} finished steps in {experiment.folder}, {seconds:.0f} s of computing")
 
 
+def _import(arguments: argparse.Namespace) -> None:
+    source = arguments.source
+    is_url = source.startswith(("http://", "https://"))
+    if is_url != (arguments.sha256 is not None):
+        raise ValueError("--sha256 belongs to a URL, and a URL needs it: the SHA-256 its publisher states")
+    if arguments.out.suffix != ".safetensors":
+        raise ValueError(f"out={str(arguments.out)!r} must end in .safetensors")
+    from rfpp import checkpoints, downloads
+
+    path = downloads.fetch(source, arguments.sha256) if is_url else Path(source)
+    model: Any
+    if path.is_dir():
+        model = checkpoints.load_diffusers(path)
+    elif path.suffix == ".pkl":
+        model = checkpoints.load_edm_pickle(path)
+    elif arguments.network is None:
+        raise ValueError("--network is needed to read a state dict: a name such as cifar10, or a .json configuration")
+    else:
+        changes = _assignments(arguments.set)
+        model = checkpoints.load_released(path, arguments.network, arguments.weights, **changes)
+    checkpoints.save(model, arguments.out)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{arguments.out}: a {type(model).__name__} with {millions:.1f} million parameters")
+
+
+def _import_pairs(arguments: argparse.Namespace) -> None:
+    from rfpp import pairs
+
+    folder = pairs.import_released(arguments.samples, arguments.z, arguments.out, arguments.labels)
+    print(f"{folder}: {len(pairs.PairDataset(folder))} pairs")
+
+
 def _retrain(arguments: argparse.Namespace) -> None:
     from rfpp import shipped
 
@@ -145,6 +177,24 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     command("book", _book, "build the book from the notebooks that were run", settings=False)
     command("status", _status, "list the finished steps of a preset")
+    text = "turn a published checkpoint into a file of ours, without executing any of it"
+    sub = commands.add_parser("import", help=text, description=text)
+    sub.add_argument("source", help="EDM's .pkl, a released .pth, the folder of a diffusers model, or a URL")
+    sub.add_argument("out", type=Path, help="the .safetensors file to write")
+    sub.add_argument("--network", help="for a .pth: cifar10, afhq, ffhq, imagenet64, or a .json configuration")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="for a .pth: replace one of its arguments"
+    )
+    sub.add_argument("--weights", help="for a training state: ema or model; ema by default where it has them")
+    sub.add_argument("--sha256", help="for a URL: what the file must be")
+    sub.set_defaults(function=_import)
+    text = "take over pairs that the paper's released code made"
+    sub = commands.add_parser("import-pairs", help=text, description=text)
+    sub.add_argument("samples", type=Path, help="samples.zip")
+    sub.add_argument("z", type=Path, help="z.zip")
+    sub.add_argument("out", type=Path, help="the folder to write")
+    sub.add_argument("--labels", type=Path, help="images_labels.csv")
+    sub.set_defaults(function=_import_pairs)
     sub = commands.add_parser("retrain", help="train the shipped networks again")
     sub.add_argument("names", nargs="*", help="which; all by default")
     sub.set_defaults(function=_retrain)
@@ -156,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.function(arguments)
-    except (ValueError, OSError, book.NotebookFailed, book.BuildFailed) as error:
+    except (ValueError, ImportError, OSError, book.NotebookFailed, book.BuildFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

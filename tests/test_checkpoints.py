@@ -310,8 +310,8 @@ def test_a_released_file_gives_the_reference_velocity(tmp_path, name, zipped):
     torch.save(reference(name).state_dict(), tmp_path / "flow.pth", _use_new_zipfile_serialization=zipped)
     (tmp_path / "config.json").write_text(json.dumps(released_config(name)))
     truth = arrays(name)
-    for network in (released_config(name), tmp_path / "config.json", str(tmp_path / "config.json")):
-        flow = checkpoints.load_released(tmp_path / "flow.pth", network)
+    for config in (released_config(name), tmp_path / "config.json", str(tmp_path / "config.json")):
+        flow = checkpoints.load_released(tmp_path / "flow.pth", config)
         assert agrees(flow.velocity(truth["x"], truth["t"], truth.get("labels")), truth["velocity"])
 
 

@@ -1,14 +1,22 @@
 """The command line: bad input ends in one line and status 2 before any work, good input leaves files."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import edm
 import pytest
+import torch
+from truth import network, released_pairs
 
 from rfpp import __main__ as cli
+from rfpp import checkpoints
+from rfpp.denoisers import EDMPrecond
+from rfpp.flow import RectifiedFlow
+from rfpp.pairs import PairDataset
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +41,14 @@ def own_runs(tmp_path, monkeypatch):
         ("run training --set shown=many", "shown='many' is a str"),
         ("book --preset smoke", "was not run at preset 'smoke'"),
         ("retrain digit-teacher", "did you mean 'digits-teacher'"),
+        ("import nowhere.pkl out.safetensors", "no checkpoint at nowhere.pkl"),
+        ("import nowhere.pth out.safetensors", "--network is needed to read a state dict"),
+        ("import nowhere.pth out.safetensors --network cifar", "did you mean 'cifar10'"),
+        ("import nowhere.pkl out.pkl", "out='out.pkl' must end in .safetensors"),
+        ("import https://127.0.0.1/a.pkl out.safetensors", "a URL needs it"),
+        ("import nowhere.pkl out.safetensors --sha256 abc", "--sha256 belongs to a URL"),
+        ("import https://127.0.0.1/a.pkl out.safetensors --sha256 abc", "64 hexadecimal digits are needed"),
+        ("import-pairs samples.zip z.zip out", "no archive at samples.zip"),
     ],
 )
 def test_bad_input_is_explained_before_any_work(arguments, complaint, own_runs, capsys):
@@ -69,3 +85,24 @@ def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
     assert long.returncode == 130 and "finished steps are kept" in message
     assert len(made) == 1 and list(own_runs.glob("*/pairs/*/manifest.json")) == made
     assert not list(own_runs.glob("*/flow/*/manifest.json"))
+
+
+def test_published_files_become_ours(tmp_path, capsys):
+    """EDM's pickle, the released state dict, a folder of pairs: each by one command, into a file that loads."""
+    denoiser = EDMPrecond(network())
+    edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(denoiser)})
+    checkpoints.export_edm(denoiser, tmp_path / "flow.pth")
+    (tmp_path / "config.json").write_text(json.dumps(denoiser.model.config))
+    samples, z, labels, *_ = released_pairs(tmp_path / "in", 5, 3)
+    for command in (
+        f"import {tmp_path}/edm.pkl {tmp_path}/edm.safetensors",
+        f"import {tmp_path}/flow.pth {tmp_path}/flow.safetensors --network {tmp_path}/config.json --set dropout=0.1",
+        f"import-pairs {samples} {z} {tmp_path}/pairs --labels {labels}",
+    ):
+        assert cli.main(command.split()) == 0
+    assert "a EDMPrecond with 0.0 million parameters" in (text := capsys.readouterr().out) and "5 pairs" in text
+    flow = checkpoints.load(tmp_path / "flow.safetensors")
+    assert isinstance(flow, RectifiedFlow) and flow.denoiser.model.config["dropout"] == 0.1
+    weights = checkpoints.load(tmp_path / "edm.safetensors").state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in denoiser.state_dict().items())
+    assert len(PairDataset(tmp_path / "pairs")) == 5

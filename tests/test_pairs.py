@@ -1,16 +1,22 @@
 """Pairs: noise that is a function of seed and index, images that are the teacher's, and files that survive anything."""
 
+import copy
+import io
 import json
 import math
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torch import nn
-from truth import Counting, kolmogorov_bound, mixture
+from truth import DATA, Counting, kolmogorov_bound, mixture, released_pairs
 
-from rfpp.pairs import PairDataset, generate, noise
+from rfpp import pairs
+from rfpp.pairs import PairDataset, generate, import_released, noise, noise_of_states
 from rfpp.samplers import edm_sample
 
 SHAPE = (1, 1, 2)
@@ -293,3 +299,195 @@ def test_a_full_disk_is_an_os_error(tmp_path, teacher):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with pytest.raises(FileNotFoundError):
         PairDataset(tmp_path)
+
+
+# The released archives
+
+
+def test_noise_of_a_released_state_is_the_released_implementations():
+    """Bit for bit, for the states and the noise that the released code left."""
+    with np.load(DATA / "pcg64_noise.npz") as file:
+        content = b"".join(state.ljust(32, b"\0") for state in file["state"].flatten().tolist())
+        states = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(-1, 32)
+        assert torch.equal(noise_of_states(states, file["noise"].shape[1:]), torch.from_numpy(file["noise"]))
+
+
+@pytest.mark.parametrize(("classes", "per_folder", "channels"), [(None, None, 3), (10, None, 1), (7, 4, 3)])
+@pytest.mark.parametrize("shard_size", [3, 100])
+def test_released_archives_come_in_bit_by_bit(tmp_path, classes, per_folder, channels, shard_size):
+    """Images, noise and labels of 11 pairs, in the order of their numbers, also where they lie in sub-folders."""
+    samples, z, labels_csv, pixels, noises, labels = released_pairs(
+        tmp_path / "in", 11, classes, channels=channels, per_folder=per_folder
+    )
+    folder = import_released(samples, z, tmp_path / "out", labels_csv, shard_size=shard_size)
+    dataset = PairDataset(folder)
+    assert len(dataset) == 11 and torch.equal(dataset.images, pixels)
+    for i in range(11):
+        x, noise, *label = dataset[i]
+        assert torch.equal(noise, noises[i]) and (x * 127.5 + 127.5 - pixels[i]).abs().max() < 1e-4
+        assert [int(value) for value in label] == ([labels[i]] if classes else [])
+    indices = torch.tensor([9, 0, 3])
+    assert torch.equal(dataset.batch(indices)[1], noises[indices])
+
+
+def test_numbers_of_different_length_are_in_order(tmp_path):
+    """From 99,998 on the released names grow by a digit, and 100000 comes before 99998 in the alphabet."""
+    samples, z, _, pixels, noises, _ = released_pairs(tmp_path / "in", 4, start=99_998, per_folder=60_000)
+    dataset = PairDataset(import_released(samples, z, tmp_path / "out"))
+    assert torch.equal(dataset.images, pixels) and torch.equal(dataset[3][1], noises[3])
+
+
+def test_an_interrupted_import_goes_on(tmp_path, monkeypatch):
+    """The shards that are there are kept; what comes out is the same."""
+    samples, z, labels_csv, pixels, _, _ = released_pairs(tmp_path / "in", 10, 3)
+    read, left = pairs._pixels, [6]
+
+    def some(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    monkeypatch.setattr(pairs, "_pixels", some)
+    with pytest.raises(KeyboardInterrupt):
+        import_released(samples, z, tmp_path / "out", labels_csv, shard_size=4)
+    assert [path.name for path in (tmp_path / "out").glob("shard-*")] == ["shard-00000.safetensors"]
+    left[0] = 7  # one look at the first image, for its size, and six images of two shards
+    import_released(samples, z, tmp_path / "out", labels_csv, shard_size=4)
+    assert torch.equal(PairDataset(tmp_path / "out").images, pixels)
+
+
+def repack(path, change):
+    """A zip archive in its own place; ``change(name, content)`` gives a list of what to write."""
+    with zipfile.ZipFile(path) as old:
+        content = [(info.filename, old.read(info)) for info in old.infolist()]
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        warnings.simplefilter("ignore")  # of names that are there twice: that is the point
+        for name, data in content:
+            for entry in change(name, data):
+                new.writestr(*entry)
+
+
+def png(width, height, mode="RGB"):
+    content = io.BytesIO()
+    Image.new(mode, (width, height)).save(content, format="PNG")
+    return content.getvalue()
+
+
+def at(place, *entries):
+    """A change of one file of an archive."""
+    return lambda name, data: list(entries) if place in name else [(name, data)]
+
+
+def test_a_repeated_run_of_the_released_code_is_no_harm(tmp_path):
+    """It stores every file again under the same name; the same content is fine, and counts once."""
+    samples, z, labels_csv, pixels, _, _ = released_pairs(tmp_path / "in", 4, 3)
+    for path in (samples, z):
+        repack(path, lambda name, data: [(name, data), (name, data)])
+    labels_csv.write_text(labels_csv.read_text() * 2)
+    assert torch.equal(PairDataset(import_released(samples, z, tmp_path / "out", labels_csv)).images, pixels)
+
+
+ARCHIVE_COMPLAINTS = {
+    "an image without noise": ("z", at("00002"), "1 of 5 files in .*samples.zip have no partner in .*z.zip: 0"),
+    "noise without an image": ("samples", at("00002"), "1 of 5 files in .*z.zip have no partner in .*samples.zip: 0"),
+    "no images": ("samples", lambda name, data: [(name + ".txt", data)], "samples.zip has no .png files"),
+    "two images of one name": (
+        "samples", at("00002", ("00002.png", png(4, 4)), ("00002.png", png(5, 5))), "different files called 00002.png"
+    ),
+    "a short state": ("z", at("00002", ("00002.bin", bytes(31))), "z.zip: 1 files do not have 32 bytes: 00002"),
+    "a state of zeros": ("z", at("00002", ("00002.bin", bytes(32))), "does not hold PCG64 states"),
+    "another size": (
+        "samples", at("00002", ("00002.png", png(8, 4))), r"00002.png .*8x4 of mode RGB; .* = \(3, 4, 4\) is needed"
+    ),
+    "another mode": ("samples", at("00002", ("00002.png", png(4, 4, "L"))), "4x4 of mode L"),
+    "transparency": ("samples", at("00000", ("00000.png", png(4, 4, "RGBA"))), "4x4 of mode RGBA; mode L or RGB"),
+    "no image at all": ("samples", at("00002", ("00002.png", b"hello")), "00002.png cannot be read"),
+    "another format": ("samples", at("00002", ("00002.png", b"GIF89a" + bytes(50))), "00002.png cannot be read"),
+    "half an image": ("samples", at("00002", ("00002.png", png(4, 4)[:45])), "00002.png cannot be read"),
+    "a file that unfolds": (
+        "samples", at("00002", ("00002.png", bytes(1 << 25))), "00002.png would unfold to 33554432 bytes"
+    ),
+    "a picture that unfolds": (
+        "samples", at("00000", ("00000.png", png(5000, 5000, "L"))), "5000x5000 of mode L; .* at most 4096 pixels wide"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ARCHIVE_COMPLAINTS)
+def test_archives_that_do_not_match_are_refused(tmp_path, kind):
+    which, change, complaint = ARCHIVE_COMPLAINTS[kind]
+    samples, z, *_ = released_pairs(tmp_path / "in", 5)
+    repack(samples if which == "samples" else z, change)
+    with pytest.raises(ValueError, match=complaint):
+        import_released(samples, z, tmp_path / "out")
+    assert not list(tmp_path.glob("out/shard-*"))
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_truncated_archive_is_named(tmp_path, which, keep):
+    archives = released_pairs(tmp_path / "in", 5)[:2]
+    content = archives[which].read_bytes()
+    archives[which].write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=f"{archives[which]} is not a whole zip archive"):
+        import_released(*archives, tmp_path / "out")
+
+
+def test_a_damaged_entry_is_named(tmp_path):
+    """One byte of an image changed: the archive's own checksum tells."""
+    samples, z, *_ = released_pairs(tmp_path / "in", 5)
+    content = bytearray(samples.read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 1
+    samples.write_bytes(content)
+    with pytest.raises(ValueError, match="samples.zip: 00000.png is damaged"):
+        import_released(samples, z, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "complaint"),
+    [
+        ("00000.png,1\n00001.png\n", {}, "line 2: '00001.png' is not a name and a class"),
+        ("00000.png,1\n00001.png,cat\n", {}, "line 2: '00001.png,cat' is not a name and a class"),
+        ("00000.png,-1\n", {}, "line 1: '00000.png,-1' is not a name and a class"),
+        ("00000.png,1\n", {}, "has no class for 2 of 3 images: 00001, 00002"),
+        ("00000.png,1\n00000.png,2\n", {}, "line 2: 00000.png has class 2, and 1 further up"),
+        ("00000.png,1\n00001.png,7\n00002.png,0\n", {"classes": 7}, "has class 7, but classes=7; allowed: 0..6"),
+    ],
+)
+def test_labels_that_do_not_match_are_refused(tmp_path, text, options, complaint):
+    samples, z, *_ = released_pairs(tmp_path / "in", 3)
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        import_released(samples, z, tmp_path / "out", tmp_path / "labels.csv", **options)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_an_archive_that_is_not_there_is_named(tmp_path, which):
+    paths = list(released_pairs(tmp_path / "in", 3, 2)[:3])
+    paths[which] = tmp_path / "nowhere"
+    with pytest.raises(FileNotFoundError, match=f"at {tmp_path / 'nowhere'}"):
+        import_released(*paths[:2], tmp_path / "out", paths[2])
+
+
+def test_other_archives_do_not_fit_into_the_same_folder(tmp_path):
+    first, second = (released_pairs(tmp_path / name, 3 + n)[:2] for n, name in enumerate("ab"))
+    import_released(*first, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds pairs made with other settings"):
+        import_released(*second, tmp_path / "out")
+
+
+def test_pairs_of_another_denoiser_do_not_fit_into_the_same_folder(tmp_path, teacher, tiny):
+    """Told apart by their weights; the same weights in another wrapping are the same denoiser."""
+    options = {"num_steps": 2, "shape": (1, 8, 8), "classes": 3}
+    generate(tiny, 3, tmp_path, **options)
+    generate(Counting(tiny), 3, tmp_path, **options)
+    other = copy.deepcopy(tiny)
+    next(other.parameters()).data += 1
+    with pytest.raises(ValueError, match="holds pairs made with other settings .denoiser: "):
+        generate(other, 3, tmp_path, **options)
+
+
+def test_classes_that_the_denoiser_does_not_have_are_refused(tmp_path, tiny):
+    with pytest.raises(ValueError, match="classes=5, but the denoiser's network has label_dim=3"):
+        generate(tiny, 3, tmp_path, classes=5)

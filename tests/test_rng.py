@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import edm
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from truth import GaussianFlow, mixture, network, randn
+from diffusers import DDPMScheduler
+from truth import GaussianFlow, mixture, network, randn, released_pairs
 
 import rfpp
 from rfpp import (
@@ -21,6 +23,7 @@ from rfpp import (
     checkpoints,
     claims,
     data,
+    denoisers,
     experiment,
     features,
     flow,
@@ -40,8 +43,8 @@ from rfpp.denoisers import EDMPrecond, expand
 
 matplotlib.use("Agg")
 
-WITHOUT = {"__main__", "book", "checks", "files", "paths", "progress", "torchvision_shim"}
-"""Modules that compute nothing: the command line, running notebooks, messages, folders, bars, an import."""
+WITHOUT = {"__main__", "book", "checks", "downloads", "files", "paths", "pickles", "progress", "torchvision_shim"}
+"""Modules that compute nothing: the command line, running notebooks, messages, files, folders, bars, an import."""
 
 
 def state():
@@ -108,13 +111,27 @@ def whole_experiment(things):
     whole.evaluate("F", nfe=3, solver="heun"), whole.references(), whole.noise(5), whole.history("A")
 
 
-def digest_of_file(things):
-    (things.folder / "file").write_text("text")
-    return artifacts.file_digest(things.folder / "file")
-
-
 def saved(things):
     return checkpoints.load(checkpoints.save(things.flow, things.folder / "flow.safetensors"))
+
+
+def imported_from_edm(things):
+    checkpoints.load_edm_pickle(edm.write(things.folder / "edm.pkl", {"ema": edm.denoiser(things.denoiser)}))
+
+
+def imported_from_the_released_code(things):
+    path = checkpoints.export_edm(things.flow, things.folder / "released.pth")
+    checkpoints.load_released(path, network().config)
+
+
+def imported_from_diffusers(things):
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+    with torch.random.fork_rng([]):
+        checkpoints_of_it = things.folder / "diffusers"
+        model = networks.DiffusersUNet(sample_size=8, in_channels=1, out_channels=1, norm_num_groups=4, **blocks)
+        model.unet.save_pretrained(checkpoints_of_it)
+        DDPMScheduler().save_pretrained(checkpoints_of_it)
+    checkpoints.load_diffusers(checkpoints_of_it)(things.x, 0.5)
 
 
 def loaded(things):
@@ -139,11 +156,14 @@ CALLS = {
     artifacts.Store: lambda s: artifacts.Store(s.folder).get("step", {}, lambda folder: None),
     artifacts.code_digest: lambda s: artifacts.code_digest(flow),
     artifacts.digest: lambda s: artifacts.digest({}),
-    artifacts.file_digest: digest_of_file,
     artifacts.provenance: lambda s: artifacts.provenance(),
     checkpoints.build: lambda s: [checkpoints.build(checkpoints.describe(model)) for model in (s.flow, s.digits)],
     checkpoints.describe: lambda s: checkpoints.describe(s.flow),
+    checkpoints.export_edm: lambda s: checkpoints.export_edm(s.flow, s.folder / "flow.pth"),
     checkpoints.load: saved,
+    checkpoints.load_diffusers: imported_from_diffusers,
+    checkpoints.load_edm_pickle: imported_from_edm,
+    checkpoints.load_released: imported_from_the_released_code,
     checkpoints.save: saved,
     claims.check: lambda s: claims.check(next(iter(claims.ledger())), [0.1, 0.2, 0.3]),
     claims.interval: lambda s: claims.interval([1.0, 2.0]),
@@ -158,6 +178,9 @@ CALLS = {
     data.to_float: lambda s: data.to_float(s.images.pixels),
     data.to_uint8: lambda s: data.to_uint8(s.x),
     EDMPrecond: lambda s: s.denoiser(s.x, 0.5, s.labels),
+    denoisers.DiscreteSchedule: lambda s: denoisers.DiscreteSchedule([0.9, 0.5]).noise_label(s.t),
+    denoisers.LinearSchedule: lambda s: denoisers.LinearSchedule().noise_label(s.t),
+    denoisers.VPPrecond: lambda s: denoisers.VPPrecond(network())(s.x, 0.5, s.labels),
     type(mixture()): lambda s: mixture(torch.float32)(randn(2, 1, 1, 2), 0.5),
     expand: lambda s: expand(0.5, s.x),
     experiment.Experiment: whole_experiment,
@@ -178,10 +201,16 @@ CALLS = {
     networks.SongUNet: lambda s: networks.SongUNet(8, 1, 1, model_channels=8, embedding_type="fourier").eval()(
         s.x, s.t
     ),
+    networks.DiffusersUNet: imported_from_diffusers,
+    networks.paper: lambda s: networks.paper("cifar10", model_channels=4, channel_mult=[1], num_blocks=1),
     networks.zeros: lambda s: networks.zeros((2,), 1, 1),
     pairs.PairDataset: lambda s: (s.pairs[3], s.pairs.batch(torch.arange(4))),
     pairs.generate: lambda s: pairs.generate(s.denoiser, 5, s.folder / "more", num_steps=2),
+    pairs.import_released: lambda s: pairs.import_released(
+        *released_pairs(s.folder / "zips", 3)[:2], s.folder / "come"
+    ),
     pairs.noise: lambda s: pairs.noise(0, range(5), (1, 8, 8)),
+    pairs.noise_of_states: lambda s: pairs.noise_of_states(torch.ones(2, 32, dtype=torch.uint8), (1, 8, 8)),
     plots.by_nfe: lambda s: plots.by_nfe({"error": {"Euler": {1: [2.0, 3.0]}}}),
     plots.by_seed: lambda s: plots.by_seed({"error": {"A": [1.0, 2.0]}}, {}),
     plots.image_rows: lambda s: plots.image_rows({"x": s.x}),

@@ -195,6 +195,19 @@ def test_inversion_and_generation_undo_each_other():
     assert errors[0] > errors[1] > errors[2] and errors[2] < 5e-3
 
 
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_going_there_and_back_errs_at_the_solvers_order(solver, order):
+    """On a curved flow, from t = 0.05 to 0.95 and back: the distance from the start falls by 2^order as steps halve."""
+    flow, x = RectifiedFlow(mixture()), mixture().means[[0, 1, 2]] + 0.1
+
+    def error(steps):
+        times = torch.linspace(0.05, 0.95, steps + 1, dtype=FLOATS)
+        there = integrate(flow, x, times, solver)[-1]
+        return (integrate(flow, there, times.flip(0), solver)[-1] - x).norm()
+
+    assert math.log2(error(640) / error(1280)) == pytest.approx(order, abs=0.1)
+
+
 def test_inversion_starts_from_slightly_noisy_data(gaussian):
     """By hand: ``(1 - 1e-3) x + 1e-3 eps`` at t = 1e-3, one Euler step to 1."""
     x = randn(2, 1, 2, 2, dtype=FLOATS)

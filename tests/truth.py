@@ -1,12 +1,15 @@
 """What the tests compare with: reference numbers, closed forms, and bounds that say how far chance may go."""
 
+import io
 import json
 import math
+import zipfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
@@ -131,3 +134,40 @@ def mixture(dtype=torch.float64):
     means = torch.tensor([[1.0, 0.5], [-1.0, 0.8], [0.2, -1.2]], dtype=dtype).reshape(3, 1, 1, 2)
     weights = torch.tensor([0.5, 0.2, 0.3], dtype=dtype)
     return GaussianMixtureDenoiser(means, 0.3, weights, classes=torch.arange(3))
+
+
+def released_pairs(folder, n, classes=None, size=4, channels=3, per_folder=None, start=0):
+    """Archives as the paper's released code leaves them, and what is in them: ``samples.zip``, ``z.zip``,
+    ``images_labels.csv`` (``None`` without classes), pixels, noise and labels.
+
+    One numpy generator draws all noise in turn, and its state before each draw is what is stored.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, other = np.random.default_rng(0), np.random.default_rng(1)
+    pixels, noises, labels = [], [], []
+    with (
+        zipfile.ZipFile(folder / "samples.zip", "w") as samples,
+        zipfile.ZipFile(folder / "z.zip", "w") as z,
+        open(folder / "images_labels.csv", "w") as csv,
+    ):
+        for i in range(start, start + n):
+            name = f"{i:05d}" if per_folder is None else f"{i // per_folder}/{i:05d}"
+            state = generator.bit_generator.state["state"]
+            z.writestr(f"{name}.bin", state["state"].to_bytes(16, "big") + state["inc"].to_bytes(16, "big"))
+            noises.append(generator.standard_normal((channels, size, size)).astype(np.float32))
+            pixels.append(other.integers(0, 256, (channels, size, size), dtype=np.uint8))
+            image = io.BytesIO()
+            hwc = pixels[-1].transpose(1, 2, 0)
+            Image.fromarray(hwc[:, :, 0] if channels == 1 else hwc).save(image, format="PNG")
+            samples.writestr(f"{name}.png", image.getvalue())
+            if classes:
+                labels.append(int(other.integers(classes)))
+                csv.write(f"{name}.png,{labels[-1]}\r\n")
+    return (
+        folder / "samples.zip",
+        folder / "z.zip",
+        folder / "images_labels.csv" if classes else None,
+        torch.from_numpy(np.stack(pixels)),
+        torch.from_numpy(np.stack(noises)),
+        labels,
+    )
