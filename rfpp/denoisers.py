@@ -80,6 +80,10 @@ class EDMPrecond(_Precond):
         super().__init__(network)
         self.sigma_data = sigma_data
 
+    def around(self, network: nn.Module) -> EDMPrecond:
+        """The same preconditioning for another network."""
+        return EDMPrecond(network, self.sigma_data)
+
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """``E[x0 | x]`` for noisy images ``x`` ``(B, C, H, W)`` and noise levels ``sigma``, a number or ``(B,)``."""
         sigma = expand(sigma, x)
@@ -169,6 +173,10 @@ class VPPrecond(_Precond):
         one_of("prediction", prediction, PREDICTIONS)
         super().__init__(network)
         self.schedule, self.prediction = schedule or LinearSchedule(), prediction
+
+    def around(self, network: nn.Module) -> VPPrecond:
+        """The same preconditioning for another network."""
+        return VPPrecond(network, self.schedule, self.prediction)
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """``E[x0 | x]`` for noisy images ``x`` ``(B, C, H, W)`` and noise levels ``sigma``, a number or ``(B,)``."""

@@ -509,18 +509,20 @@ class DiffusersUNet(nn.Module):
     """A ``UNet2DModel`` of the diffusers library behind the call of this module's networks.
 
     ``noise_labels`` are its timesteps, whole or not; class labels come one-hot and go in as numbers. ``config`` is that
-    of ``UNet2DModel``.
+    of ``UNet2DModel``; ``generator`` decides the initial weights (fresh entropy if ``None``).
     Raises ``ImportError`` where diffusers is not installed, ``ValueError`` for a model that is no plain VP model of
     square images.
     """
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, generator: torch.Generator | None = None, **config: Any) -> None:
         super().__init__()
         try:
             from diffusers import UNet2DModel
         except ImportError as error:
             raise ImportError("diffusers is not installed; run: pip install 'rfpp[diffusers]'") from error
-        self.unet = UNet2DModel.from_config(config)
+        seed = int(torch.randint(1 << 62, (), generator=rng.fresh(generator), device="cpu"))
+        with rng.scoped(seed, "initialisation"):  # diffusers draws from torch's global generator
+            self.unet = UNet2DModel.from_config(config)
         found = dict(self.unet.config)
         self.config = {key: value for key, value in found.items() if not key.startswith("_")}
         for key, allowed in {"time_embedding_type": ("positional",), "class_embed_type": (None,)}.items():

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rfpp import progress, rng
 from rfpp.data import Images
-from rfpp.denoisers import EDMPrecond
+from rfpp.denoisers import EDMPrecond, VPPrecond
 from rfpp.flow import RectifiedFlow, interpolate
 from rfpp.pairs import PairDataset
 from rfpp.premetrics import Premetric
@@ -192,11 +192,13 @@ def fit(
     return average.module.cpu().eval().requires_grad_(False), history
 
 
-def initial_flow(teacher: EDMPrecond, configuration: Configuration, dropout: float, seed: int) -> RectifiedFlow:
+def initial_flow(
+    teacher: EDMPrecond | VPPrecond, configuration: Configuration, dropout: float, seed: int
+) -> RectifiedFlow:
     """The flow that training starts from: the teacher's weights (Proposition 1), or fresh ones of the same network."""
     trained: Any = teacher.model
     config = {**trained.config, "dropout": dropout}
     network = type(trained)(**config, generator=rng.generator(seed, "initialisation"))
     if configuration.initialisation == "teacher":
         network.load_state_dict(trained.state_dict())
-    return RectifiedFlow(EDMPrecond(network, teacher.sigma_data))
+    return RectifiedFlow(teacher.around(network))

@@ -67,7 +67,7 @@ def test_draws_follow_the_distribution_function(distribution):
         (Exponential(-4.0), stats.truncexpon(b=4, scale=1 / 4)),
         (Exponential(-0.5), stats.truncexpon(b=0.5, scale=2)),
     ],
-    ids=str,
+    ids=["uniform", "steep", "flat"],
 )
 def test_scipys_distribution_of_the_same_name(distribution, truth):
     t = torch.from_numpy(INSIDE)

@@ -12,8 +12,9 @@ from truth import Trainable, mixture, network, randn
 
 from rfpp import premetrics, timesteps
 from rfpp.data import Images, to_float, to_uint8
-from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
+from rfpp.denoisers import DiscreteSchedule, EDMPrecond, GaussianMixtureDenoiser, LinearSchedule, VPPrecond
 from rfpp.flow import RectifiedFlow
+from rfpp.networks import DiffusersUNet
 from rfpp.pairs import PairDataset, generate
 from rfpp.training import CONFIGURATIONS, Diverged, classification, denoising, fit, initial_flow, reflow
 
@@ -404,3 +405,22 @@ def test_noise_of_the_classifiers_is_of_every_level_up_to_the_given(eight):
     added = seen[0] - to_float(torch.tensor(90))
     # Var(u^2) = 0.6^4 (1/5 - 1/9), so the mean of 4000 squared levels is known to 0.0005, one standard deviation.
     assert added.square().mean().item() == pytest.approx(0.12, abs=0.003)
+
+
+@pytest.mark.parametrize("config", ["A", "B"])
+@pytest.mark.parametrize("kind", ["VP", "diffusers"])
+def test_training_starts_from_vp_teachers_too(config, kind):
+    """Their schedule and prediction stay; B starts at the teacher's velocity, A at fresh weights that a seed fixes."""
+    if kind == "VP":
+        teacher = VPPrecond(network(), LinearSchedule(0.2, 15.0))
+    else:
+        blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+        size = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4}
+        teacher = VPPrecond(DiffusersUNet(**size, **blocks), DiscreteSchedule([0.9, 0.5, 0.1]), "v_prediction")
+    starts = [initial_flow(teacher, CONFIGURATIONS[config], dropout=0.0, seed=seed).eval() for seed in (0, 0, 1)]
+    x, t = randn(2, 1, 8, 8), torch.tensor([0.3, 0.8])
+    velocities = [start.velocity(x, t) for start in starts]
+    assert torch.equal(velocities[0], velocities[1])
+    assert torch.equal(velocities[0], velocities[2]) == (config == "B")
+    assert torch.equal(velocities[0], RectifiedFlow(teacher.eval()).velocity(x, t)) == (config == "B")
+    assert starts[0].denoiser.prediction == teacher.prediction and starts[0].denoiser.schedule is teacher.schedule
