@@ -321,3 +321,12 @@ def test_a_schedule_that_does_not_fall_is_refused(values):
 def test_an_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match="prediction='eps' is unknown; .*did you mean 'epsilon'"):
         VPPrecond(network(), prediction="eps")
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([2, 0]), torch.eye(3)[[2, 0]]])
+@pytest.mark.parametrize("kind", [EDMPrecond, VPPrecond])
+def test_a_denoiser_compiles_in_one_piece(kind, labels):
+    denoiser = kind(network()).eval()
+    x, sigma = randn(2, 1, 8, 8), torch.tensor([0.3, 2.0])
+    found = torch.compile(denoiser, fullgraph=True, backend="aot_eager")(x, sigma, labels)
+    torch.testing.assert_close(found, denoiser(x, sigma, labels))
