@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rfpp import (
@@ -21,6 +22,7 @@ from rfpp import (
     data,
     denoisers,
     features,
+    files,
     metrics,
     networks,
     pairs,
@@ -49,7 +51,9 @@ _EVALUATION = (*_PAIRS, metrics, features, _THIS)
 TEACHER = "teacher"
 """Stands where a configuration's letter does: the 1-rectified flow, which is the teacher itself (Proposition 1)."""
 
-FLOWS = (*training.CONFIGURATIONS, TEACHER)
+_SHOWN, _SNAPSHOTS = 16, "snapshots.safetensors"
+
+FLOWS = (*training.ALL, TEACHER)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Sampler:
     solver: str = "euler"
     update: str = "standard"
     first_time: float = flows.T_MAX
+    inner: tuple[float, ...] | None = None
+    """The times of the steps after the first; uniform ones when ``None``."""
 
     def __post_init__(self) -> None:
         one_of("update", self.update, samplers.UPDATES)
@@ -78,8 +84,15 @@ class Sampler:
 
     @property
     def times(self) -> Tensor:
-        """The grid: uniform but for its first time."""
-        return samplers.generation_times(samplers.steps_for(self.nfe, self.solver), self.first_time)
+        """The grid from the first time down to 0."""
+        steps = samplers.steps_for(self.nfe, self.solver)
+        if self.inner is None:
+            return samplers.generation_times(steps, self.first_time)
+        if len(self.inner) != steps - 1:
+            raise ValueError(
+                f"inner={self.inner}: nfe={self.nfe} with solver={self.solver!r} has {steps - 1} inner times"
+            )
+        return torch.tensor([self.first_time, *self.inner, 0.0], dtype=torch.float64)
 
     def __call__(
         self,
@@ -170,11 +183,55 @@ class Experiment:
         """Pairs ``(x, z, label)`` of the 1-rectified flow, ``"train"`` or ``"held_out"``."""
         return pairs.PairDataset(self._pairs(split).folder)
 
+    def _inverted(self) -> Artifact:
+        """Real training images, each with the noise that the 1-rectified flow carries it to (Section 4.4)."""
+        settings = self.preset.real_data
+        arguments: dict[str, Any] = {"nfe": settings.nfe, "seed": rng.derive(settings.seed, "inversion")}
+        inputs = {
+            **arguments,
+            "data": self.preset.data.model_dump(),
+            "teacher": shipped.sha256(self.preset.teacher.name),
+            "code": code_digest(*_PAIRS),
+        }
+        images = self.data.train
+        return self._get(
+            "inverted",
+            inputs,
+            lambda folder: pairs.invert(
+                RectifiedFlow(self.teacher), images.pixels, images.labels, folder, batch_size=500, **arguments
+            ),
+            resumable=True,
+        )
+
+    def _own_pairs(self, config: str, seed: int) -> Artifact:
+        """Pairs that a trained flow makes itself: the start of another round of reflow."""
+        settings = self.preset.third_round
+        arguments: dict[str, Any] = {
+            "n": settings.pairs,
+            "num_steps": settings.num_steps,
+            "seed": rng.derive(seed, "third"),
+        }
+        inputs = {**arguments, "flow": self._flow(config, seed).key, "code": code_digest(*_PAIRS)}
+
+        def compute(folder: Path) -> None:
+            denoiser = self.flow(config, seed).denoiser
+            pairs.generate(denoiser, out_dir=folder, batch_size=self.preset.pairs.batch_size, **arguments)
+
+        return self._get("own_pairs", inputs, compute, resumable=True)
+
+    def _pairs_of(self, configuration: training.Configuration, seed: int) -> Artifact:
+        if configuration.pairs == "real":
+            return self._inverted()
+        return self._own_pairs(configuration.start, seed) if configuration.pairs == "own" else self._pairs("train")
+
     def _flow(self, config: str, seed: int, position: str = "") -> Artifact:
-        one_of("config", config, training.CONFIGURATIONS)
+        one_of("config", config, training.ALL)
         at_least("seed", seed, 0)
-        configuration = training.CONFIGURATIONS[config]
+        configuration = training.ALL[config]
         settings = self.preset.training
+        if configuration.pairs == "real":
+            fine = self.preset.real_data
+            settings = settings.model_copy(update={"steps": fine.steps, "lr": fine.lr, "warmup": fine.warmup})
         perceptual = "lpips" in configuration.premetric
         batch_size = getattr(settings, f"{configuration.batch}_batch")
         inputs = {
@@ -182,8 +239,9 @@ class Experiment:
             "batch_size": batch_size,
             "settings": settings.model_dump(exclude={"small_batch", "large_batch"}),
             "seed": seed,
-            "pairs": self._pairs("train").key,
+            "pairs": self._pairs_of(configuration, seed).key,
             "teacher": shipped.sha256(self.preset.teacher.name),
+            "start": self._flow(configuration.start, seed).key if configuration.start in training.ALL else None,
             "perceptual": shipped.sha256("digits-perceptual") if perceptual else None,
             "code": code_digest(*_TRAINING),
         }
@@ -193,9 +251,23 @@ class Experiment:
                 timesteps.UShaped(settings.u_shape) if configuration.timesteps == "u_shaped" else timesteps.Uniform()
             )
             premetric = premetrics.build(configuration.premetric, self.perceptual if perceptual else None)
-            objective = training.reflow(self.pairs("train"), times, premetric, batch_size, seed)
+            trained_on = pairs.PairDataset(self._pairs_of(configuration, seed).folder)
+            objective = training.reflow(trained_on, times, premetric, batch_size, seed)
+            snapshots: dict[str, Tensor] = {}
+            z, labels = self.noise(_SHOWN)
+
+            def look(step: int, average: nn.Module) -> None:
+                """Samples of the averaged model at a few steps, further and further apart."""
+                if step in {max(1, round(settings.steps * part)) for part in (0, 0.03, 0.1, 0.3, 1)}:
+                    assert isinstance(average, RectifiedFlow)
+                    snapshots[str(step)] = self.sampler(1)(average.eval(), z, labels)
+
+            if configuration.start in training.ALL:
+                start = self.flow(configuration.start, seed)
+            else:
+                start = training.initial_flow(self.teacher, configuration, settings.dropout, seed)
             flow, history = training.fit(
-                training.initial_flow(self.teacher, configuration, settings.dropout, seed),
+                start,
                 objective,
                 settings.steps,
                 lr=settings.lr,
@@ -203,7 +275,9 @@ class Experiment:
                 ema=settings.ema,
                 seed=seed,
                 desc=f"training {config}, seed {seed}{position}",
+                on_step=look,
             )
+            files.write_tensors(folder / _SNAPSHOTS, snapshots)
             checkpoints.save(flow, folder / "flow.safetensors")
             (folder / "history.json").write_text(json.dumps(asdict(history)))
 
@@ -213,7 +287,7 @@ class Experiment:
         """Train what is missing of ``configs`` times ``seeds``, seed by seed, with a bar that counts them."""
         configs = list(configs)
         for config in configs:
-            one_of("config", config, training.CONFIGURATIONS)
+            one_of("config", config, training.ALL)
         wanted = [(config, seed) for seed in seeds or self.preset.seeds for config in configs]
         for number, (config, seed) in enumerate(wanted, start=1):
             self._flow(config, seed, f" ({number} of {len(wanted)})")
@@ -223,7 +297,7 @@ class Experiment:
         return self._flow(config, seed) / "flow.safetensors"
 
     def flow(self, config: str, seed: int = 0) -> RectifiedFlow:
-        """The trained 2-rectified flow of a configuration of Table 1; ``"teacher"``: the 1-rectified flow."""
+        """The trained flow of a configuration in ``rfpp.training.ALL``; ``"teacher"``: the 1-rectified flow."""
         one_of("config", config, FLOWS)
         if config == TEACHER:
             return RectifiedFlow(self.teacher)
@@ -235,9 +309,20 @@ class Experiment:
         """The loss curve of a trained flow."""
         return training.History(**json.loads((self._flow(config, seed) / "history.json").read_text()))
 
-    def sampler(self, nfe: int = 1, solver: str = "euler", update: str = "standard") -> Sampler:
-        """A sampler that starts at the preset's first time."""
-        return Sampler(nfe, solver, update, self.preset.evaluation.first_time)
+    def snapshots(self, config: str, seed: int = 0) -> dict[int, Tensor]:
+        """One-step samples from the same noise, by the training step they were taken at."""
+        return {int(step): images for step, images in load_file(self._flow(config, seed) / _SNAPSHOTS).items()}
+
+    def sampler(
+        self,
+        nfe: int = 1,
+        solver: str = "euler",
+        update: str = "standard",
+        inner: Sequence[float] | None = None,
+    ) -> Sampler:
+        """A sampler that starts at the preset's first time; ``inner``: the times of the steps after it."""
+        first_time = self.preset.evaluation.first_time
+        return Sampler(nfe, solver, update, first_time, None if inner is None else tuple(inner))
 
     def noise(self, n: int | None = None) -> tuple[Tensor, Tensor]:
         """The evaluation's noise ``(n, C, H, W)`` and labels ``(n,)``, all classes in turn; the same for every flow."""
@@ -290,10 +375,17 @@ class Experiment:
         return found
 
     def evaluate(
-        self, config: str, seed: int = 0, *, nfe: int = 1, solver: str = "euler", update: str = "standard"
+        self,
+        config: str,
+        seed: int = 0,
+        *,
+        nfe: int = 1,
+        solver: str = "euler",
+        update: str = "standard",
+        inner: Sequence[float] | None = None,
     ) -> Evaluation:
-        """Grade a flow with a sampler; arguments as for :func:`rfpp.samplers.sample`."""
-        sampler = self.sampler(nfe, solver, update)
+        """Grade a flow with a sampler; arguments as for :meth:`sampler`."""
+        sampler = self.sampler(nfe, solver, update, inner)
         return self.sweep(config, [seed], [sampler])[sampler][0]
 
     def references(self) -> dict[str, Evaluation]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from rfpp import torchvision_shim
@@ -13,7 +14,8 @@ from rfpp.flow import RectifiedFlow
 from rfpp.samplers import sample
 
 torchvision_shim.ensure()
-from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: E402 (needs torchvision)
+from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402 (needs torchvision)
+from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: E402
 
 
 @torch.no_grad()
@@ -36,6 +38,34 @@ def frechet_distance(real: Tensor, generated: Tensor, embedding: nn.Module, batc
 def label_agreement(images: Tensor, labels: Tensor, classifier: nn.Module) -> float:
     """Share of images ``(N, C, H, W)`` that ``classifier`` recognises as their label ``(N,)``."""
     return float((classifier(images).argmax(dim=1) == labels).float().mean())
+
+
+@torch.no_grad()
+def precision_recall(real: Tensor, generated: Tensor, embedding: nn.Module, neighbours: int = 3) -> tuple[float, float]:
+    """Precision, the share of generated images within the real ones' manifold, and recall, the converse.
+
+    The manifold is made of balls around the ``embedding`` of each image that reach to its ``neighbours``-th neighbour
+    (Kynkäänniemi et al., 2019); computed by torch-fidelity. Images: ``(N, C, H, W)``.
+    """
+    found = prc_features_to_metric(
+        embedding(generated).float(),
+        embedding(real).float(),
+        prc_neighborhood=neighbours,
+        prc_batch_size=10_000,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return found["precision"], found["recall"]
+
+
+def norm_distance(z: Tensor) -> float:
+    """How far the norms of noises ``z`` ``(N, ...)`` are from those of standard normal noise: Kolmogorov's distance.
+
+    Between 0 and 1: the largest gap between the norms' distribution function and that of the chi distribution with
+    ``d`` degrees of freedom. ``N`` Gaussian noises stay below ``1.36 / sqrt(N)`` in 95 % of all cases.
+    """
+    norms = z.flatten(1).double().norm(dim=1).numpy()
+    return float(stats.kstest(norms, stats.chi(z[0].numel()).cdf).statistic)
 
 
 def one_step_error(flow: RectifiedFlow, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -5,7 +5,8 @@ Images are stored as 8-bit pixels in numbered shards; noise is not stored at all
 be made in any order, and a run that was interrupted goes on with the first shard that is missing.
 
 Pairs that the paper's released code made come in with :func:`import_released`. Their noise is stored as the state of
-the generator it was drawn from, and :func:`noise_of_states` draws it again.
+the generator it was drawn from, and :func:`noise_of_states` draws it again. The noise of real images, which
+:func:`invert` finds, is stored as it is.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rfpp import files, progress, rng
+from rfpp import files, progress, rng, samplers
 from rfpp.checks import at_least
 from rfpp.data import to_float, to_uint8
-from rfpp.flow import Denoiser
+from rfpp.flow import Denoiser, RectifiedFlow, interpolate
 from rfpp.samplers import edm_sample
 
 INDEX = "pairs.json"
@@ -132,6 +133,47 @@ def generate(
         return {"images": torch.cat(images), "indices": indices}
 
     return _fill(Path(out_dir), index, make, f"pairs, {2 * num_steps - 1} NFE")
+
+
+def invert(
+    flow: RectifiedFlow,
+    images: Tensor,
+    labels: Tensor | None,
+    out_dir: str | Path,
+    *,
+    nfe: int = 128,
+    seed: int = 0,
+    batch_size: int = 256,
+    shard_size: int = SHARD_SIZE,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Pairs of real images and the noise that ``flow`` carries them to (Section 4.4), and return ``out_dir``.
+
+    ``images``: 8-bit pixels ``(N, C, H, W)``; ``labels``: ``(N,)`` or ``None``. The noise is stored as it is, and the
+    little noise that inversion starts with is a function of ``(seed, i)``. Shards that are there are kept.
+    Raises ``ValueError`` if ``out_dir`` holds pairs made with other settings or by another flow.
+    """
+    samplers.steps_for(nfe, "euler")
+    classes = 0 if labels is None else int(labels.max()) + 1
+    shape = list(images.shape[1:])
+    index = {
+        "n": len(images), "seed": seed, "nfe": nfe, "shape": shape, "classes": classes,
+        "shard_size": shard_size, "noise": "stored", "denoiser": _fingerprint(flow),
+    }  # fmt: skip
+
+    def make(indices: Tensor, advance: Callable[[int], Any]) -> dict[str, Tensor]:
+        found = []
+        for chunk in indices.split(batch_size):
+            x = to_float(images[chunk]).to(device)
+            start = interpolate(x, noise(seed, chunk, shape).to(device), samplers.INVERSION_START)
+            given = None if labels is None else labels[chunk].to(device)
+            with torch.no_grad():
+                found.append(samplers.integrate(flow, start, samplers.inversion_times(nfe), labels=given)[-1].cpu())
+            advance(len(chunk))
+        shard = {"images": images[indices], "indices": indices, "noise": torch.cat(found)}
+        return shard if labels is None else {**shard, "labels": labels[indices]}
+
+    return _fill(Path(out_dir), index, make, f"inverting images, {nfe} NFE")
 
 
 def _fingerprint(denoiser: Denoiser) -> str | None:
@@ -347,8 +389,9 @@ def _pixels(
 
 
 class PairDataset(Dataset[tuple[Tensor, ...]]):
-    """Pairs of a folder that :func:`generate` or :func:`import_released` filled: ``dataset[i] -> (x, z)``, or
-    ``(x, z, label)`` with classes.
+    """Pairs of a folder: ``dataset[i] -> (x, z)``, or ``(x, z, label)`` with classes.
+
+    The folder was filled by :func:`generate`, :func:`invert` or :func:`import_released`.
 
     ``x``: ``(C, H, W)`` in [-1, 1]; ``z``: the same shape; ``label``: a scalar integer tensor.
     Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, ``ValueError`` for a damaged shard.
@@ -372,6 +415,8 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         self.states = column("states")
         """Of the generator each pair's noise is drawn from, where the pairs were imported."""
         self.labels = column("labels")
+        self.noise = column("noise")
+        """The noise itself, where images were inverted."""
 
     @staticmethod
     def _shards(out_dir: Path, count: int) -> Iterator[dict[str, Tensor]]:
@@ -389,7 +434,9 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
-        if self.states is None:
+        if self.noise is not None:
+            z = self.noise[indices]
+        elif self.states is None:
             z = noise(self.seed, indices, self.shape)
         else:
             z = noise_of_states(self.states[indices], self.shape)

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 WIDTH = 7.0
@@ -119,4 +121,177 @@ def timestep_densities(times: Tensor, densities: Mapping[str, Tensor]) -> Figure
         axis.plot(times, density, label=name)
     axis.set(xlabel="timestep $t$ (data at 0, noise at 1)", ylabel="$p(t)$", ylim=(0, None))
     axis.legend()
+    return figure
+
+
+def _segments(axis: Axes, starts: Tensor, ends: Tensor, **style: object) -> None:
+    axis.add_collection(LineCollection(torch.stack([starts, ends], dim=1).tolist(), **style))
+
+
+def reflow_plane(x: Tensor, z: Tensor, paths: Tensor, ends: Tensor) -> Figure:
+    """Figure 1 in the plane: independent pairs and their lines, the 1-rectified flow's paths, the lines of its pairs.
+
+    ``x``, ``z``, ``ends``: ``(N, 2)``, where ``ends`` is what the flow makes of ``z``; ``paths``: ``(T, N, 2)``.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7), sharex=True, sharey=True)
+    ink = {"colors": "0.35", "linewidths": 0.5, "alpha": 0.45}
+    _segments(axes[0], z, x, **ink)
+    axes[1].add_collection(LineCollection(paths.transpose(0, 1).tolist(), **ink))
+    _segments(axes[2], z, ends, **ink)
+    noise_colour, data_colour = sns.color_palette()[0], sns.color_palette()[1]
+    titles = ("a  independent pairs", "b  1-rectified flow", "c  its pairs")
+    for axis, data, title in zip(axes, (x, ends, ends), titles, strict=True):
+        axis.plot(*z.T, ".", color=noise_colour, markersize=3, label="noise, $t = 1$")
+        axis.plot(*data.T, ".", color=data_colour, markersize=3, label="data, $t = 0$")
+        axis.set(title=title, aspect="equal", xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
+    return figure
+
+
+def crossing_plane(data: Tensor, x1: Tensor, z1: Tensor, x2: Tensor, z2: Tensor, t: float) -> Figure:
+    """Figure 2a: a pair, another image, and the noise whose line to it would cross the pair's line at ``t``."""
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.62, 3.3))
+    blue, orange, green, red = sns.color_palette()[:4]
+    axis.plot(*data.T, ".", color=orange, markersize=2, alpha=0.5, label="data")
+    for level, label in ((0.99, "99 % of Gaussian noise"), (0.5, "half of it")):
+        radius = (-2 * np.log(1 - level)) ** 0.5
+        axis.add_patch(plt.Circle((0, 0), radius, fill=False, color=blue, linestyle="--" if level < 0.9 else "-"))
+        axis.plot([], [], color=blue, linestyle="--" if level < 0.9 else "-", label=label)
+    for x, z, colour, name in ((x1, z1, green, "'"), (x2, z2, red, "''")):
+        axis.plot(*torch.stack([x, z]).T, "o-", color=colour, markersize=5, linewidth=1.2)
+        axis.annotate(f"$x{name}$", x.tolist(), xytext=(6, 4), textcoords="offset points", color=colour)
+        axis.annotate(f"$z{name}$", z.tolist(), xytext=(6, 4), textcoords="offset points", color=colour)
+    axis.plot(*((1 - t) * x1 + t * z1), "kx", markersize=8, label=f"crossing, $t = {t:g}$")
+    axis.set(aspect="equal", xticks=[], yticks=[])
+    sns.despine(ax=axis, left=True, bottom=True)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def histograms(
+    panels: Mapping[str, Mapping[str, Tensor]],
+    bands: Mapping[str, tuple[float, float]] | None = None,
+    band_label: str = "",
+) -> Figure:
+    """A panel per quantity with a histogram per named sample; ``bands`` shade where a share of Gaussian noise lies."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), squeeze=False)
+    for axis, (quantity, samples) in zip(axes[0], panels.items(), strict=True):
+        if bands and quantity in bands:
+            axis.axvspan(*bands[quantity], color="0.9", zorder=0, label=band_label)
+        edges = np.histogram_bin_edges(np.concatenate([values.numpy() for values in samples.values()]), bins=60)
+        for (name, values), colour in zip(samples.items(), sns.color_palette(), strict=False):
+            axis.hist(values.numpy(), bins=edges, density=True, histtype="stepfilled", color=colour, alpha=0.3)
+            axis.hist(values.numpy(), bins=edges, density=True, histtype="step", color=colour, label=name)
+        axis.set(xlabel=quantity, yticks=[])
+        sns.despine(ax=axis, left=True)
+    axes[0][0].set_ylabel("density")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def over_time(
+    panels: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Tensor | None]]],
+    logarithmic: Sequence[str] = (),
+    xlabel: str = "timestep $t$ (data at 0, noise at 1)",
+) -> Figure:
+    """A panel per quantity, a line per name over time: ``(times, values, spread)``, the spread as a band."""
+    width = WIDTH if len(panels) > 1 else WIDTH * 0.7
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), squeeze=False)
+    for axis, (quantity, lines) in zip(axes[0], panels.items(), strict=True):
+        for (name, (times, values, spread)), marker in zip(lines.items(), "osD^v", strict=False):
+            line = axis.plot(times, values, marker=marker, markersize=3, label=name)
+            if spread is not None:
+                low = (
+                    (values - spread).clamp(min=float(values.min()) / 10)
+                    if quantity in logarithmic
+                    else values - spread
+                )
+                axis.fill_between(times, low, values + spread, color=line[0].get_color(), alpha=0.2, linewidth=0)
+        axis.set(xlabel=xlabel, ylabel=quantity, yscale="log" if quantity in logarithmic else "linear")
+        axis.legend()
+    return figure
+
+
+def scatter(groups: Mapping[str, Tensor], xlabel: str, ylabel: str) -> Figure:
+    """Points ``(N, 2)`` of several groups."""
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.7, 3.2))
+    for (name, points), marker in zip(groups.items(), "o^sD", strict=False):
+        axis.plot(*points.T, marker, markersize=3, alpha=0.5, linestyle="none", label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xticks=[], yticks=[])
+    axis.legend(markerscale=2)
+    return figure
+
+
+def ladder(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], paper: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> Figure:
+    """Table 1 as a picture: for each number of steps our values by configuration (dots: seeds), the paper's below.
+
+    ``panels[title][configuration]``: one value per seed; ``paper[title][data set][configuration]``: the paper's FID.
+    """
+    figure, axes = plt.subplots(2, len(panels), figsize=(WIDTH, 4.6), squeeze=False, sharex="col")
+    for column, (title, values) in enumerate(panels.items()):
+        ours, theirs = axes[:, column]
+        places = range(len(values))
+        means = [float(np.mean(runs)) for runs in values.values()]
+        ours.plot(places, means, "-", color="0.6", linewidth=1, zorder=0)
+        for place, runs in zip(places, values.values(), strict=True):
+            ours.plot(
+                place + np.linspace(-0.12, 0.12, len(runs)), runs, "o", markersize=4, color=sns.color_palette()[0]
+            )
+        ours.set(title=title, ylabel="Fréchet distance,\ndigit features" if not column else "", yscale="log")
+        for (name, numbers), marker in zip(paper[title].items(), "os^", strict=False):
+            known = [place for place, config in enumerate(values) if config in numbers]
+            colour = sns.color_palette()[1 + "os^".index(marker)]
+            theirs.plot(
+                known, [numbers[list(values)[place]] for place in known], marker + "-", color=colour, markersize=4,
+                linewidth=1, label=name,
+            )  # fmt: skip
+        theirs.set(ylabel="paper's FID" if not column else "", yscale="log", xlabel="configuration")
+        theirs.set_xticks(list(places), list(values))
+        for axis in (ours, theirs):
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
+    axes[1][0].legend()
+    return figure
+
+
+def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Figure:
+    """Stacked horizontal bars: a bar per name, a part per component."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.55 * len(values) + 1.0))
+    parts = list(dict.fromkeys(part for components in values.values() for part in components))
+    left = np.zeros(len(values))
+    for part, colour in zip(parts, sns.color_palette(), strict=False):
+        widths = np.array([components.get(part, 0.0) for components in values.values()])
+        axis.barh(range(len(values)), widths, left=left, color=colour, label=part)
+        left += widths
+    axis.set_yticks(range(len(values)), list(values))
+    axis.invert_yaxis()
+    axis.set(xlabel=ylabel)
+    axis.legend()
+    return figure
+
+
+def published(groups: Mapping[str, Sequence[tuple[str, int, float]]], xlabel: str, ylabel: str) -> Figure:
+    """Published results as points: ``(method, NFE, FID)`` by family, both axes logarithmic; ours are not among them."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
+    for (family, entries), marker in zip(groups.items(), "os^DvP*X", strict=False):
+        highlighted = family == "this paper"
+        axis.plot(
+            [nfe for _, nfe, _ in entries],
+            [fid for *_, fid in entries],
+            marker,
+            markersize=11 if highlighted else 5,
+            color="black" if highlighted else None,
+            linestyle="none",
+            label=family,
+        )
+    axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    for formatted in (axis.xaxis, axis.yaxis):
+        formatted.set_major_formatter(ScalarFormatter())
+    axis.set_yticks([2, 3, 5, 10, 15])
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.legend(ncols=2)
     return figure

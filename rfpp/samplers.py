@@ -161,6 +161,25 @@ def edm_sigmas(num_steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
+def edm_integrate(
+    denoiser: Denoiser, x: Tensor, sigmas: Sequence[float] | Tensor, solver: str = "heun", labels: Tensor | None = None
+) -> Tensor:
+    """Carry ``x`` from ``sigmas[0]`` to ``sigmas[-1]`` along EDM's ODE ``dx/dsigma = (x - D(x; sigma)) / sigma``.
+
+    Falling levels generate, rising ones invert. As everywhere in this module, Heun's last step is an Euler step.
+    """
+    one_of("solver", solver, SOLVERS)
+    grid = [float(sigma) for sigma in sigmas]
+    for index, (sigma, following) in enumerate(pairwise(grid)):
+        slope = (x - denoiser(x, sigma, labels)) / sigma
+        proposal = x + (following - sigma) * slope
+        if solver == "heun" and index < len(grid) - 2:
+            slope = (slope + (proposal - denoiser(proposal, following, labels)) / following) / 2
+            proposal = x + (following - sigma) * slope
+        x = proposal
+    return x
+
+
 @torch.no_grad()
 def edm_sample(
     denoiser: Denoiser,
@@ -170,18 +189,49 @@ def edm_sample(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     labels: Tensor | None = None,
+    solver: str = "heun",
 ) -> Tensor:
-    """Generate ``x`` ``(B, ...)`` from ``z ~ N(0, I)`` with EDM's deterministic Heun sampler (its Algorithm 1).
+    """Generate ``x`` ``(B, ...)`` from ``z ~ N(0, I)`` with EDM's deterministic sampler (its Algorithm 1).
 
-    ``2 num_steps - 1`` evaluations; the last step is an Euler step to ``sigma = 0``.
+    ``num_steps`` evaluations with ``solver="euler"``, ``2 num_steps - 1`` with EDM's own choice, ``"heun"``, whose last
+    step is an Euler step to ``sigma = 0``.
     """
-    sigmas = edm_sigmas(num_steps, rho, sigma_min, sigma_max).tolist()
-    x = z * sigmas[0]
-    for sigma, lower in pairwise(sigmas):
-        slope = (x - denoiser(x, sigma, labels)) / sigma
-        proposal = x + (lower - sigma) * slope
-        if lower > 0:
-            slope = (slope + (proposal - denoiser(proposal, lower, labels)) / lower) / 2
-            proposal = x + (lower - sigma) * slope
-        x = proposal
-    return x
+    sigmas = edm_sigmas(num_steps, rho, sigma_min, sigma_max)
+    return edm_integrate(denoiser, z * float(sigmas[0]), sigmas, solver, labels)
+
+
+@torch.no_grad()
+def edm_invert(
+    denoiser: Denoiser,
+    x: Tensor,
+    num_steps: int = 18,
+    rho: float = 7.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    labels: Tensor | None = None,
+    solver: str = "heun",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The noise ``z`` ``(B, ...)`` that EDM's ODE maps to images ``x``: its sampler's levels, from last to first.
+
+    Starts at ``sigma_min`` from ``x + sigma_min eps``; ``generator`` draws ``eps`` (fresh entropy if ``None``).
+    ``num_steps`` levels above that one, with evaluations as in :func:`edm_sample`.
+    """
+    at_least("num_steps", num_steps, 1)
+    source = rng.fresh(generator, x.device)
+    eps = torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
+    sigmas = edm_sigmas(num_steps + 1, rho, sigma_min, sigma_max)[:-1].flip(0)
+    return edm_integrate(denoiser, x + sigma_min * eps, sigmas, solver, labels) / sigma_max
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation between noises ``a`` and ``b`` ``(B, ...)``: ``a`` at ``weight`` 0, ``b`` at 1.
+
+    Unlike a straight line, the great circle keeps the norm of Gaussian noise on the way.
+    """
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
+    angle = cosine.acos().clamp(min=1e-6)  # in one direction there is nothing to turn, and the limit is a straight line
+    parts = [((1 - weight) * angle).sin() / angle.sin(), (weight * angle).sin() / angle.sin()]
+    of_a, of_b = (part.reshape(-1, *[1] * (a.ndim - 1)) for part in parts)
+    return of_a * a + of_b * b

@@ -35,10 +35,11 @@ class Configuration:
     """A row of Table 1: what 2-rectified flow training starts from and minimises."""
 
     summary: str
-    initialisation: str  # "random" or "teacher"
+    start: str  # "random", "teacher", or another configuration
     batch: str  # "small" or "large"; the preset says how many
     timesteps: str  # "uniform" or "u_shaped"
     premetric: str  # a name of rfpp.premetrics
+    pairs: str = "teacher"  # whose: the "teacher"'s, those of inverted "real" images, or the start's "own"
 
 
 CONFIGURATIONS = {
@@ -48,8 +49,18 @@ CONFIGURATIONS = {
     "D": Configuration("C + pseudo-Huber", "teacher", "large", "u_shaped", "pseudo_huber"),
     "E": Configuration("C + LPIPS-Huber", "teacher", "large", "u_shaped", "lpips_huber"),
     "F": Configuration("C + LPIPS-Huber-1/t", "teacher", "large", "u_shaped", "lpips_huber_over_t"),
+    "G": Configuration("F + real data", "F", "large", "u_shaped", "lpips_huber_over_t", "real"),
 }
-"""Table 1, each adding to the one before. G (F fine-tuned on inverted real images) comes with inversion."""
+"""Table 1, each adding to the one before."""
+
+VARIANTS = {
+    "C-small": Configuration("C with the small batch", "teacher", "small", "u_shaped", "squared_l2"),
+    "D-small": Configuration("D with the small batch", "teacher", "small", "u_shaped", "pseudo_huber"),
+    "third": Configuration("a third round, F's recipe", "F", "large", "u_shaped", "lpips_huber_over_t", "own"),
+}
+"""What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), another round (Section 3)."""
+
+ALL = {**CONFIGURATIONS, **VARIANTS}
 
 
 def reflow(
@@ -68,6 +79,20 @@ def reflow(
         return premetric(z - x, model(x_t, t, labels), x_t, t)
 
     return losses
+
+
+@torch.no_grad()
+def losses_over_time(
+    flow: RectifiedFlow, pairs: PairDataset, times: Tensor, premetric: Premetric, n: int, batch_size: int = 500
+) -> Tensor:
+    """The loss of the first ``n`` pairs at each of ``times``, ``(len(times), n)``: Figure 3, before it is averaged."""
+    found = torch.empty(len(times), n)
+    for rows in torch.arange(n).split(batch_size):
+        x, z, labels = pairs.batch(rows)
+        for place, t in enumerate(times.tolist()):
+            x_t, at = interpolate(x, z, t), torch.full((len(x),), t)
+            found[place, rows] = premetric(z - x, flow.velocity(x_t, at, labels), x_t, at)
+    return found
 
 
 def denoising(
@@ -195,10 +220,10 @@ def fit(
 def initial_flow(
     teacher: EDMPrecond | VPPrecond, configuration: Configuration, dropout: float, seed: int
 ) -> RectifiedFlow:
-    """The flow that training starts from: the teacher's weights (Proposition 1), or fresh ones of the same network."""
+    """The flow that training starts from: fresh weights of the teacher's network, or the teacher's (Proposition 1)."""
     trained: Any = teacher.model
     config = {**trained.config, "dropout": dropout}
     network = type(trained)(**config, generator=rng.generator(seed, "initialisation"))
-    if configuration.initialisation == "teacher":
+    if configuration.start != "random":
         network.load_state_dict(trained.state_dict())
     return RectifiedFlow(teacher.around(network))

@@ -68,6 +68,23 @@ class Training(_Settings):
     u_shape: Annotated[float, Field(allow_inf_nan=False)]
 
 
+class RealData(_Settings):
+    """Configuration G: real images inverted with ``nfe`` evaluations each, and how F is fine-tuned on them."""
+
+    nfe: Count
+    steps: Count
+    lr: Positive
+    warmup: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class ThirdRound(_Settings):
+    """Another round of reflow: how many pairs the 2-rectified flow makes, ``2 num_steps - 1`` evaluations each."""
+
+    pairs: Count
+    num_steps: Annotated[int, Field(ge=2)]
+
+
 class Evaluation(_Settings):
     """How many samples a distance is computed from, the seed of their noise, and the time where generation starts.
 
@@ -89,6 +106,8 @@ class Preset(_Settings):
     teacher: Teacher
     pairs: Pairs
     training: Training
+    real_data: RealData
+    third_round: ThirdRound
     evaluation: Evaluation
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
