@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -74,7 +74,47 @@ def build(description: dict[str, Any]) -> nn.Module:
         schedule = dict(description["schedule"])
         make = _SCHEDULES[schedule.pop("type")]
         return VPPrecond(build(description["network"]), make(**schedule), description["prediction"])
-    return _networks()[kind](**description["config"])
+    config = description["config"]
+    if kind in ("SongUNet", "DhariwalUNet"):
+        _check_arguments(_networks()[kind], config)
+    else:
+        _check_size(config)
+    return _networks()[kind](**config)
+
+
+_MOST_BLOCKS, _MOST_CHANNELS = 64, 1 << 16
+"""Far beyond any network that was published; a file must not make us build one without end."""
+
+
+def _check_size(value: Any, name: str = "") -> None:
+    """Raise ``ValueError`` for a number, anywhere in a configuration, that no network has."""
+    most = _MOST_BLOCKS if name in ("num_blocks", "layers_per_block") else _MOST_CHANNELS
+    if isinstance(value, int) and not -1 <= value <= most:
+        raise ValueError(f"{name} is not within 0..{most}")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_size(item, key)
+    elif isinstance(value, list | tuple):
+        if len(value) > 64:
+            raise ValueError(f"{name} has {len(value)} entries; at most 64 are allowed")
+        for item in value:
+            _check_size(item, name)
+
+
+def _check_arguments(kind: Any, config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for an argument of another type than the constructor's, or of a size no network has."""
+    hints = get_type_hints(kind.__init__)
+    for name, value in config.items():
+        if name not in hints:
+            continue  # the constructor complains
+        of_type = {
+            int: isinstance(value, int) and not isinstance(value, bool),
+            float: isinstance(value, int | float) and not isinstance(value, bool),
+            str: isinstance(value, str),
+        }.get(hints[name], isinstance(value, list | tuple) and all(type(item) is int for item in value))
+        if not of_type:
+            raise ValueError(f"{name} is a {type(value).__name__}; {hints[name]} is needed")
+    _check_size(dict(config))
 
 
 def _problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
@@ -86,7 +126,9 @@ def _problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> It
             yield f"{name} of shape {tuple(found[name].shape)} is not expected"
         elif found[name].shape != expected[name].shape:
             yield f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
-        elif found[name].is_floating_point() and not (finite := found[name].isfinite()).all():
+        elif expected[name].is_floating_point() and not found[name].is_floating_point():
+            yield f"{name} has dtype {found[name].dtype}, expected a floating-point one"
+        elif expected[name].is_floating_point() and not (finite := found[name].float().isfinite()).all():
             yield f"{name} has {int((~finite).sum())} values that are NaN or infinite"
 
 
@@ -95,15 +137,17 @@ def _classes(tensors: Mapping[str, Tensor]) -> int:
     return 0 if weight is None or weight.ndim != 2 else weight.shape[1]
 
 
-def _assemble(description: dict[str, Any], tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
-    """The described model with these weights, in evaluation mode on the CPU.
+def _assemble(
+    description: dict[str, Any], tensors: Mapping[str, Tensor], source: Path, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The described model with these weights, in evaluation mode on the CPU; copied to ``dtype`` if one is given.
 
     Raises ``ValueError`` naming the tensors that are missing, too many, of another shape, or not numbers.
     """
     try:
         with torch.device("meta"):
             model = build(description)
-    except (TypeError, LookupError, ArithmeticError, RuntimeError, ValueError) as error:
+    except (TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{source} describes a model that cannot be made: {error}") from error
     expected = model.state_dict()
     problems = sorted(_problems(expected, tensors))
@@ -113,6 +157,10 @@ def _assemble(description: dict[str, Any], tensors: Mapping[str, Tensor], source
         if _classes(expected) != _classes(tensors):
             labels = f"the file has {_classes(tensors)} classes, the network label_dim={_classes(expected)}; "
         raise ValueError(f"{source} does not fit {type(model).__name__}: {labels}{'; '.join(problems[:_SHOWN])}{more}")
+    if dtype is not None:
+        # Copies, also of tensors that share a storage; of the size of the model, which is known by now.
+        options: dict[str, Any] = {"copy": True, "memory_format": torch.contiguous_format}
+        tensors = {name: tensor.to(dtype, **options) for name, tensor in tensors.items()}
     model.load_state_dict(dict(tensors), assign=True)
     return model.eval()
 
@@ -126,7 +174,8 @@ def save(obj: nn.Module, path: str | Path, **metadata: str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in obj.state_dict().items()}
-    provenance = {"rfpp": rfpp.__version__, "torch": torch.__version__, **getattr(obj, _PROVENANCE, {})}
+    origin = getattr(obj, _PROVENANCE, None) or getattr(getattr(obj, "denoiser", None), _PROVENANCE, {})
+    provenance = {"rfpp": rfpp.__version__, "torch": torch.__version__, **origin}
     header = {
         _HEADER: json.dumps(describe(obj), sort_keys=True),
         _PROVENANCE: json.dumps(provenance, sort_keys=True),
@@ -156,8 +205,12 @@ def load(path: str | Path) -> nn.Module:
         raise ValueError(
             f"{path} is a safetensors file, but its header does not say what it holds ({_HEADER!r} is missing)"
         )
-    model = _assemble(json.loads(metadata[_HEADER]), tensors, path)
-    model.provenance = json.loads(metadata.get(_PROVENANCE, "{}"))
+    try:
+        description, provenance = json.loads(metadata[_HEADER]), json.loads(metadata.get(_PROVENANCE, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has a damaged header ({error}); delete it and make it again") from error
+    model = _assemble(description, tensors, path)
+    model.provenance = provenance
     return model
 
 
@@ -167,16 +220,36 @@ def _imported(model: Any, path: Path, form: str, **more: Any) -> Any:
     return model
 
 
-def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole copies in float32, whatever the storage they share."""
-    return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a configuration, with names, is needed")
+    return content
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """``content`` as a state dict, without what compilation and distribution put into its names."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+    found: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path} is not a state dict: {str(name)[:100]!r} is a {type(value).__name__}")
+        plain = ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+        if plain in found:
+            raise ValueError(f"{path} has {plain} twice, the second time as {name}")
+        found[plain] = value
+    return found
 
 
 # EDM's pickles
 
 _MOST_MODULES = 20_000
-_MOST_BLOCKS, _MOST_CHANNELS = 64, 1 << 16
-"""Far beyond any network that was published; a file must not make us build one without end."""
 
 
 def _parts(module: pickles.Object, key: str) -> dict[str, Any]:
@@ -189,7 +262,7 @@ def _parts(module: pickles.Object, key: str) -> dict[str, Any]:
 def _state_dict(root: pickles.Object) -> dict[str, Tensor]:
     """Parameters and buffers of a module and those within it, under the names that ``state_dict`` gives them."""
     tensors: dict[str, Tensor] = {}
-    waiting = [("", root)]
+    waiting, seen = [("", root)], {id(root)}
     for _ in range(_MOST_MODULES):
         if not waiting:
             return tensors
@@ -202,22 +275,15 @@ def _state_dict(root: pickles.Object) -> dict[str, Tensor]:
                     raise pickles.Refused(f"{prefix}{name} is a {type(value).__name__}, not a tensor")
         for name, child in _parts(module, "_modules").items():
             if isinstance(child, pickles.Object):
+                if id(child) in seen or len(name) > 100:
+                    raise pickles.Refused(f"module {prefix}{name[:100]} is part of two others, or of itself")
+                seen.add(id(child))
                 waiting.append((f"{prefix}{name}.", child))
-    raise pickles.Refused(f"it has more than {_MOST_MODULES} modules; do they contain one another?")
+    raise pickles.Refused(f"it has more than {_MOST_MODULES} modules")
 
 
-def _plain(value: Any, name: str) -> Any:
-    """A constructor's argument as EDM's networks have them: a word, a number of sane size, or a short list of them."""
-    if (
-        isinstance(value, list | tuple)
-        and len(value) <= 16
-        and not any(isinstance(item, list | tuple) for item in value)
-    ):
-        return [_plain(item, name) for item in value]
-    most = _MOST_BLOCKS if name == "num_blocks" else _MOST_CHANNELS
-    if isinstance(value, str | bool | float) or (isinstance(value, int) and 0 <= value <= most):
-        return value
-    raise pickles.Refused(f"its network has {name} of type {type(value).__name__}, or not within 0..{most}")
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _arguments(module: pickles.Object, names: Sequence[str]) -> dict[str, Any]:
@@ -229,7 +295,10 @@ def _arguments(module: pickles.Object, names: Sequence[str]) -> dict[str, Any]:
 
 
 _PRECOND_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")
-_PRECOND_ONLY = {"img_channels", "use_fp16", "model_type", "sigma_min", "sigma_max", "sigma_data"}
+_PRECOND_ONLY = {
+    "img_channels", "use_fp16", "model_type", "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M",
+    "epsilon_t",
+}  # fmt: skip
 
 
 def _edm_network(root: pickles.Object, network: pickles.Object) -> dict[str, Any]:
@@ -246,7 +315,7 @@ def _edm_network(root: pickles.Object, network: pickles.Object) -> dict[str, Any
     unknown = [name for name in arguments if name not in names]
     if unknown:
         raise pickles.Refused(f"its {kind} has an argument {str(unknown[0])[:100]!r}; known: {', '.join(names)}")
-    return {"type": kind, "config": {name: _plain(value, name) for name, value in arguments.items()}}
+    return {"type": kind, "config": {name: _listed(value) for name, value in arguments.items()}}
 
 
 def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecond:
@@ -269,11 +338,11 @@ def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecon
         network = _parts(root, "_modules").get("model")
         if not isinstance(network, pickles.Object):
             raise pickles.Refused(f"its {root.class_name} has no network called 'model'")
-        tensors = _floats(_state_dict(root))
+        tensors = _state_dict(root)
 
         def number(name: str, default: float) -> float:
             value = root.state.get(name, default)
-            if not isinstance(value, int | float) or not 0 < value < 1e9:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
                 raise pickles.Refused(f"its {name} is not a positive number")
             return float(value)
 
@@ -282,11 +351,12 @@ def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecon
             description["sigma_data"] = number("sigma_data", 0.5)
         else:
             schedule = {"beta_min": number("beta_min", 0.1), "beta_d": number("beta_d", 19.9)}
-            description["schedule"] = {"type": "LinearSchedule", **schedule, "steps": int(number("M", 1000))}
+            description["schedule"] = {"type": "LinearSchedule", **schedule, "steps": round(number("M", 1000))}
             description["prediction"] = "epsilon"
     except ValueError as error:
         raise pickles.Refused(f"{path} is refused: {error}") from error
-    denoiser: EDMPrecond | VPPrecond = _imported(_assemble(description, tensors, path), path, "EDM pickle", entry=key)
+    made = _assemble(description, tensors, path, torch.float32)
+    denoiser: EDMPrecond | VPPrecond = _imported(made, path, "EDM pickle", entry=key)
     return denoiser
 
 
@@ -298,7 +368,7 @@ _RELEASED_TYPES = {"songunet": "SongUNet", "adm": "DhariwalUNet"}
 
 def _released_network(network: str | Path | Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(network, str | Path) and str(network).endswith(".json"):
-        network = json.loads(Path(network).read_text())
+        network = _json(Path(network))
     if isinstance(network, str | Path):
         one_of("network", str(network), networks.PAPER)
         made, config = networks.PAPER[str(network)]
@@ -360,42 +430,41 @@ def load_released(
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     content = pickles.read_torch(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state = content.get("model_state_dict", content)
-    # torch.compile and DistributedDataParallel put their names in front.
-    state = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{path} is not a state dict: {name!r} is a {type(value).__name__}")
-    try:
-        averaged = None if weights == "model" else _averaged(state, content.get("optimizer_state_dict"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if weights == "ema" and averaged is None and "model_state_dict" in content:
+    is_training = isinstance(content, dict) and "model_state_dict" in content
+    state = _tensors(content["model_state_dict"] if is_training else content, path)
+    if not any(name.startswith("model.") for name in state):
+        state = {f"model.{name}": tensor for name, tensor in state.items()}  # of the network alone
+    if weights is not None and not is_training:
+        raise ValueError(
+            f"weights={weights!r}, but {path} is no training state; it holds one set of weights: leave it out"
+        )
+    averaged = None
+    if is_training and weights != "model":
+        try:
+            averaged = _averaged(state, content.get("optimizer_state_dict"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    if weights == "ema" and averaged is None:
         raise ValueError(f"weights='ema', but {path} has no averaged weights; allowed: 'model'")
     denoiser = {"type": "EDMPrecond", "sigma_data": 0.5, "network": description}
-    flow = RectifiedFlow(_assemble(denoiser, _floats(averaged or state), path))
-    taken = "ema" if averaged is not None else "model"
+    flow = RectifiedFlow(_assemble(denoiser, averaged or state, path, torch.float32))
+    taken = "as stored" if not is_training else "model" if averaged is None else "ema"
     released: RectifiedFlow = _imported(flow.eval(), path, "released state dict", weights=taken)
     return released
 
 
 # diffusers
 
+_SCHEDULERS = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
 _WEIGHTS = "diffusion_pytorch_model"
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Names that early diffusers models have for the parts of an attention block, and today's."""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing: this is not the folder of a diffusers model") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    return content
 
 
 def load_diffusers(folder: str | Path) -> VPPrecond:
@@ -416,11 +485,18 @@ def load_diffusers(folder: str | Path) -> VPPrecond:
     scheduler_file = in_folder if in_folder.is_file() else folder / "scheduler_config.json"
     scheduler = _json(scheduler_file)
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.device("meta"):
-        network = DiffusersUNet(**config)  # complains about diffusers and about models of another kind
+    one_of(f"_class_name of {scheduler_file}", scheduler.get("_class_name", _SCHEDULERS[0]), _SCHEDULERS)
+    try:
+        with torch.device("meta"):
+            network = DiffusersUNet(**config)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{unet / 'config.json'}: {error}") from error
     from diffusers import DDPMScheduler
 
-    schedule = DiscreteSchedule(DDPMScheduler.from_config(scheduler).alphas_cumprod)
+    try:
+        schedule = DiscreteSchedule(DDPMScheduler.from_config(scheduler).alphas_cumprod)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{scheduler_file}: {error}") from error
     prediction = scheduler.get("prediction_type", "epsilon")
     one_of("prediction_type", prediction, ("epsilon", "sample", "v_prediction"))
     path = unet / f"{_WEIGHTS}.safetensors"
@@ -430,7 +506,7 @@ def load_diffusers(folder: str | Path) -> VPPrecond:
         path = unet / f"{_WEIGHTS}.bin"
         if not path.is_file():
             raise FileNotFoundError(f"{unet} has neither {_WEIGHTS}.safetensors nor {_WEIGHTS}.bin")
-        tensors = pickles.read_torch(path)
+        tensors = _tensors(pickles.read_torch(path), path)
     expected = network.unet.state_dict()
     renamed = {}
     for name, tensor in tensors.items():
@@ -444,7 +520,7 @@ def load_diffusers(folder: str | Path) -> VPPrecond:
         "prediction": prediction,
         "network": describe(network),
     }
-    denoiser: VPPrecond = _imported(_assemble(description, _floats(renamed), path), path, "diffusers")
+    denoiser: VPPrecond = _imported(_assemble(description, renamed, path, torch.float32), path, "diffusers")
     return denoiser
 
 

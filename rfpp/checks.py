@@ -17,8 +17,8 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
     allowed = list(allowed)
     if value not in allowed:
-        options = ", ".join(repr(option) for option in allowed)
-        raise ValueError(f"{name}={value!r} is unknown; allowed: {options}{nearest(value, allowed)}")
+        options, shown = ", ".join(repr(option) for option in allowed), repr(value)[:100]
+        raise ValueError(f"{name}={shown} is unknown; allowed: {options}{nearest(value, allowed)}")
 
 
 def at_least(name: str, value: object, minimum: int) -> None:

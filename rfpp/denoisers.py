@@ -98,7 +98,8 @@ class LinearSchedule:
     """The VP process with ``beta(t) = beta_min + beta_d t`` on ``t`` in [0, 1] (Song et al., 2021).
 
     Its state is ``alpha(t) x0 + sqrt(1 - alpha(t)^2) eps`` with ``alpha(t) = exp(-beta_d t^2 / 4 - beta_min t / 2)``.
-    Networks see the time as a number of ``steps``: ``c_noise = (steps - 1) t``.
+    Networks see the time as a number of ``steps``: ``c_noise = (steps - 1) t``. Beyond ``sigma(1) = 152`` the time goes
+    on above 1, as Eq. 29 has it; a trained network must extrapolate there.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_d: float = 19.9, steps: int = 1000) -> None:

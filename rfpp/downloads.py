@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from rfpp import files, paths, progress
+from rfpp.checks import at_least
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
@@ -56,6 +57,7 @@ def fetch(url: str, sha256: str, folder: str | Path | None = None, attempts: int
     Raises ``ValueError`` for a malformed checksum or URL, or a file that has another checksum (it is deleted), and
     ``OSError`` when the file cannot be had, with the place to put it by hand.
     """
+    at_least("attempts", attempts, 1)
     digest = sha256.strip().lower()
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"sha256={sha256!r} is not a SHA-256; 64 hexadecimal digits are needed")
@@ -68,8 +70,8 @@ def fetch(url: str, sha256: str, folder: str | Path | None = None, attempts: int
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if path.is_file():
-            if files.sha256(path) != digest:
-                raise ValueError(f"{path} has the SHA-256 {files.sha256(path)}, expected {digest}; delete it")
+            if (found := files.sha256(path)) != digest:
+                raise ValueError(f"{path} has the SHA-256 {found}, expected {digest}; delete it")
             return path
         partial = path.with_name(f".{path.name}.partial")
         for attempt in range(attempts):

@@ -41,6 +41,7 @@ from rfpp.artifacts import Artifact, Store, code_digest
 from rfpp.checks import at_least, one_of
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
+from rfpp.pairs import PairDataset
 
 _MODELS = (networks, denoisers, flows)
 _PAIRS = (*_MODELS, samplers, pairs, data, rng)
@@ -179,12 +180,11 @@ class Experiment:
         )
 
     @lru_cache(maxsize=2)  # noqa: B019 (an experiment lives as long as its notebook)
-    def pairs(self, split: str = "train") -> pairs.PairDataset:
+    def pairs(self, split: str = "train") -> PairDataset:
         """Pairs ``(x, z, label)`` of the 1-rectified flow, ``"train"`` or ``"held_out"``."""
-        return pairs.PairDataset(self._pairs(split).folder)
+        return PairDataset(self._pairs(split).folder)
 
     def _inverted(self) -> Artifact:
-        """Real training images, each with the noise that the 1-rectified flow carries it to (Section 4.4)."""
         settings = self.preset.real_data
         arguments: dict[str, Any] = {"nfe": settings.nfe, "seed": rng.derive(settings.seed, "inversion")}
         inputs = {
@@ -202,6 +202,10 @@ class Experiment:
             ),
             resumable=True,
         )
+
+    def inverted(self) -> PairDataset:
+        """Configuration G's pairs: real training images, and the noise that the 1-rectified flow carries each to."""
+        return PairDataset(self._inverted().folder)
 
     def _own_pairs(self, config: str, seed: int) -> Artifact:
         """Pairs that a trained flow makes itself: the start of another round of reflow."""
@@ -251,7 +255,7 @@ class Experiment:
                 timesteps.UShaped(settings.u_shape) if configuration.timesteps == "u_shaped" else timesteps.Uniform()
             )
             premetric = premetrics.build(configuration.premetric, self.perceptual if perceptual else None)
-            trained_on = pairs.PairDataset(self._pairs_of(configuration, seed).folder)
+            trained_on = PairDataset(self._pairs_of(configuration, seed).folder)
             objective = training.reflow(trained_on, times, premetric, batch_size, seed)
             snapshots: dict[str, Tensor] = {}
             z, labels = self.noise(_SHOWN)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfpp import rng
+from rfpp import rng, torchvision_shim
 from rfpp.checks import one_of
 
 Init = Callable[[tuple[int, ...], int, int], Tensor]
@@ -516,6 +516,7 @@ class DiffusersUNet(nn.Module):
 
     def __init__(self, generator: torch.Generator | None = None, **config: Any) -> None:
         super().__init__()
+        torchvision_shim.ensure()
         try:
             from diffusers import UNet2DModel
         except ImportError as error:

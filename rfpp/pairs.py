@@ -17,6 +17,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -227,8 +228,7 @@ def _fill(
 def _readable(path: Path) -> bool:
     try:
         load_file(path)
-    except (SafetensorError, OSError):
-        path.unlink()
+    except SafetensorError:
         return False
     return True
 
@@ -279,9 +279,13 @@ def _read_labels(path: Path, names: Sequence[str], classes: int | None) -> tuple
     if not path.is_file():
         raise FileNotFoundError(f"no labels at {path}")
     found: dict[str, int] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            if len(row) != 2 or not re.fullmatch(r"\d{1,9}", row[1].strip()):
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a list of names and classes ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        if row:
+            if len(row) != 2 or not PurePosixPath(row[0]).name or not re.fullmatch(r"\d{1,9}", row[1].strip()):
                 raise ValueError(f"{path}, line {number}: {','.join(row)[:100]!r} is not a name and a class")
             name, label = str(PurePosixPath(row[0]).with_suffix("")), int(row[1])
             if found.setdefault(name, label) != label:
@@ -332,7 +336,7 @@ def import_released(
         if labels_csv is not None:
             labels, classes = _read_labels(Path(labels_csv), names, classes)
         shape = _pixels(sample_archive, images[names[0]], samples_zip).shape
-        content = hashlib.sha256()
+        content = hashlib.sha256(b"" if labels is None else labels.numpy().tobytes())
         for name in names:
             content.update(f"{name} {images[name].CRC} {noises[name].CRC}\n".encode())
         index = {
@@ -364,7 +368,7 @@ def _place(name: str) -> tuple[float, str]:
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: Path) -> bytes:
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{source}: {info.filename} is damaged ({error})") from error
 
 

@@ -54,11 +54,12 @@ def _brief(value: Any) -> str:
 
 
 def _plain_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A dictionary whose keys cost nothing to hash: tuples within tuples could keep a machine busy for years."""
+    """A dictionary whose keys cost nothing to hash: tuples within tuples could keep a machine busy for years, and
+    large numbers can be chosen so that all have the same hash."""
     found = {}
     for key, value in pairs:
-        if not isinstance(key, str | bytes | int | float | None):
-            raise Refused(f"a dictionary or set has a key of type {type(key).__name__}")
+        if not isinstance(key, str | bytes | int | None) or (isinstance(key, int) and abs(key) >= 1 << 31):
+            raise Refused(f"a dictionary or set has a key of type {type(key).__name__}, or a very large number")
         found[key] = value
     return found
 
@@ -114,8 +115,10 @@ def _numpy_scalar(dtype: np.dtype[Any], content: bytes) -> float | int | bool:
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *options: Any) -> Tensor:
     """A view of a storage that stays inside it; hooks and the need for a gradient are dropped."""
     numbers = [offset, *size, *stride]
-    if not isinstance(storage, Tensor) or not all(type(number) is int and number >= 0 for number in numbers):
+    if not isinstance(storage, Tensor) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers[:64]):
         raise Refused("a tensor without a storage, or with a size that is not a list of whole numbers")
+    if len(size) != len(stride) or len(size) > 16:
+        raise Refused(f"a tensor of {len(size)} dimensions with {len(stride)} strides")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     numel = math.prod(int(n) for n in size)
     if numel > len(storage) or (numel and last >= len(storage)):
@@ -123,8 +126,16 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
     return storage.as_strided(size, stride, offset)
 
 
-def _device(*name: str | int) -> str:
-    return ":".join(map(_brief, name))
+def _device(kind: Any, number: Any = 0) -> str:
+    if not isinstance(kind, str):
+        raise Refused("a device without a name")
+    return kind
+
+
+def _size(sizes: Any) -> tuple[Any, ...]:
+    if not isinstance(sizes, list | tuple):
+        raise Refused(f"a size made of a {type(sizes).__name__}")
+    return tuple(sizes)
 
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -143,15 +154,18 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("numbers that are not little-endian")
     storages: dict[str, Tensor] = {}
+    left = size
 
     def persistent(dtype: torch.dtype, key: str, numel: int) -> Tensor:
+        nonlocal left
         if key not in storages:
-            if numel * dtype.itemsize + sum(storage.nbytes for storage in storages.values()) > size:
+            left -= numel * dtype.itemsize
+            if left < 0:
                 raise Refused(f"storage {_brief(key)} should have {numel} numbers, more than the file; is it whole?")
             storages[key] = torch.zeros(numel, dtype=dtype)
         return storages[key]
 
-    result = read(file, persistent)
+    result = read(file, persistent, _WITHIN)
     keys = read(file)
     if not isinstance(keys, list) or set(_set(keys)) != set(storages):
         raise Refused("storages that are announced are not those that are used")
@@ -168,8 +182,21 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
 
 
 def _load_from_bytes(content: bytes) -> Any:
-    """A storage inside a pickle: a file of its own."""
-    return _read_legacy(io.BytesIO(content), len(content))
+    """A storage inside a pickle: a file of its own, which holds nothing else."""
+    if not isinstance(content, bytes):
+        raise Refused(f"a storage made of a {type(content).__name__}")
+    storage = _read_legacy(io.BytesIO(content), len(content))
+    if not isinstance(storage, Tensor):
+        raise Refused("a storage that is something else")
+    return storage
+
+
+def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
+    """How torch writes a tensor that has attributes; these are dropped."""
+    if rebuild not in (ALLOWED["torch._utils._rebuild_tensor_v2"], ALLOWED["torch._utils._rebuild_parameter"]):
+        raise Refused("a tensor made by something else")
+    made: Tensor = rebuild.call(*arguments)
+    return made
 
 
 _TABLE = [
@@ -185,11 +212,16 @@ _TABLE = [
     _StandIn("numpy.dtype", _numpy_dtype),
     _StandIn("numpy.core.multiarray.scalar", _numpy_scalar),
     _StandIn("numpy._core.multiarray.scalar", _numpy_scalar),
-    _StandIn("torch.Size", tuple),
+    _StandIn("torch.Size", _size),
     _StandIn("torch.device", _device),
     _StandIn("torch._utils._rebuild_tensor", _tensor),
     _StandIn("torch._utils._rebuild_tensor_v2", _tensor),
     _StandIn("torch._utils._rebuild_parameter", lambda data, *options: data),
+    _StandIn("torch._utils._rebuild_parameter_with_state", lambda data, *options: data),
+    _StandIn("torch._tensor._rebuild_from_type_v2", _from_type),
+    _StandIn("torch.Tensor"),
+    _StandIn("torch.nn.parameter.Buffer"),
+    _StandIn("torch.nn.parameter.Parameter"),
     _StandIn("torch.storage._load_from_bytes", _load_from_bytes),
     _StandIn("torch.nn.modules.container.ModuleDict", new=lambda: Object("ModuleDict")),
     _StandIn("torch.nn.modules.container.ModuleList", new=lambda: Object("ModuleList")),
@@ -199,18 +231,20 @@ _TABLE = [
 ]
 ALLOWED: Mapping[str, _StandIn] = {entry.name: entry for entry in _TABLE}
 """The names a pickle may use, and what each is read as."""
+_WITHIN = {name: entry for name, entry in ALLOWED.items() if entry.call is not _load_from_bytes}
+"""Of these, the ones for a file of torch.save: it has its storages beside it, and files within files could go on."""
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
-def _global(module: Any, name: Any) -> _StandIn:
+def _global(names: Mapping[str, _StandIn], module: Any, name: Any) -> _StandIn:
     if not (isinstance(module, str) and isinstance(name, str)):
         raise Refused("a global without a name")
     full = f"{_PYTHON_2.get(module, module)}.{name}"
-    if full not in ALLOWED:
+    if full not in names:
         shown = full if len(full) <= 100 else full[:100] + "..."
         raise Refused(f"it names {shown}, which is not among the names that weights need (rfpp.pickles.ALLOWED)")
-    return ALLOWED[full]
+    return names[full]
 
 
 def _new(kind: Any) -> Any:
@@ -226,16 +260,17 @@ Persistent = Callable[[torch.dtype, str, int], Tensor]
 class _Machine:
     """The stack, the marks and the memo of a pickle program; one method for each kind of instruction."""
 
-    def __init__(self, persistent: Persistent | None) -> None:
+    def __init__(self, persistent: Persistent | None, names: Mapping[str, _StandIn]) -> None:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.persistent = persistent
+        self.persistent, self.names = persistent, names
         self.work = 0
 
     def spend(self, *values: Any) -> None:
         """Count what a call copies. A value that is used again and again would make much out of a small file."""
-        self.work += sum(len(value) for value in values if isinstance(value, str | bytes | list | tuple | dict))
+        sized = (value for value in values if isinstance(value, str | bytes | list | tuple | dict | set))
+        self.work += len(values) + sum(len(value) for value in sized)
 
     def since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
@@ -265,8 +300,12 @@ class _Machine:
 
     def build(self, target: Any, state: Any) -> None:
         """Give an instance its attributes: ours are records, and nothing else may be changed."""
-        if isinstance(target, np.dtype | dict):
-            return  # what a dtype's code has said already; the version numbers beside a state dict
+        if isinstance(target, np.dtype):
+            if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
+                raise Refused("numpy numbers that are not little-endian")
+            return
+        if isinstance(target, dict):
+            return  # the version numbers beside a state dict
         if not isinstance(target, Object) or not isinstance(state, dict):
             name = target.name if isinstance(target, _StandIn) else type(target).__name__
             raise Refused(f"attributes for {name}")
@@ -327,12 +366,12 @@ class _Machine:
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "GLOBAL":
-                stack.append(_global(*argument.split(" ", 1)))
+                stack.append(_global(self.names, *argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
-                stack.append(_global(module, attribute))
+                stack.append(_global(self.names, module, attribute))
             case "INST":
-                _global(*argument.split(" ", 1))
+                _global(self.names, *argument.split(" ", 1))
                 raise Refused(f"it makes an instance of {argument.replace(' ', '.')} in the manner of Python 1")
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
@@ -366,13 +405,13 @@ _PUSH = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-def read(file: IO[bytes], persistent: Persistent | None = None) -> Any:
+def read(file: IO[bytes], persistent: Persistent | None = None, names: Mapping[str, _StandIn] | None = None) -> Any:
     """The value of the pickle at the file's position, which ends behind it; nothing in it is executed.
 
     ``persistent`` finds the storages of ``torch.save``'s files. Raises :class:`Refused` for a pickle that is damaged or
-    names anything outside :data:`ALLOWED`.
+    names anything outside ``names``, :data:`ALLOWED` by default.
     """
-    machine = _Machine(persistent)
+    machine = _Machine(persistent, ALLOWED if names is None else names)
     try:
         for opcode, argument, position in pickletools.genops(file):
             if machine.work > 4 * (position or 0) + 65536:
@@ -390,7 +429,7 @@ def read(file: IO[bytes], persistent: Persistent | None = None) -> Any:
     except Refused:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
-        raise Refused(f"it is damaged, or no pickle ({type(error).__name__}: {error})") from error
+        raise Refused(f"it is damaged, or no pickle ({type(error).__name__}: {str(error)[:200]})") from error
     raise Refused("it ends in the middle")
 
 
@@ -412,16 +451,17 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
         raise Refused("this zip archive is not a file of torch.save: it has no data.pkl, or several")
     root = pickles[0].removesuffix("data.pkl")
     storages: dict[str, Tensor] = {}
-    read_so_far: list[int] = []
+    left = size
 
     def content(name: str) -> bytes:
+        nonlocal left
         info = entries.get(root + name)
         if info is None:
             raise Refused(f"{root}{name} is missing; is the file whole?")
         if info.compress_type != zipfile.ZIP_STORED:
             raise Refused(f"{root}{name} is compressed, which torch.save never does")
-        read_so_far.append(info.file_size)
-        if sum(read_so_far) > size:
+        left -= info.file_size
+        if left < 0:
             raise Refused("its entries hold more than the file: an archive that unfolds")
         return archive.read(info)
 
@@ -435,7 +475,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
 
     if root + "byteorder" in entries and content("byteorder") != b"little":
         raise Refused("numbers that are not little-endian")
-    return read(io.BytesIO(content("data.pkl")), persistent)
+    return read(io.BytesIO(content("data.pkl")), persistent, _WITHIN)
 
 
 def read_torch(path: str | Path) -> Any:

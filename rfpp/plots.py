@@ -6,6 +6,7 @@ Backgrounds are white and widths near seven inches, so that pictures read on lig
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
@@ -124,7 +126,7 @@ def timestep_densities(times: Tensor, densities: Mapping[str, Tensor]) -> Figure
     return figure
 
 
-def _segments(axis: Axes, starts: Tensor, ends: Tensor, **style: object) -> None:
+def _segments(axis: Axes, starts: Tensor, ends: Tensor, **style: Any) -> None:
     axis.add_collection(LineCollection(torch.stack([starts, ends], dim=1).tolist(), **style))
 
 
@@ -134,7 +136,7 @@ def reflow_plane(x: Tensor, z: Tensor, paths: Tensor, ends: Tensor) -> Figure:
     ``x``, ``z``, ``ends``: ``(N, 2)``, where ``ends`` is what the flow makes of ``z``; ``paths``: ``(T, N, 2)``.
     """
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7), sharex=True, sharey=True)
-    ink = {"colors": "0.35", "linewidths": 0.5, "alpha": 0.45}
+    ink: dict[str, Any] = {"colors": "0.35", "linewidths": 0.5, "alpha": 0.45}
     _segments(axes[0], z, x, **ink)
     axes[1].add_collection(LineCollection(paths.transpose(0, 1).tolist(), **ink))
     _segments(axes[2], z, ends, **ink)
@@ -156,12 +158,12 @@ def crossing_plane(data: Tensor, x1: Tensor, z1: Tensor, x2: Tensor, z2: Tensor,
     axis.plot(*data.T, ".", color=orange, markersize=2, alpha=0.5, label="data")
     for level, label in ((0.99, "99 % of Gaussian noise"), (0.5, "half of it")):
         radius = (-2 * np.log(1 - level)) ** 0.5
-        axis.add_patch(plt.Circle((0, 0), radius, fill=False, color=blue, linestyle="--" if level < 0.9 else "-"))
+        axis.add_patch(Circle((0, 0), radius, fill=False, color=blue, linestyle="--" if level < 0.9 else "-"))
         axis.plot([], [], color=blue, linestyle="--" if level < 0.9 else "-", label=label)
     for x, z, colour, name in ((x1, z1, green, "'"), (x2, z2, red, "''")):
         axis.plot(*torch.stack([x, z]).T, "o-", color=colour, markersize=5, linewidth=1.2)
-        axis.annotate(f"$x{name}$", x.tolist(), xytext=(6, 4), textcoords="offset points", color=colour)
-        axis.annotate(f"$z{name}$", z.tolist(), xytext=(6, 4), textcoords="offset points", color=colour)
+        axis.annotate(f"$x{name}$", (float(x[0]), float(x[1])), xytext=(6, 4), textcoords="offset points", color=colour)
+        axis.annotate(f"$z{name}$", (float(z[0]), float(z[1])), xytext=(6, 4), textcoords="offset points", color=colour)
     axis.plot(*((1 - t) * x1 + t * z1), "kx", markersize=8, label=f"crossing, $t = {t:g}$")
     axis.set(aspect="equal", xticks=[], yticks=[])
     sns.despine(ax=axis, left=True, bottom=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
 
 import edm
@@ -227,9 +228,9 @@ EDM_COMPLAINTS = {
     ),
     "no make-up": (broken(lambda own, net: net.update(_init_kwargs=3)), "does not say how it was made"),
     "an unknown argument": (arguments(depth=3), "SongUNet has an argument 'depth'"),
-    "a nested argument": (arguments(channel_mult=[[1, 2]]), "channel_mult of type list"),
-    "very many blocks": (arguments(num_blocks=10**9), "num_blocks of type int, or not within 0..64"),
-    "very many channels": (arguments(model_channels=10**9), "model_channels of type int, or not"),
+    "a nested argument": (arguments(channel_mult=[[1, 2]]), "channel_mult is a list; .*int.* is needed"),
+    "very many blocks": (arguments(num_blocks=10**9), "num_blocks is not within 0..64"),
+    "very many channels": (arguments(model_channels=10**9), "model_channels is not within 0..65536"),
     "no channels": (arguments(model_channels=0), "cannot be made|does not fit"),
     "another resolution": (arguments(img_resolution=7), "img_resolution=7 cannot be halved"),
     "a negative sigma_data": (
@@ -256,7 +257,7 @@ EDM_COMPLAINTS = {
         arguments(label_dim=4),
         r"the file has 3 classes, the network label_dim=4; model.map_label.weight has shape \(8, 3\), expected \(8, 4",
     ),
-    "a model within itself": ({"ema": endless()}, "more than 20000 modules; do they contain one another"),
+    "a model within itself": ({"ema": endless()}, "module again is part of two others, or of itself"),
 }
 
 
@@ -494,7 +495,7 @@ def test_a_diffusers_model_of_another_kind_is_refused(tmp_path, unet, scheduler,
 
 
 def test_a_diffusers_folder_that_is_not_whole_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json is missing: this is not the folder of a diffusers model"):
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
         checkpoints.load_diffusers(tmp_path)
     diffusers_folder(tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
@@ -584,3 +585,119 @@ def test_a_header_that_describes_nothing_is_refused(tmp_path):
         save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors", {"rfpp": header})
         with pytest.raises(ValueError, match="model.safetensors describes a model that cannot be made"):
             checkpoints.load(tmp_path / "model.safetensors")
+
+
+# What a first reading of the code had overlooked
+
+
+def test_weights_that_share_memory_come_apart(tmp_path):
+    """A file may store one tensor under two names; the model's are its own, and can be saved."""
+    state = EDMPrecond(network()).state_dict()
+    state["model.map_layer0.bias"] = state["model.map_layer1.bias"]
+    torch.save(state, tmp_path / "flow.pth")
+    flow = checkpoints.load_released(tmp_path / "flow.pth", CONFIG)
+    first, second = flow.denoiser.model.map_layer0.bias, flow.denoiser.model.map_layer1.bias
+    assert torch.equal(first, second) and first.data_ptr() != second.data_ptr()
+    checkpoints.save(flow, tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.long, torch.Tensor.bool, lambda tensor: tensor.to(torch.complex64)])
+def test_weights_of_another_kind_are_refused(tmp_path, change):
+    state = {name: change(tensor) for name, tensor in EDMPrecond(network()).state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors", {"rfpp": json.dumps(checkpoints.describe(EDMPrecond(network())))})
+    with pytest.raises(ValueError, match="has dtype torch.*, expected a floating-point one"):
+        checkpoints.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["_orig_mod.module.{}", "module._orig_mod.{}", "model._orig_mod.{}", "{}"])
+def test_names_of_compiled_and_distributed_models(tmp_path, name):
+    """The wrappers' names stand before the model, within it, or, where only the network was saved, nothing stands."""
+    model = EDMPrecond(network())
+    torch.save({name.format(key): value for key, value in model.model.state_dict().items()}, tmp_path / "a.pth")
+    assert torch.equal(ask(checkpoints.load_released(tmp_path / "a.pth", CONFIG).denoiser), ask(model.eval()))
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
+    state = EDMPrecond(network()).state_dict()
+    torch.save({**state, **{f"module.{name}": 0 * tensor for name, tensor in state.items()}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="a.pth has model.map_label.weight twice, the second time as module.model"):
+        checkpoints.load_released(tmp_path / "a.pth", CONFIG)
+
+
+def test_a_flow_on_an_imported_teacher_remembers_too(tmp_path):
+    path = edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(network()))})
+    saved = checkpoints.save(RectifiedFlow(checkpoints.load_edm_pickle(path)), tmp_path / "flow.safetensors")
+    assert checkpoints.load(saved).provenance["file"] == "edm.pkl"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"model_state_dict": [1, 2]}, "holds a list, not a state dict"),
+        ({"model_state_dict": None}, "holds a NoneType, not a state dict"),
+        ({1: torch.zeros(2)}, "is not a state dict: '1' is a Tensor"),
+    ],
+)
+def test_other_files_of_torch_are_no_state_dicts(tmp_path, content, complaint):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=f"a.pth.*{complaint}"):
+        checkpoints.load_released(tmp_path / "a.pth", CONFIG)
+
+
+@pytest.mark.parametrize("header", ["{", "[" * 200_000])
+def test_a_damaged_header_is_named(tmp_path, header):
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"rfpp": header})
+    with pytest.raises(ValueError, match="a.safetensors has a damaged header"):
+        checkpoints.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_blocks": 10_000}, "num_blocks is not within 0..64"),
+        ({"model_channels": 1 << 40}, "model_channels is not within"),
+        ({"dropout": "abc"}, "dropout is a str; .*float.* is needed"),
+        ({"channel_mult": "123"}, "channel_mult is a str; .* is needed"),
+        ({"channel_mult": [1] * 100}, "channel_mult has 100 entries"),
+        ({"model_channels": True}, "model_channels is a bool; .*int.* is needed"),
+    ],
+)
+def test_a_network_that_nobody_has_is_not_built(tmp_path, changes, complaint):
+    """In our own files and in released configurations alike."""
+    description = checkpoints.describe(network())
+    description["config"].update(changes)
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"rfpp": json.dumps(description)})
+    torch.save(EDMPrecond(network()).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=complaint):
+        checkpoints.load(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=complaint):
+        checkpoints.load_released(tmp_path / "a.pth", {**CONFIG, **changes})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        ("scheduler/scheduler_config.json", "[]", "scheduler_config.json holds a list; a configuration"),
+        (
+            "scheduler/scheduler_config.json",
+            '{"_class_name": "FlowMatchEulerDiscreteScheduler"}',
+            "is unknown; allowed",
+        ),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "x"}', "scheduler_config.json: "),
+        ("unet/config.json", "[]", "config.json holds a list"),
+        ("unet/config.json", '{"block_out_channels": [3]}', "config.json: "),
+    ],
+)
+def test_a_diffusers_configuration_that_makes_no_sense_is_named(tmp_path, file, content, complaint):
+    diffusers_folder(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=complaint):
+        checkpoints.load_diffusers(tmp_path)
+
+
+def test_diffusers_loads_in_a_fresh_process(tmp_path):
+    """It imports torchvision, which needs our help where its build does not match torch's."""
+    diffusers_folder(tmp_path)
+    command = f"from rfpp import checkpoints; checkpoints.load_diffusers({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -491,3 +491,32 @@ def test_pairs_of_another_denoiser_do_not_fit_into_the_same_folder(tmp_path, tea
 def test_classes_that_the_denoiser_does_not_have_are_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match="classes=5, but the denoiser's network has label_dim=3"):
         generate(tiny, 3, tmp_path, classes=5)
+
+
+def test_other_labels_do_not_fit_into_the_same_folder(tmp_path):
+    samples, z, labels_csv, *_ = released_pairs(tmp_path / "in", 6, 3)
+    import_released(samples, z, tmp_path / "out", labels_csv)
+    labels_csv.write_text("".join(f"{i:05d}.png,{i % 3}\n" for i in range(6)))
+    with pytest.raises(ValueError, match="holds pairs made with other settings .content: "):
+        import_released(samples, z, tmp_path / "out", labels_csv)
+
+
+def test_labels_as_spreadsheets_write_them(tmp_path):
+    """With a mark of the byte order at the start, and an empty line at the end."""
+    samples, z, labels_csv, _, _, labels = released_pairs(tmp_path / "in", 4, 3)
+    labels_csv.write_text("\ufeff" + labels_csv.read_text() + "\n", encoding="utf-8")
+    assert PairDataset(import_released(samples, z, tmp_path / "out", labels_csv)).labels.tolist() == labels
+
+
+def test_a_shard_that_cannot_be_read_for_now_is_not_thrown_away(tmp_path, teacher, monkeypatch):
+    """Out of memory, or a network drive that is away: the shard stays."""
+
+    def refuse(path):
+        raise OSError(12, "Cannot allocate memory")
+
+    generate(teacher, 20, tmp_path, **OPTIONS)
+    before = {path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr(pairs, "load_file", refuse)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        generate(teacher, 20, tmp_path, **OPTIONS)
+    assert {path.name for path in tmp_path.iterdir()} == before

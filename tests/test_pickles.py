@@ -453,3 +453,81 @@ def test_it_is_pure(monkeypatch):
         pickles.read(io.BytesIO(body))
     monkeypatch.undo()
     assert same(found["whole"], TENSORS["whole"])
+
+
+# What a first reading of the code had overlooked
+
+
+def legacy(content):
+    """A file of torch.save's old format around a pickle written by hand, with no storages."""
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    return b"".join(head) + content + pickle.dumps([], 2)
+
+
+def test_files_do_not_hold_files_that_hold_files():
+    """Each level could read the next one many times: two kilobytes would keep a machine busy for ever."""
+    inner = legacy(program(b"K\x01"))
+    for _ in range(3):
+        kept = b"B" + struct.pack("<I", len(inner)) + inner + b"\x940"
+        inner = legacy(program(kept + (STORAGE + b"h\x00\x85R0") * 30 + b"N"))
+    body = STORAGE + b"B" + struct.pack("<I", len(inner)) + inner + b"\x85R"
+    start = time.perf_counter()
+    with pytest.raises(Refused):
+        loads(program(body))
+    assert time.perf_counter() - start < 5
+
+
+def test_sizes_of_thousands_of_digits_are_refused_before_they_are_multiplied():
+    """One number of 20 kB, used 200 times over as a tensor's size and stride."""
+    whole = pickle.dumps(torch.arange(4.0), 4)
+    size = whole.rindex(b"K\x04\x85")  # a tuple of one number, which the memo has next
+    huge = b"\x8b" + struct.pack("<I", 20_000) + b"\x7f" * 20_000
+    numbers = b"(" + huge + b"r\xff\x00\x00\x00" + b"j\xff\x00\x00\x00" * 200 + b"t"
+    start = time.perf_counter()
+    with pytest.raises(Refused, match="not a list of whole numbers"):
+        loads(whole[:size] + numbers + whole[size + 3 :])
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        (name("builtins", "set") + b"h\x01\x85R0"),  # a set made of a set
+        (name("torch", "device") + b"h\x00R0"),  # a call with very many arguments
+    ],
+)
+def test_sets_and_arguments_count_as_work(repeated):
+    many = 20_000
+    numbers = b"(" + b"".join(b"M" + struct.pack("<H", i) for i in range(many))
+    setup = numbers + b"t\x940\x8f(" + b"".join(b"M" + struct.pack("<H", i) for i in range(many)) + b"\x90\x940"
+    start = time.perf_counter()
+    with pytest.raises(Refused):
+        loads(program(setup, repeated * 3000, b"N"))
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("key", [b"\x8a\x08" + b"\x7f" * 8, b"G" + b"\x40" * 8])
+def test_numbers_whose_hashes_can_be_chosen_are_no_keys(key):
+    with pytest.raises(Refused, match="or a very large number"):
+        loads(program(b"}" + key + b"Ns"))
+
+
+def test_big_endian_numbers_are_refused_not_misread():
+    with pytest.raises(Refused, match="not little-endian"):
+        loads(program(name("numpy", "dtype") + text("f8") + b"\x85R(K\x03" + text(">") + b"NNNtb"))
+
+
+@pytest.mark.parametrize("made", [torch.nn.Buffer(torch.arange(3.0)), torch.nn.Parameter(torch.arange(3.0))])
+def test_tensors_with_attributes_are_tensors(tmp_path, made):
+    """A Buffer of torch, and a Parameter that somebody wrote a note on."""
+    made.note = "kept by torch, dropped here"
+    torch.save({"a": made}, tmp_path / "file.pth")
+    assert torch.equal(read_torch(tmp_path / "file.pth")["a"], torch.arange(3.0))
+    assert torch.equal(loads(pickle.dumps(made)), torch.arange(3.0))
+
+
+@pytest.mark.parametrize("body", [b"S" + b"a" * 1_000_000 + b"\n", b"F" + b"a" * 1_000_000 + b"\n"])
+def test_messages_about_damage_stay_short_too(body):
+    with pytest.raises(Refused) as caught:
+        loads(program(body))
+    assert len(str(caught.value)) < 500
