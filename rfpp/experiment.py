@@ -23,6 +23,7 @@ from rfpp import (
     denoisers,
     features,
     files,
+    intersections,
     metrics,
     networks,
     pairs,
@@ -411,4 +412,4 @@ class Experiment:
 
 def compute_digest() -> str:
     """Hash of all code that results depend on; a claim's record of other code is shown as stale."""
-    return code_digest(*_TRAINING, metrics)
+    return code_digest(*_TRAINING, metrics, intersections)

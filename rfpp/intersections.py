@@ -56,6 +56,7 @@ def exceedance(a: Tensor, b: Tensor) -> float:
     return float(stats.mannwhitneyu(a.numpy(), b.numpy()).statistic) / (len(a) * len(b))
 
 
+@torch.no_grad()
 def irreducible_loss(
     denoiser: GaussianMixtureDenoiser, x: Tensor, t: float, generator: torch.Generator, labels: Tensor | None = None
 ) -> Tensor:
@@ -69,6 +70,7 @@ def irreducible_loss(
     return (x - best).square().flatten(1).mean(dim=1) / t**2
 
 
+@torch.no_grad()
 def excess_loss(
     flow: RectifiedFlow,
     denoiser: GaussianMixtureDenoiser,

@@ -263,3 +263,66 @@ def test_a_seed_that_is_no_number_is_refused(experiment):
 def test_a_preset_that_does_not_fit_is_refused(preset, overrides):
     with pytest.raises(PresetError, match="did you mean"):
         Experiment(preset, overrides)
+
+
+# What else the paper trains
+
+
+@pytest.fixture(scope="module")
+def others(folder, experiment):
+    """The same experiment with G and a third round, which rest on F."""
+    made = Experiment("smoke", runs=folder)
+    made.train(["G", "third", "D-small"], [0])
+    return made
+
+
+def test_g_is_f_fine_tuned_on_inverted_real_images(others):
+    """Its pairs are the real training images with noise that F's teacher carries them to; few steps, small steps."""
+    inverted, real = others.inverted(), others.data.train
+    assert torch.equal(inverted.images, real.pixels) and torch.equal(inverted.labels, real.labels)
+    x_t, labels = others.noise(10)
+    f, g, teacher = (others.flow(config).velocity(x_t, 0.5, labels) for config in ("F", "G", "teacher"))
+    assert 0 < (g - f).norm() < (f - teacher).norm()
+    assert others.history("G").steps[-1] == others.preset.real_data.steps
+
+
+def test_a_third_round_trains_on_pairs_that_f_makes(others):
+    """Their images are F's own, of noise that no other pairs have."""
+    made = pair_module.PairDataset(others._own_pairs("F", 0).folder)
+    x, z, labels = made.batch(torch.arange(20))
+    truth = samplers.edm_sample(others.flow("F").denoiser, z, others.preset.third_round.num_steps, labels=labels)
+    assert (x - truth.clamp(-1, 1)).abs().max() < 1.1 / 127.5
+    assert torch.cdist(z.flatten(1), others.pairs("train").batch(torch.arange(96))[1].flatten(1)).min() > 1
+    x_t, labels = others.noise(10)
+    assert not torch.equal(others.flow("third").velocity(x_t, 0.5, labels), others.flow("F").velocity(x_t, 0.5, labels))
+
+
+def test_what_rests_on_a_flow_changes_with_it(folder, others):
+    """Another F is another G and another third round, though their own settings are the same."""
+    changed = Experiment("smoke", {"training.steps": 4}, runs=folder)
+    for config in ("F", "third"):
+        assert changed._flow(config, 0).key != others._flow(config, 0).key
+    assert changed._flow("G", 0).manifest["inputs"]["start"] == changed._flow("F", 0).key
+
+
+def test_snapshots_show_the_training(others):
+    """One-step samples of the same noise at a few steps; the last are the finished flow's."""
+    found = others.snapshots("D-small")
+    assert list(found)[-1] == others.preset.training.steps and len(found) > 1
+    z, labels = others.noise(16)
+    torch.testing.assert_close(
+        found[others.preset.training.steps], others.sampler(1)(others.flow("D-small"), z, labels)
+    )
+
+
+@pytest.mark.parametrize(("nfe", "solver", "inner"), [(2, "euler", ()), (2, "euler", (0.8, 0.5)), (1, "euler", (0.8,))])
+def test_inner_times_that_do_not_fit_are_refused(others, nfe, solver, inner):
+    with pytest.raises(ValueError, match="inner=.* has . inner times"):
+        others.sampler(nfe, solver, inner=inner)
+
+
+def test_two_steps_with_the_papers_second_time(others):
+    flow = others.flow("F")
+    z, labels = others.noise(5)
+    found = others.sampler(2, inner=(0.8,))(flow, z, labels)
+    torch.testing.assert_close(found, samplers.sample(flow, z, 2, times=(0.999, 0.8), labels=labels))

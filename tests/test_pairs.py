@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from scipy import stats
 from torch import nn
-from truth import DATA, Counting, kolmogorov_bound, mixture, released_pairs
+from truth import DATA, Counting, kolmogorov_bound, mixture, randn, released_pairs
 
 from rfpp import pairs
-from rfpp.pairs import PairDataset, generate, import_released, noise, noise_of_states
-from rfpp.samplers import edm_sample
+from rfpp.data import to_uint8
+from rfpp.flow import RectifiedFlow, interpolate
+from rfpp.pairs import PairDataset, generate, import_released, invert, noise, noise_of_states
+from rfpp.samplers import edm_sample, integrate, inversion_times
 
 SHAPE = (1, 1, 2)
 OPTIONS = {"num_steps": 4, "shape": SHAPE, "classes": 3, "shard_size": 16, "batch_size": 8}
@@ -520,3 +522,37 @@ def test_a_shard_that_cannot_be_read_for_now_is_not_thrown_away(tmp_path, teache
     with pytest.raises(OSError, match="Cannot allocate"):
         generate(teacher, 20, tmp_path, **OPTIONS)
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+# Inverted images
+
+
+def test_inverted_pairs_hold_the_noise_of_each_image(tmp_path, tiny):
+    """Images and labels as they were given; the noise is the flow's ODE from the little noise of (seed, i), however the
+    work is cut; and it generates the image again."""
+    flow, pixels = RectifiedFlow(tiny), to_uint8(0.5 * randn(7, 1, 8, 8))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    dataset = PairDataset(invert(flow, pixels, labels, tmp_path / "a", nfe=5, seed=3, batch_size=4, shard_size=5))
+    whole = PairDataset(invert(flow, pixels, labels, tmp_path / "b", nfe=5, seed=3))
+    assert torch.equal(dataset.images, pixels) and dataset.labels.tolist() == labels.tolist()
+    torch.testing.assert_close(dataset.noise, whole.noise, rtol=1e-4, atol=1e-5)
+    x, z, label = dataset[2]
+    start = interpolate(x[None], noise(3, [2], (1, 8, 8)), 1e-3)
+    with torch.no_grad():
+        expected = integrate(flow, start, inversion_times(5), labels=label[None])[-1][0]
+    torch.testing.assert_close(z, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(dataset.batch(torch.tensor([2]))[1][0], z)
+
+
+def test_without_labels_inverted_pairs_have_none(tmp_path, tiny):
+    dataset = PairDataset(invert(RectifiedFlow(tiny), to_uint8(randn(3, 1, 8, 8)), None, tmp_path, nfe=1))
+    assert len(dataset[0]) == 2
+
+
+def test_inverted_pairs_of_other_settings_are_refused(tmp_path, tiny):
+    pixels = to_uint8(randn(3, 1, 8, 8))
+    invert(RectifiedFlow(tiny), pixels, None, tmp_path, nfe=1)
+    with pytest.raises(ValueError, match="holds pairs made with other settings .nfe: 1 instead of 2"):
+        invert(RectifiedFlow(tiny), pixels, None, tmp_path, nfe=2)
+    with pytest.raises(ValueError, match="nfe=0 is too small"):
+        invert(RectifiedFlow(tiny), pixels, None, tmp_path / "new", nfe=0)

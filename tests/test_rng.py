@@ -22,11 +22,13 @@ from rfpp import (
     artifacts,
     checkpoints,
     claims,
+    costs,
     data,
     denoisers,
     experiment,
     features,
     flow,
+    intersections,
     metrics,
     networks,
     pairs,
@@ -134,6 +136,31 @@ def imported_from_diffusers(things):
     checkpoints.load_diffusers(checkpoints_of_it)(things.x, 0.5)
 
 
+def in_the_plane(things):
+    data = intersections.plane_data()
+    x, z = intersections.draw_plane(data, 20, 0)
+    exact, generator = flow.RectifiedFlow(data), rng.generator(0, "test")
+    intersections.solve(exact.velocity, z, torch.tensor([0.9, 0.1]), 1e-2, 1e-2)
+    intersections.irreducible_loss(data, x, 0.5, generator), intersections.excess_loss(exact, data, x, 0.5, generator)
+    intersections.regression_residual(x, z, 3)
+
+
+def figures(things):
+    line, curve = (
+        torch.linspace(0, 1, 5),
+        {"a": (torch.linspace(0, 1, 5), torch.rand(5, generator=torch.Generator()), None)},
+    )
+    points = torch.stack([line, line], dim=1)
+    plots.reflow_plane(points, points, points[None], points)
+    plots.crossing_plane(points, points[0], points[1], points[2], points[3], 0.5)
+    plots.histograms({"norm": {"a": line}}, {"norm": (0.1, 0.9)}, "most")
+    plots.over_time({"loss": curve}, logarithmic=["loss"])
+    plots.scatter({"a": points}, "x", "y")
+    plots.ladder({"one": {"A": [1.0, 2.0]}}, {"one": {"CIFAR-10": {"A": 3.0}}})
+    plots.bars({"a": {"b": 1.0}}, "passes")
+    plots.published({"GAN": [("a", 1, 2.0)]}, "NFE", "FID")
+
+
 def loaded(things):
     shipped._load.cache_clear()
     return [shipped.load(name) for name in shipped.RECIPES]
@@ -206,11 +233,37 @@ CALLS = {
     networks.zeros: lambda s: networks.zeros((2,), 1, 1),
     pairs.PairDataset: lambda s: (s.pairs[3], s.pairs.batch(torch.arange(4))),
     pairs.generate: lambda s: pairs.generate(s.denoiser, 5, s.folder / "more", num_steps=2),
+    costs.Pace: lambda s: costs.measure(experiment.Experiment("smoke"), 1),
+    costs.Training: lambda s: costs.Training.of(experiment.Experiment("smoke")),
+    costs.forward_passes: lambda s: costs.forward_passes(costs.Training(1, 1, 1, 1), "reflow"),
+    costs.measure: lambda s: costs.measure(experiment.Experiment("smoke"), 1),
+    costs.settings_table: lambda s: costs.settings_table(presets.load("smoke")),
+    costs.step_operations: lambda s: costs.step_operations("cifar10", 32),
+    intersections.autocorrelation: lambda s: intersections.autocorrelation(s.z, 3),
+    intersections.crossing_noise: lambda s: intersections.crossing_noise(s.z, s.x, s.z, 0.5),
+    intersections.draw_plane: in_the_plane,
+    intersections.exceedance: lambda s: intersections.exceedance(s.t, s.t),
+    intersections.excess_loss: in_the_plane,
+    intersections.irreducible_loss: in_the_plane,
+    intersections.plane_data: in_the_plane,
+    intersections.regression_residual: in_the_plane,
+    intersections.solve: in_the_plane,
+    metrics.norm_distance: lambda s: metrics.norm_distance(s.z),
+    metrics.precision_recall: lambda s: metrics.precision_recall(s.x, s.z, features.Embedding(s.digits), 1),
+    pairs.invert: lambda s: pairs.invert(s.flow, s.images.pixels, None, s.folder / "inverted", nfe=2),
     pairs.import_released: lambda s: pairs.import_released(
         *released_pairs(s.folder / "zips", 3)[:2], s.folder / "come"
     ),
     pairs.noise: lambda s: pairs.noise(0, range(5), (1, 8, 8)),
     pairs.noise_of_states: lambda s: pairs.noise_of_states(torch.ones(2, 32, dtype=torch.uint8), (1, 8, 8)),
+    plots.bars: figures,
+    plots.crossing_plane: figures,
+    plots.histograms: figures,
+    plots.ladder: figures,
+    plots.over_time: figures,
+    plots.published: figures,
+    plots.reflow_plane: figures,
+    plots.scatter: figures,
     plots.by_nfe: lambda s: plots.by_nfe({"error": {"Euler": {1: [2.0, 3.0]}}}),
     plots.by_seed: lambda s: plots.by_seed({"error": {"A": [1.0, 2.0]}}, {}),
     plots.image_rows: lambda s: plots.image_rows({"x": s.x}),

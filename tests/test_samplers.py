@@ -12,7 +12,7 @@ from rfpp import samplers
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.flow import T_MAX, RectifiedFlow
 from rfpp.metrics import straightness
-from rfpp.samplers import TWO_STEPS, edm_sample, edm_sigmas, integrate, invert, sample
+from rfpp.samplers import TWO_STEPS, edm_invert, edm_sample, edm_sigmas, integrate, invert, sample, slerp
 
 EULER_AND_HEUN = pytest.mark.parametrize("solver", ["euler", "heun"])
 FLOATS = torch.float64
@@ -410,3 +410,52 @@ def test_an_unknown_update_is_refused_before_anything_runs(tiny):
 def test_teacher_sampling_refuses(tiny, options, error, complaint):
     with pytest.raises(error, match=complaint):
         edm_sample(tiny, randn(1, 1, 8, 8), **options)
+
+
+# EDM's ODE in the other direction, and the sphere
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_edms_inversion_comes_back(solver):
+    """There and back with many steps on a curved flow; what remains is of the order of the noise at the start."""
+    denoiser = mixture()
+    x = denoiser.means[[0, 1, 2]] + 0.1
+    z = edm_invert(denoiser, x, 300, solver=solver, generator=torch.Generator().manual_seed(0))
+    again = edm_sample(denoiser, z, 300, solver=solver)
+    assert (again - x).abs().max() < (0.2 if solver == "euler" else 0.02)
+
+
+def test_edms_inversion_of_gaussian_data_is_known():
+    """The ODE keeps the distance from the mean in standard deviations: sqrt(s^2 + sigma^2) each."""
+    mean, std = randn(1, 2, 2, seed=1, dtype=FLOATS), 0.4
+    x = mean + std * randn(3, 1, 2, 2, dtype=FLOATS)
+    found = edm_invert(GaussianMixtureDenoiser(mean[None], std), x, 400, generator=torch.Generator().manual_seed(0))
+    start = randn(3, 1, 2, 2, dtype=FLOATS)  # the same draw as the generator's
+    exact = (mean + (x + 0.002 * start - mean) * math.hypot(std, 80) / math.hypot(std, 0.002)) / 80
+    torch.testing.assert_close(found, exact, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 6), ("heun", 11)])
+def test_edms_evaluations_in_both_directions(tiny, solver, evaluations):
+    counting, x = Counting(tiny), randn(2, 1, 8, 8)
+    edm_sample(counting, x, 6, solver=solver)
+    assert counting.calls == evaluations
+    edm_invert(counting, x, 6, solver=solver)
+    assert counting.calls == 2 * evaluations
+
+
+def test_slerp_is_the_released_implementations():
+    truth = arrays("ncsnpp")
+    assert agrees(slerp(truth["slerp_a"], truth["slerp_b"], 0.3), truth["slerp_03"])
+
+
+def test_slerp_goes_along_the_sphere():
+    """From one end to the other, at constant speed: halves of halves meet, and the norm of equal norms stays."""
+    a, b = randn(3, 50, dtype=FLOATS), randn(3, 50, seed=1, dtype=FLOATS)
+    a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b)
+    middle = slerp(a, b, 0.5)
+    torch.testing.assert_close(slerp(a, middle, 0.5), slerp(a, b, 0.25))
+    torch.testing.assert_close(slerp(a, b, 0.7).norm(dim=1), torch.ones(3, dtype=FLOATS))
+    torch.testing.assert_close(slerp(a, a, 0.4), a)

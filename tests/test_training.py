@@ -1,6 +1,7 @@
 """Training: solutions that are known, averages done by hand, and randomness that belongs to the step."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -16,7 +17,17 @@ from rfpp.denoisers import DiscreteSchedule, EDMPrecond, GaussianMixtureDenoiser
 from rfpp.flow import RectifiedFlow
 from rfpp.networks import DiffusersUNet
 from rfpp.pairs import PairDataset, generate
-from rfpp.training import CONFIGURATIONS, Diverged, classification, denoising, fit, initial_flow, reflow
+from rfpp.training import (
+    CONFIGURATIONS,
+    VARIANTS,
+    Diverged,
+    classification,
+    denoising,
+    fit,
+    initial_flow,
+    losses_over_time,
+    reflow,
+)
 
 
 def linear(n_in=3):
@@ -287,6 +298,7 @@ TABLE_1 = {
     "D": ("teacher", "large", "u_shaped", "pseudo_huber"),
     "E": ("teacher", "large", "u_shaped", "lpips_huber"),
     "F": ("teacher", "large", "u_shaped", "lpips_huber_over_t"),
+    "G": ("F", "large", "u_shaped", "lpips_huber_over_t"),
 }
 
 
@@ -294,7 +306,33 @@ TABLE_1 = {
 def test_configurations_are_the_papers(config):
     """Table 1, typed from the paper."""
     row = CONFIGURATIONS[config]
-    assert (row.initialisation, row.batch, row.timesteps, row.premetric) == TABLE_1[config]
+    assert (row.start, row.batch, row.timesteps, row.premetric) == TABLE_1[config]
+
+
+def test_variants_differ_from_table_1_in_one_thing():
+    """The small batch, or whose pairs; G alone trains on real images."""
+    small = {name: dataclasses.replace(CONFIGURATIONS[name], batch="small", summary="") for name in "CD"}
+    for name, row in small.items():
+        assert dataclasses.replace(VARIANTS[f"{name}-small"], summary="") == row
+    third = dataclasses.replace(CONFIGURATIONS["F"], start="F", pairs="own", summary="")
+    assert dataclasses.replace(VARIANTS["third"], summary="") == third
+    assert [name for name, row in {**CONFIGURATIONS, **VARIANTS}.items() if row.pairs == "real"] == ["G"]
+
+
+def test_losses_over_time_are_those_of_single_pairs(tmp_path, tiny):
+    """Each entry by itself, from the definition; in batches of another size the same."""
+    pairs = PairDataset(generate(tiny, 7, tmp_path, num_steps=2))
+    flow, times = RectifiedFlow(tiny), torch.tensor([0.1, 0.5, 0.9])
+    found = losses_over_time(flow, pairs, times, premetrics.pseudo_huber, 6)
+    assert found.shape == (3, 6)
+    again = losses_over_time(flow, pairs, times, premetrics.pseudo_huber, 6, batch_size=4)
+    torch.testing.assert_close(found, again, rtol=1e-4, atol=1e-6)
+    x, z, label = pairs[4]
+    x_t = 0.5 * x + 0.5 * z
+    v = flow.velocity(x_t[None], 0.5, label[None])[0]
+    c = 0.00054 * x.numel()
+    expected = (((z - x - v) ** 2).sum() + c**2).sqrt() - c
+    assert found[1, 4].item() == pytest.approx(expected.item() / x.numel(), rel=1e-3)
 
 
 # The teacher's loss

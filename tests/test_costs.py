@@ -1,0 +1,49 @@
+"""Costs: the paper's own table, operations counted by hand, and paces that are positive."""
+
+import pytest
+import torch
+from torch import nn
+
+from rfpp import costs, presets
+from rfpp.experiment import Experiment
+
+
+def test_the_papers_table_6():
+    """Section 5.2: 395M + 1433.6M for reflow; 3.1 and 1.5 times as many for the others."""
+    size = costs.Training(5_000_000, 79, 700_000, 2048)
+    reflow = costs.forward_passes(size, "reflow")
+    assert reflow == {"making pairs": 395_000_000, "training": 1_433_600_000}
+    others = {name: sum(costs.forward_passes(size, name).values()) for name in costs.METHODS if name != "reflow"}
+    assert others == {"consistency distillation": 5_734_400_000, "consistency training": 2_867_200_000}
+    with pytest.raises(ValueError, match="method='reflwo' is unknown; .*did you mean 'reflow'"):
+        costs.forward_passes(size, "reflwo")
+
+
+def test_operations_are_those_of_a_convolution():
+    """Two operations a multiplication, by hand: 3x3 kernels, 4 to 5 channels, 8x8 places; three times that with the
+    gradients of weights and input, of which a frozen layer needs one less."""
+    convolution = nn.Conv2d(4, 5, 3, padding=1, bias=False)
+    x = torch.zeros(1, 4, 8, 8, requires_grad=True)
+    once = 2 * 9 * 4 * 5 * 64
+    assert costs._count(lambda: convolution(x).sum()) == 3 * once
+    convolution.requires_grad_(False)
+    assert costs._count(lambda: convolution(x).sum()) == 2 * once
+
+
+def test_vgg_has_the_operations_that_are_published():
+    """VGG-16 at 224x224 has 15.5 billion multiplications (Simonyan and Zisserman; the classifier's 0.12 left out):
+    forwards twice and backwards once make 92 billion operations. The networks have the paper's sizes."""
+    parameters, network, lpips = costs.step_operations("cifar10")
+    assert parameters == 56_397_827 and lpips == pytest.approx(3 * 2 * 15.35e9, rel=0.01)
+    assert network > 6 * parameters  # each weight is used at more than one place
+
+
+def test_a_pace_is_measured():
+    pace = costs.measure(Experiment("smoke"), repeats=2)
+    assert pace.forward > pace.step > 0 and "images a second" in str(pace)
+
+
+def test_the_settings_of_a_preset_stand_below_the_papers():
+    table = costs.settings_table(presets.load("laptop")).splitlines()
+    assert len(table) == 2 + len(costs.TABLE_7) + 1 and table[-1].startswith("| `laptop` |")
+    assert len({line.count("|") for line in table}) == 1
