@@ -169,6 +169,15 @@ def check(
         _write(record, experiment.folder / "claims")
 
 
+def skip(id: str, reason: str) -> None:
+    """Say why a claim cannot be measured at this scale, where it stays "not run".
+
+    Raises ``ValueError`` for an unknown claim.
+    """
+    one_of("id", id, ledger())
+    print(f"{id} not run: {reason}")
+
+
 def _write(record: Record, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / f"{record.id}.json", json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")

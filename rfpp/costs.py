@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,34 +46,47 @@ def forward_passes(size: Training, method: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Pace:
-    """Images per second on one machine: ``forward`` through the teacher, and in a ``step`` of configuration F."""
+    """Images per second on one machine: ``forward`` through the teacher, in a training ``step`` of configuration F, and
+    in one of D, which is the same without LPIPS (``plain``)."""
 
     forward: float
     step: float
+    plain: float
     device: str
+
+    @property
+    def lpips(self) -> float:
+        """How much longer a training step takes with LPIPS, as a share of one without."""
+        return self.plain / self.step - 1
 
     def __str__(self) -> str:
         return f"{self.forward:,.0f} images a second forward, {self.step:,.0f} in a training step, on {self.device}"
 
 
 def measure(experiment: Experiment, repeats: int = 20) -> Pace:
-    """Time the preset's teacher and a training step of configuration F, each ``repeats`` times after a warm-up."""
+    """Time the preset's teacher and training steps of configurations F and D, ``repeats`` times after a warm-up."""
     batch, settings = experiment.preset.training.large_batch, experiment.preset.training
     z, labels = experiment.noise(batch)
     made = experiment.pairs("train")
-    premetric = premetrics.build("lpips_huber_over_t", experiment.perceptual)
-    objective = training.reflow(made, timesteps.UShaped(settings.u_shape), premetric, batch, seed=0)
+    density = timesteps.UShaped(settings.u_shape)
+    with_lpips, without = (
+        training.reflow(made, density, premetrics.build(name, experiment.perceptual), batch, seed=0)
+        for name in ("lpips_huber_over_t", "pseudo_huber")
+    )
     student = training.initial_flow(experiment.teacher, training.CONFIGURATIONS["F"], settings.dropout, 0).train()
 
     def forward(step: int) -> None:
         with torch.no_grad():
             experiment.teacher(z, 1.0, labels)
 
-    def train(step: int) -> None:
-        with rng.scoped(0, "pace", step):
-            objective(student, step).mean().backward()
+    def train(objective: training.Objective) -> Callable[[int], None]:
+        def work(step: int) -> None:
+            with rng.scoped(0, "pace", step):
+                objective(student, step).mean().backward()
 
-    def pace(work: Any) -> float:
+        return work
+
+    def pace(work: Callable[[int], None]) -> float:
         for step in range(3):
             work(step)
         start = time.perf_counter()
@@ -80,7 +94,8 @@ def measure(experiment: Experiment, repeats: int = 20) -> Pace:
             work(step)
         return repeats * batch / (time.perf_counter() - start)
 
-    return Pace(pace(forward), pace(train), "cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return Pace(pace(forward), pace(train(with_lpips)), pace(train(without)), device)
 
 
 def _vgg() -> nn.Module:

@@ -316,7 +316,8 @@ class Experiment:
 
     def snapshots(self, config: str, seed: int = 0) -> dict[int, Tensor]:
         """One-step samples from the same noise, by the training step they were taken at."""
-        return {int(step): images for step, images in load_file(self._flow(config, seed) / _SNAPSHOTS).items()}
+        found = load_file(self._flow(config, seed) / _SNAPSHOTS)
+        return {step: found[str(step)] for step in sorted(map(int, found))}
 
     def sampler(
         self,

@@ -270,3 +270,10 @@ def test_the_page_says_where_numbers_come_from(checkout, experiment):
     origin = next(line for line in results_page(experiment.folder).splitlines() if line.startswith("| `smoke`"))
     assert record.provenance["device"] in origin and record.provenance["torch"] in origin and "c01, c02" in origin
     assert "25 s" in origin
+
+
+def test_a_claim_that_cannot_be_measured_says_why(capsys):
+    claims.skip("c22", "it needs more than there is")
+    assert capsys.readouterr().out == "c22 not run: it needs more than there is\n"
+    with pytest.raises(ValueError, match="id='c99' is unknown"):
+        claims.skip("c99", "there is no such claim")

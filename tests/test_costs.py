@@ -40,7 +40,8 @@ def test_vgg_has_the_operations_that_are_published():
 
 def test_a_pace_is_measured():
     pace = costs.measure(Experiment("smoke"), repeats=2)
-    assert pace.forward > pace.step > 0 and "images a second" in str(pace)
+    assert pace.forward > pace.step > 0 and pace.plain > 0 and "images a second" in str(pace)
+    assert costs.Pace(100, 8, 10, "cpu").lpips == pytest.approx(0.25)  # 1/8 s instead of 1/10 s
 
 
 def test_the_settings_of_a_preset_stand_below_the_papers():
