@@ -151,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     def model(sub: Any, many: bool) -> None:
-        sub.add_argument("--config", default="F", nargs="+" if many else None, help="A to G of Table 1, C-small, D-small or third")
+        sub.add_argument(
+            "--config", default="F", nargs="+" if many else None, help="A to G of Table 1, C-small, D-small or third"
+        )
         sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
 
     def sampler(sub: Any) -> None:

@@ -210,17 +210,23 @@ class Experiment:
 
     def _own_pairs(self, config: str, seed: int) -> Artifact:
         """Pairs that a trained flow makes itself: the start of another round of reflow."""
-        settings = self.preset.third_round
-        arguments: dict[str, Any] = {
-            "n": settings.pairs,
-            "num_steps": settings.num_steps,
-            "seed": rng.derive(seed, "third"),
+        settings, batch_size = self.preset.third_round, self.preset.pairs.batch_size
+        sampler = self.sampler(settings.nfe)  # on its own times: EDM's noise levels hardly touch the middle of a flow
+        arguments: dict[str, Any] = {"n": settings.pairs, "seed": rng.derive(seed, "third")}
+        inputs = {
+            **arguments,
+            "sampler": asdict(sampler),
+            "flow": self._flow(config, seed).key,
+            "code": code_digest(*_PAIRS, _THIS),
         }
-        inputs = {**arguments, "flow": self._flow(config, seed).key, "code": code_digest(*_PAIRS)}
 
         def compute(folder: Path) -> None:
-            denoiser = self.flow(config, seed).denoiser
-            pairs.generate(denoiser, out_dir=folder, batch_size=self.preset.pairs.batch_size, **arguments)
+            flow = self.flow(config, seed)
+
+            def draw(z: Tensor, labels: Tensor | None) -> Tensor:
+                return sampler(flow, z, labels)
+
+            pairs.generate(flow.denoiser, out_dir=folder, batch_size=batch_size, sampler=draw, **arguments)
 
         return self._get("own_pairs", inputs, compute, resumable=True)
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 WIDTH = 7.0
@@ -254,6 +254,7 @@ def ladder(
         theirs.set(ylabel="paper's FID" if not column else "", yscale="log", xlabel="configuration")
         theirs.set_xticks(list(places), list(values))
         for axis in (ours, theirs):
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(ScalarFormatter())
             axis.yaxis.set_minor_formatter(NullFormatter())
     axes[1][0].legend()

@@ -290,7 +290,7 @@ def test_a_third_round_trains_on_pairs_that_f_makes(others):
     """Their images are F's own, of noise that no other pairs have."""
     made = pair_module.PairDataset(others._own_pairs("F", 0).folder)
     x, z, labels = made.batch(torch.arange(20))
-    truth = samplers.edm_sample(others.flow("F").denoiser, z, others.preset.third_round.num_steps, labels=labels)
+    truth = others.sampler(others.preset.third_round.nfe)(others.flow("F"), z, labels)
     assert (x - truth.clamp(-1, 1)).abs().max() < 1.1 / 127.5
     assert torch.cdist(z.flatten(1), others.pairs("train").batch(torch.arange(96))[1].flatten(1)).min() > 1
     x_t, labels = others.noise(10)

@@ -556,3 +556,20 @@ def test_inverted_pairs_of_other_settings_are_refused(tmp_path, tiny):
         invert(RectifiedFlow(tiny), pixels, None, tmp_path, nfe=2)
     with pytest.raises(ValueError, match="nfe=0 is too small"):
         invert(RectifiedFlow(tiny), pixels, None, tmp_path / "new", nfe=0)
+
+
+def test_another_sampler_can_take_the_place_of_edms(tmp_path, tiny):
+    """It gets the noise and labels of each batch, and what it returns is stored."""
+    dataset = PairDataset(
+        generate(
+            tiny,
+            7,
+            tmp_path,
+            batch_size=3,
+            sampler=lambda z, labels: z.clamp(-1, 1) / (labels + 1).reshape(-1, 1, 1, 1),
+        )
+    )
+    x, z, labels = dataset.batch(torch.arange(7))
+    assert (x - z.clamp(-1, 1) / (labels + 1).reshape(-1, 1, 1, 1)).abs().max() < 0.51 / 127.5
+    with pytest.raises(ValueError, match="num_steps: None instead of 18"):
+        generate(tiny, 7, tmp_path)

@@ -79,10 +79,10 @@ class RealData(_Settings):
 
 
 class ThirdRound(_Settings):
-    """Another round of reflow: how many pairs the 2-rectified flow makes, ``2 num_steps - 1`` evaluations each."""
+    """Another round of reflow: how many pairs the 2-rectified flow makes, with ``nfe`` Euler steps each."""
 
     pairs: Count
-    num_steps: Annotated[int, Field(ge=2)]
+    nfe: Count
 
 
 class Evaluation(_Settings):
