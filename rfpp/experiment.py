@@ -243,6 +243,8 @@ class Experiment:
         if configuration.pairs == "real":
             fine = self.preset.real_data
             settings = settings.model_copy(update={"steps": fine.steps, "lr": fine.lr, "warmup": fine.warmup})
+        elif configuration.start in training.ALL:
+            settings = settings.model_copy(update={"steps": self.preset.third_round.steps})
         perceptual = "lpips" in configuration.premetric
         batch_size = getattr(settings, f"{configuration.batch}_batch")
         inputs = {

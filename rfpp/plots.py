@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 from torch import Tensor
 
 WIDTH = 7.0
@@ -222,7 +222,7 @@ def scatter(groups: Mapping[str, Tensor], xlabel: str, ylabel: str) -> Figure:
     for (name, points), marker in zip(groups.items(), "o^sD", strict=False):
         axis.plot(*points.T, marker, markersize=3, alpha=0.5, linestyle="none", label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, xticks=[], yticks=[])
-    axis.legend(markerscale=2)
+    figure.legend(loc="outside lower center", ncols=len(groups), markerscale=2)
     return figure
 
 
@@ -280,21 +280,21 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Figure:
 def published(groups: Mapping[str, Sequence[tuple[str, int, float]]], xlabel: str, ylabel: str) -> Figure:
     """Published results as points: ``(method, NFE, FID)`` by family, both axes logarithmic; ours are not among them."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
-    for (family, entries), marker in zip(groups.items(), "os^DvP*X", strict=False):
+    for (family, entries), marker in zip(groups.items(), "os^DvPX", strict=False):
         highlighted = family == "this paper"
         axis.plot(
             [nfe for _, nfe, _ in entries],
             [fid for *_, fid in entries],
-            marker,
-            markersize=11 if highlighted else 5,
+            "*" if highlighted else marker,
+            markersize=13 if highlighted else 5,
             color="black" if highlighted else None,
             linestyle="none",
             label=family,
         )
     axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    for formatted in (axis.xaxis, axis.yaxis):
-        formatted.set_major_formatter(ScalarFormatter())
     axis.set_yticks([2, 3, 5, 10, 15])
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.legend(ncols=2)
+    for formatted in (axis.xaxis, axis.yaxis):
+        formatted.set_major_formatter(StrMethodFormatter("{x:g}"))
+        formatted.set_minor_formatter(NullFormatter())
+    figure.legend(loc="outside lower center", ncols=3)
     return figure

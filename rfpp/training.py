@@ -56,9 +56,11 @@ CONFIGURATIONS = {
 VARIANTS = {
     "C-small": Configuration("C with the small batch", "teacher", "small", "u_shaped", "squared_l2"),
     "D-small": Configuration("D with the small batch", "teacher", "small", "u_shaped", "pseudo_huber"),
-    "third": Configuration("a third round, F's recipe", "F", "large", "u_shaped", "lpips_huber_over_t", "own"),
+    "longer": Configuration("F, trained on", "F", "large", "u_shaped", "lpips_huber_over_t"),
+    "third": Configuration("F, trained on its own pairs", "F", "large", "u_shaped", "lpips_huber_over_t", "own"),
 }
-"""What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), another round (Section 3)."""
+"""What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), and another round of reflow
+(Section 3), with a second round that is trained as long to compare it with."""
 
 ALL = {**CONFIGURATIONS, **VARIANTS}
 

@@ -284,6 +284,7 @@ def test_g_is_f_fine_tuned_on_inverted_real_images(others):
     f, g, teacher = (others.flow(config).velocity(x_t, 0.5, labels) for config in ("F", "G", "teacher"))
     assert 0 < (g - f).norm() < (f - teacher).norm()
     assert others.history("G").steps[-1] == others.preset.real_data.steps
+    assert others.history("third").steps[-1] == others.preset.third_round.steps
 
 
 def test_a_third_round_trains_on_pairs_that_f_makes(others):

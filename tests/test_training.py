@@ -314,8 +314,9 @@ def test_variants_differ_from_table_1_in_one_thing():
     small = {name: dataclasses.replace(CONFIGURATIONS[name], batch="small", summary="") for name in "CD"}
     for name, row in small.items():
         assert dataclasses.replace(VARIANTS[f"{name}-small"], summary="") == row
-    third = dataclasses.replace(CONFIGURATIONS["F"], start="F", pairs="own", summary="")
-    assert dataclasses.replace(VARIANTS["third"], summary="") == third
+    for name, whose in (("longer", "teacher"), ("third", "own")):
+        onwards = dataclasses.replace(CONFIGURATIONS["F"], start="F", pairs=whose, summary="")
+        assert dataclasses.replace(VARIANTS[name], summary="") == onwards
     assert [name for name, row in {**CONFIGURATIONS, **VARIANTS}.items() if row.pairs == "real"] == ["G"]
 
 

@@ -79,10 +79,12 @@ class RealData(_Settings):
 
 
 class ThirdRound(_Settings):
-    """Another round of reflow: how many pairs the 2-rectified flow makes, with ``nfe`` Euler steps each."""
+    """Another round of reflow: how many pairs the 2-rectified flow makes, with ``nfe`` Euler steps each, and for how
+    many ``steps`` it is trained on them."""
 
     pairs: Count
     nfe: Count
+    steps: Count
 
 
 class Evaluation(_Settings):
