@@ -34,7 +34,7 @@ test: $(stamp) ## check style and types, run the tests, compare the notebooks wi
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
-	@$(python) -m pytest tests
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto tests  # a process for each core: one thread each is fastest
 	@$(python) -m pytest --capture=no --nbval --nbval-current-env notebooks
 
 lab: $(stamp) ## open the notebooks in JupyterLab
