@@ -10,14 +10,14 @@ from rfpp import features, pairs, premetrics, shipped, timesteps, training
 
 BATCH = 256
 teacher = shipped.load("digits-teacher")
-perceptual = features.DigitLPIPS(shipped.load("digits-perceptual"))
+perceptual = features.FeatureLPIPS(shipped.load("digits-perceptual"))
 
 with tempfile.TemporaryDirectory() as folder:
     dataset = pairs.PairDataset(pairs.generate(teacher, 512, folder, num_steps=4))
     contenders = {}
     for letter, configuration in training.CONFIGURATIONS.items():
         flow = training.initial_flow(teacher, configuration, dropout=0.0, seed=0)
-        objective = training.reflow(
+        objective = training.Reflow(
             dataset, timesteps.UShaped(), premetrics.build(configuration.premetric, perceptual), BATCH, seed=0
         )
         contenders[f"{letter}: {configuration.premetric}"] = lambda flow=flow, objective=objective: (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rfpp import book, presets
+from rfpp import book, files, presets
+from rfpp.artifacts import digest
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -30,10 +33,18 @@ def _experiment(arguments: argparse.Namespace) -> Any:
     return Experiment(preset)
 
 
+def _say(text: str) -> None:
+    """Print, in the first of several processes."""
+    from rfpp import processes
+
+    if processes.is_main():
+        print(text)
+
+
 def _pairs(arguments: argparse.Namespace) -> None:
     experiment = _experiment(arguments)
     for split in ("train", "held_out"):
-        print(f"{split}: {len(experiment.pairs(split))} pairs")
+        _say(f"{split}: {len(experiment.pairs(split))} pairs")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -42,7 +53,7 @@ def _train(arguments: argparse.Namespace) -> None:
     experiment.train(arguments.config, seeds)
     for config in arguments.config:
         for seed in seeds:
-            print(f"{config}, seed {seed}: {experiment.flow_file(config, seed)}")
+            _say(f"{config}, seed {seed}: {experiment.flow_file(config, seed)}")
 
 
 def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +85,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     experiment = _experiment(arguments)
     seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
     for seed in seeds:
-        print(f"{arguments.config}, seed {seed}: {experiment.evaluate(arguments.config, seed, **options)}")
+        if arguments.standard:
+            grades = experiment.grade(
+                arguments.config, seed, experiment.sampler(**options),
+                n=arguments.n, reference=arguments.reference, weights=arguments.weights,
+            )  # fmt: skip
+            path = (
+                experiment.folder / "grades" / f"{arguments.config}-{seed}-{digest(asdict(grades.protocol))[:8]}.json"
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(path, json.dumps(asdict(grades), indent=1))
+            _say(f"{arguments.config}, seed {seed}: {grades}\n{path}")
+        else:
+            _say(f"{arguments.config}, seed {seed}: {experiment.evaluate(arguments.config, seed, **options)}")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -86,35 +109,43 @@ def _book(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    from rfpp import costs
+
     experiment = _experiment(arguments)
+    steps = experiment.plan(arguments.config, [arguments.seed] if arguments.seed is not None else None)
+    forecasts, pace = costs.forecast(experiment, steps), None
+    if not arguments.no_measuring and any(entry.done < 1 for entry in forecasts):
+        try:
+            pace = costs.measure(experiment, arguments.repeats)
+        except OSError as error:  # the perceptual network, or the teacher, cannot be had here
+            print(f"no time can be told: {error}", file=sys.stderr)
+    _say(costs.report(experiment, forecasts, pace))
     finished = experiment.store.finished()
-    for artifact in finished:
-        size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
-        print(f"{artifact.step:<12}{artifact.key}  {artifact.manifest['seconds']:>8.1f} s  {size / 1e6:>9.2f} MB")
+    stored = sum(entry["bytes"] for artifact in finished for entry in artifact.manifest["files"].values())
     seconds = sum(artifact.manifest["seconds"] for artifact in finished)
-    print(f"{len(finished)} finished steps in {experiment.folder}, {seconds:.0f} s of computing")
+    _say(
+        f"in {experiment.store.root}: {len(finished)} finished steps of this and other settings, {costs.size(stored)}, "
+        f"{costs.duration(seconds)} of computing"
+    )
 
 
 def _import(arguments: argparse.Namespace) -> None:
     source = arguments.source
     is_url = source.startswith(("http://", "https://"))
-    if is_url != (arguments.sha256 is not None):
-        raise ValueError("--sha256 belongs to a URL, and a URL needs it: the SHA-256 its publisher states")
+    if arguments.sha256 is not None and not is_url:
+        raise ValueError("--sha256 belongs to a URL: what is downloaded from there must have it")
     if arguments.out.suffix != ".safetensors":
         raise ValueError(f"out={str(arguments.out)!r} must end in .safetensors")
-    from rfpp import checkpoints, downloads
+    from rfpp import checkpoints
 
-    path = downloads.fetch(source, arguments.sha256) if is_url else Path(source)
     model: Any
-    if path.is_dir():
-        model = checkpoints.load_diffusers(path)
-    elif path.suffix == ".pkl":
-        model = checkpoints.load_edm_pickle(path)
+    if is_url or Path(source).suffix in (".pkl", ".safetensors") or Path(source).is_dir():
+        model = checkpoints.load_any(source, arguments.sha256)
     elif arguments.network is None:
         raise ValueError("--network is needed to read a state dict: a name such as cifar10, or a .json configuration")
     else:
         changes = _assignments(arguments.set)
-        model = checkpoints.load_released(path, arguments.network, arguments.weights, **changes)
+        model = checkpoints.load_released(Path(source), arguments.network, arguments.weights, **changes)
     checkpoints.save(model, arguments.out)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(f"{arguments.out}: a {type(model).__name__} with {millions:.1f} million parameters")
@@ -171,6 +202,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "grade a flow with a sampler")
     model(sub, many=False)
     sampler(sub)
+    sub.add_argument("--standard", action="store_true", help="FID, inception score, precision, recall on Inception")
+    sub.add_argument("--n", type=int, default=None, help="with --standard: images; the preset's number by default")
+    sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; else made of the training images")
+    sub.add_argument("--weights", type=Path, help="with --standard: Inception's; else downloaded")
     sub = command("run", _run, "run notebooks", settings=False)
     sub.add_argument("notebooks", nargs="*", help="parts of their names; all by default")
     sub.add_argument(
@@ -178,7 +213,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     command("book", _book, "build the book from the notebooks that were run", settings=False)
-    command("status", _status, "list the finished steps of a preset")
+    sub = command("status", _status, "what of a preset is there, what is left, and what that takes on this machine")
+    sub.add_argument("--config", nargs="+", default=None, help="A to G of Table 1, all by default")
+    sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
+    sub.add_argument("--repeats", type=int, default=5, help="steps that are timed")
+    sub.add_argument("--no-measuring", action="store_true", help="do not time anything")
     text = "turn a published checkpoint into a file of ours, without executing any of it"
     sub = commands.add_parser("import", help=text, description=text)
     sub.add_argument("source", help="EDM's .pkl, a released .pth, the folder of a diffusers model, or a URL")
@@ -204,14 +243,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; bad input ends with one line on stderr and status 2, Ctrl-C with status 130."""
+    """Run a command; bad input ends with one line on stderr and status 2, Ctrl-C with status 130.
+
+    Work that a signal stopped, and that goes on with the same command, ends with status 75.
+    """
     arguments = parser().parse_args(argv)
     try:
         arguments.function(arguments)
-    except (ValueError, ImportError, OSError, book.NotebookFailed, book.BuildFailed) as error:
+    except (ValueError, ImportError, OSError, ArithmeticError, book.NotebookFailed, book.BuildFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        from rfpp.processes import Stopped
+
+        if isinstance(stopped, Stopped):
+            print(stopped, file=sys.stderr)
+            return Stopped.EXIT
         print("interrupted; finished steps are kept, run the same command to go on", file=sys.stderr)
         return 130
     return 0

@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock
 
 import rfpp
-from rfpp import files
+from rfpp import files, processes
 
 MANIFEST = "manifest.json"
 
@@ -103,54 +103,94 @@ def _why(error: OSError, folder: Path) -> StorageError:
     )  # fmt: skip
 
 
+HASHED = 1 << 30
+"""Bytes of a step up to which all of it is compared with its checksums when it is opened. Of larger ones, millions of
+pairs, only the files' sizes are: their shards have checksums of their own, which are compared as rows are read."""
+
+
+def _prepare(final: Path, partial: Path, damaged: list[Path], resumable: bool) -> None:
+    """Make the folder where a step is computed; a resumable one finds there what is whole of it."""
+    if not resumable:
+        shutil.rmtree(partial, ignore_errors=True)
+    elif damaged and not partial.exists():
+        for path in damaged:
+            path.unlink(missing_ok=True)
+        os.replace(final, partial)
+    partial.mkdir(exist_ok=True)
+
+
 class Store:
     """The finished steps under one folder, as ``<step>/<key>/``. Checksums are compared once in a store's life."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._checked: dict[tuple[str, str], Artifact] = {}
+        self._named: set[tuple[str, str]] = set()
+
+    @staticmethod
+    def key(step: str, inputs: Mapping[str, Any]) -> str:
+        """What a step with these inputs is called."""
+        return digest({"step": step, "inputs": inputs})[:16]
+
+    def partial(self, step: str, key: str) -> Path:
+        """Where a step is computed before it is finished."""
+        return self.root / step / f".{key}.partial"
 
     def get(
-        self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], None], *, resumable: bool = False
+        self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], object], *, resumable: bool = False
     ) -> Artifact:
         """The step with these ``inputs`` (a JSON value), from disk or from ``compute(folder)``.
 
-        ``resumable``: an interrupted ``compute`` finds what it had written and goes on. Two processes that ask for the
-        same step compute it once. Raises :class:`StorageError` when the place cannot be written.
+        ``resumable``: an interrupted ``compute`` finds what it had written and goes on; what is whole of a damaged step
+        is kept. Two runs that ask for the same step compute it once; the processes of one run, which all ask together,
+        all compute. Raises :class:`StorageError` when the place cannot be written.
         """
-        key = digest({"step": step, "inputs": inputs})[:16]
-        final = self.root / step / key
-        found = self._find(step, key)
-        if found is not None:
-            return found
-        partial = final.with_name(f".{key}.partial")
+        key, main = self.key(step, inputs), processes.is_main()
+        final, partial = self.root / step / key, self.partial(step, key)
+        found, _ = self._find(step, key)
+        if processes.from_main(found is not None):
+            return self._there(step, key)
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(final.with_name(f".{key}.lock")):
-                found = self._find(step, key)  # another process may have finished it meanwhile
-                if found is not None:
-                    return found
-                if not resumable:
-                    shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(exist_ok=True)
-                started = time.monotonic()
-                compute(partial)
-                self._finish(step, key, dict(inputs), partial, time.monotonic() - started)
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(partial, final)
+            with contextlib.ExitStack() as stack:
+                missing = True
+                if main:
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(FileLock(final.with_name(f".{key}.lock")))
+                    found, damaged = self._find(step, key)  # another run may have finished it meanwhile
+                    missing = found is None
+                    if missing:
+                        _prepare(final, partial, damaged, resumable)
+                if processes.from_main(missing):
+                    started = time.monotonic()
+                    compute(partial)
+                    processes.wait()
+                    if main:
+                        self._finish(step, key, dict(inputs), partial, time.monotonic() - started)
+                        shutil.rmtree(final, ignore_errors=True)
+                        os.replace(partial, final)
+                    processes.wait()
         except StorageError:
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
                 raise _why(error, final.parent) from error
             raise
-        finished = self._find(step, key)
-        assert finished is not None
-        return finished
+        return self._there(step, key)
+
+    def peek(self, step: str, inputs: Mapping[str, Any]) -> Artifact | None:
+        """The step with these ``inputs`` if it is finished and whole."""
+        return self._find(step, self.key(step, inputs))[0]
+
+    def _there(self, step: str, key: str) -> Artifact:
+        found, _ = self._find(step, key)
+        assert found is not None
+        return found
 
     def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:
         written = {}
         (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was stopped just before the renaming
+        for leftover in folder.rglob(".*.partial"):  # of processes that were killed while they wrote
+            leftover.unlink()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -160,26 +200,34 @@ class Store:
         }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
-    def _find(self, step: str, key: str) -> Artifact | None:
+    def _find(self, step: str, key: str) -> tuple[Artifact | None, list[Path]]:
+        """The finished step, or nothing and the files of it that are damaged."""
         if (step, key) in self._checked:
-            return self._checked[step, key]
+            return self._checked[step, key], []
         folder = self.root / step / key
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-            damaged = [name for name, entry in manifest["files"].items() if self._damaged(folder / name, entry)]
+            content = sum(entry["bytes"] for entry in manifest["files"].values()) <= HASHED
+            damaged = [
+                name for name, entry in manifest["files"].items() if self._damaged(folder / name, entry, content)
+            ]
         except FileNotFoundError:
-            return None
+            return None, []
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
             damaged = [MANIFEST]
         if damaged:
-            names = ", ".join(str(folder / name) for name in damaged)
-            warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=3)
-            return None
-        return self._checked.setdefault((step, key), Artifact(step, key, folder, manifest))
+            if (step, key) not in self._named:
+                self._named.add((step, key))
+                names = ", ".join(str(folder / name) for name in damaged)
+                warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=3)
+            return None, [folder / name for name in damaged]
+        return self._checked.setdefault((step, key), Artifact(step, key, folder, manifest)), []
 
     @staticmethod
-    def _damaged(path: Path, entry: dict[str, Any]) -> bool:
-        return not path.is_file() or path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]
+    def _damaged(path: Path, entry: dict[str, Any], content: bool) -> bool:
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return True
+        return content and files.sha256(path) != entry["sha256"]
 
     def finished(self) -> list[Artifact]:
         """All finished steps, oldest first, without comparing checksums; unreadable manifests are passed over."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import rfpp
-from rfpp import files, networks, pickles
+from rfpp import downloads, files, networks, pickles
 from rfpp.checks import nearest, one_of
 from rfpp.denoisers import DiscreteSchedule, EDMPrecond, LinearSchedule, VPPrecond
 from rfpp.flow import RectifiedFlow
@@ -34,9 +34,12 @@ _SHOWN = 5
 
 
 def _networks() -> dict[str, Any]:
-    from rfpp.features import DigitNet  # imports torchvision: only when a file is read or written
+    from rfpp.features import Classifier  # imports torchvision: only when a file is read or written
 
-    return {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "DiffusersUNet": DiffusersUNet, "DigitNet": DigitNet}
+    return {
+        "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "DiffusersUNet": DiffusersUNet, "Classifier": Classifier,
+        "DigitNet": Classifier,  # what it is called in the files that ship
+    }  # fmt: skip
 
 
 def describe(obj: nn.Module) -> dict[str, Any]:
@@ -212,6 +215,22 @@ def load(path: str | Path) -> nn.Module:
     model = _assemble(description, tensors, path)
     model.provenance = provenance
     return model
+
+
+def load_any(source: str | Path, sha256: str | None = None) -> Any:
+    """A published or own model by path or URL: EDM's ``.pkl``, our ``.safetensors``, or a folder of diffusers.
+
+    ``sha256``: what the file must have; a download without one is compared with what was downloaded first.
+    """
+    is_url = str(source).startswith(("http://", "https://"))
+    path = downloads.fetch(str(source), sha256) if is_url else Path(source).expanduser()
+    if not is_url and sha256 is not None and path.is_file() and (found := files.sha256(path)) != sha256:
+        raise ValueError(f"{path} has the SHA-256 {found}, expected {sha256}")
+    if path.is_dir():
+        return load_diffusers(path)
+    if path.suffix == ".pkl":
+        return load_edm_pickle(path)
+    return load(path)
 
 
 def _imported(model: Any, path: Path, form: str, **more: Any) -> Any:

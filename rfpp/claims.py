@@ -223,6 +223,12 @@ def _escape(text: str) -> str:
     return re.sub(r"([|<>*_])", r"\\\1", " ".join(text.split()))
 
 
+def _linked(claim: Claim) -> str:
+    """The claim's id, which leads to the page of its notebook if there is one."""
+    found = sorted((paths.repository() / "notebooks").glob(f"[0-9][0-9]_{claim.notebook}.ipynb"))
+    return f"{{doc}}`{claim.id} <../notebooks/{found[0].stem}>`" if found else claim.id
+
+
 def results_page(run: Path) -> str:
     """The results page of the book, as MyST Markdown, from the records of ``run`` and of other scales."""
     claims, by_scale = ledger(), scales(run)
@@ -230,19 +236,20 @@ def results_page(run: Path) -> str:
     lines = [
         "# Results",
         "",
-        "Each row is a claim of the paper, each column after the paper's own number a scale at which it was put to the",
-        "test. The rule was written down before the measurement. A value is a mean over seeds, in brackets its 95 %",
-        "interval; a claim counts as *reproduced* when all of the interval obeys the rule, as *not reproduced* when",
-        "none of it does, and as *inconclusive* otherwise.",
+        "Each row is a claim of the paper, each column after it a scale at which it was put to the test; a claim's id",
+        "leads to the page where that was done. The rule was written down before the measurement. A value is a mean",
+        "over seeds, in brackets its 95 % interval; a claim counts as *reproduced* when all of the interval obeys the",
+        "rule, as *not reproduced* when none of it does, and as *inconclusive* otherwise.",
         "",
-        "| | claim | paper | rule | " + " | ".join(f"`{preset}`" for preset in presets) + " |",
-        "|---|---|---|---|" + "---|" * len(presets),
+        "| | claim | " + " | ".join(f"`{preset}`" for preset in presets) + " | paper | rule |",
+        "|---|---|" + "---|" * len(presets) + "---|---|",
     ]
     for claim in claims.values():
         cells = [_cell(by_scale[preset].get(claim.id), claim) for preset in presets]
         lines.append(
-            f"| {claim.id} | {_escape(claim.statement)} ({_escape(claim.where)}) | {_escape(claim.paper)} "
-            f"| {_escape(claim.quantity)}: {claim.rule} | " + " | ".join(cells) + " |"
+            f"| {_linked(claim)} | {_escape(claim.statement)} ({_escape(claim.where)}) | "
+            + " | ".join(cells)
+            + f" | {_escape(claim.paper)} | {_escape(claim.quantity)}: {claim.rule} |"
         )
     lines += [
         "",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rfpp import networks, premetrics, presets, rng, timesteps, torchvision_shim, training
+from rfpp import (
+    engine,
+    networks,
+    pairs,
+    premetrics,
+    presets,
+    processes,
+    rng,
+    timesteps,
+    torchvision_shim,
+    training,
+)
 from rfpp.checks import one_of
 from rfpp.denoisers import EDMPrecond
-from rfpp.experiment import Experiment
+from rfpp.experiment import SAMPLES, STATES, Experiment, Step
+from rfpp.flow import interpolate
 
 METHODS = {"reflow": 1, "consistency distillation": 4, "consistency training": 2}
 """Forward passes per image of a training step: reflow's student; distillation's student, average, and the two of a Heun
@@ -47,12 +62,13 @@ def forward_passes(size: Training, method: str) -> dict[str, int]:
 @dataclass(frozen=True)
 class Pace:
     """Images per second on one machine: ``forward`` through the teacher, in a training ``step`` of configuration F, and
-    in one of D, which is the same without LPIPS (``plain``)."""
+    in one of D, which is the same without LPIPS (``plain``); ``memory``: the most bytes that were in use meanwhile."""
 
     forward: float
     step: float
     plain: float
     device: str
+    memory: int = 0
 
     @property
     def lpips(self) -> float:
@@ -63,39 +79,143 @@ class Pace:
         return f"{self.forward:,.0f} images a second forward, {self.step:,.0f} in a training step, on {self.device}"
 
 
-def measure(experiment: Experiment, repeats: int = 20) -> Pace:
-    """Time the preset's teacher and training steps of configurations F and D, ``repeats`` times after a warm-up."""
-    batch, settings = experiment.preset.training.large_batch, experiment.preset.training
-    z, labels = experiment.noise(batch)
-    made = experiment.pairs("train")
-    density = timesteps.UShaped(settings.u_shape)
-    with_lpips, without = (
-        training.reflow(made, density, premetrics.build(name, experiment.perceptual), batch, seed=0)
-        for name in ("lpips_huber_over_t", "pseudo_huber")
-    )
-    student = training.initial_flow(experiment.teacher, training.CONFIGURATIONS["F"], settings.dropout, 0).train()
+def measure(experiment: Experiment, repeats: int = 20, lpips: bool = True) -> Pace:
+    """Time the preset's network forward and in training steps of configurations F and D, after a warm-up.
+
+    Works before anything was made: the weights do not matter. ``lpips=False`` leaves out what needs the perceptual
+    network; training steps are then timed without.
+    """
+    settings, machinery = experiment.preset.training, experiment.preset.machinery
+    device, batch = processes.device(), min(settings.large_batch, machinery.micro_batch or settings.large_batch)
+    rows, density = range(batch), timesteps.UShaped(settings.u_shape)
+    teacher = copy.deepcopy(experiment.network).to(device)
+    student = training.initial_flow(experiment.network, training.CONFIGURATIONS["F"], settings.dropout, 0)
+    student = student.train().to(device)
+    z = pairs.noise(0, rows, experiment.data.train.shape).to(device)
+    x, t = z.clamp(-1, 1), density.sample(batch, generator=rng.generator(0, "pace")).to(device)
+    labels = torch.arange(batch, device=device) % teacher.label_dim if teacher.label_dim else None
+    x_t, precision = interpolate(x, z, t), engine.PRECISIONS[machinery.precision]
+    names = ("lpips_huber_over_t", "pseudo_huber") if lpips else ("pseudo_huber",) * 2
+    with_lpips, without = (premetrics.build(name, experiment.perceptual if lpips else None) for name in names)
 
     def forward(step: int) -> None:
         with torch.no_grad():
-            experiment.teacher(z, 1.0, labels)
+            teacher(z, 1.0, labels)
 
-    def train(objective: training.Objective) -> Callable[[int], None]:
+    def train(premetric: premetrics.Premetric) -> Callable[[int], None]:
         def work(step: int) -> None:
-            with rng.scoped(0, "pace", step):
-                objective(student, step).mean().backward()
+            with rng.scoped(0, "pace", step), torch.autocast(device.type, precision, enabled=precision is not None):
+                premetric(z - x, student(x_t, t, labels), x_t, t).mean().backward()
 
         return work
 
     def pace(work: Callable[[int], None]) -> float:
         for step in range(3):
             work(step)
+        _rest(device)
         start = time.perf_counter()
         for step in range(repeats):
             work(step)
+        _rest(device)
         return repeats * batch / (time.perf_counter() - start)
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return Pace(pace(forward), pace(train(with_lpips)), pace(train(without)), device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    return Pace(pace(forward), pace(train(with_lpips)), pace(train(without)), name, _peak_memory(device))
+
+
+def _rest(device: torch.device) -> None:
+    """Wait for what was only asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is left of a step: the ``share`` that is ``done``, and what the rest costs."""
+
+    step: Step
+    done: float
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        return "finished" if self.done == 1 else "started" if self.done else "to do"
+
+    def seconds(self, pace: Pace) -> float:
+        """Time that the rest takes at this pace, on one device."""
+        training_pace = pace.step if self.step.with_lpips else pace.plain
+        return (1 - self.done) * (self.step.passes / pace.forward + self.step.trained / training_pace)
+
+
+def forecast(experiment: Experiment, steps: Sequence[Step]) -> list[Forecast]:
+    """How far each of an experiment's steps is: finished, or what of it lies in its folder."""
+
+    def done(step: Step) -> float:
+        if experiment.store.peek(step.name, step.inputs) is not None:
+            return 1.0
+        folder = experiment.store.partial(step.name, step.key)
+        states = engine.Checkpoints(folder / STATES).steps()
+        if states and (note := engine.Checkpoints(folder / STATES).note(states[-1])):
+            return min(0.999, states[-1] / note["settings"]["steps"])
+        for place in (folder, folder / SAMPLES):
+            if (place / pairs.INDEX).is_file():
+                return min(0.999, pairs.share_done(place))
+        return 0.0
+
+    return [Forecast(step, done(step)) for step in steps]
+
+
+def duration(seconds: float) -> str:
+    """Readable, e.g. ``"3 h 20 min"``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    days, hours = divmod(minutes // 60, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
+def size(number: float) -> str:
+    """Bytes, readable, e.g. ``"12.3 GB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def report(experiment: Experiment, forecasts: Sequence[Forecast], pace: Pace | None) -> str:
+    """A line for each step, and the sums: what is there, what is left, forward passes, disk, memory and time."""
+    head = f"{'step':<36}{'state':<10}{'done':>6}{'passes left':>15}{'disk':>10}{'time left':>14}"
+    lines = [head]
+    left = passes = 0.0
+    for entry in forecasts:
+        step = entry.step
+        # A training step is a forward pass, and one backwards that costs two.
+        count = (1 - entry.done) * (step.passes + 3 * step.trained)
+        seconds = entry.seconds(pace) if pace else 0.0
+        left, passes = left + seconds, passes + count
+        shown = duration(seconds) if pace and entry.done < 1 else ""
+        stored = size(step.stored) if step.stored else ""
+        lines.append(f"{step.title:<36}{entry.state:<10}{entry.done:>6.0%}{count:>15,.0f}{stored:>10}{shown:>14}")
+    disk = sum(entry.step.stored for entry in forecasts if entry.done < 1)
+    lines.append(f"left: {passes:,.0f} forward passes (a training step of an image counts three), {size(disk)} of disk")
+    if pace:
+        shared = processes.count()
+        lines.append(f"at {pace}: {duration(left / shared)}" + (f" on {shared} devices alike" if shared > 1 else ""))
+        parameters = sum(parameter.numel() for parameter in experiment.network.parameters())
+        lines.append(
+            f"memory: {size(20 * parameters)} for weights, average, gradients and Adam's moments; "
+            f"{size(pace.memory)} at most were in use while this was measured"
+        )
+    return "\n".join(lines)
 
 
 def _vgg() -> nn.Module:

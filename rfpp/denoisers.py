@@ -46,8 +46,9 @@ class _Precond(nn.Module):
     def _one_hot(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
         if not self.label_dim:
             return None
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if labels is None:
-            return x.new_zeros(len(x), self.label_dim, dtype=torch.float32)
+            return x.new_zeros(len(x), self.label_dim, dtype=dtype)
         if labels.shape == (len(x),):
             # A look at the values would break a compiled graph in two.
             looked_at = labels.numel() and not torch.compiler.is_compiling()
@@ -60,7 +61,7 @@ class _Precond(nn.Module):
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)}; allowed: ({len(x)},) or {(len(x), self.label_dim)}"
             )
-        return labels.to(x.device, torch.float32)
+        return labels.to(x.device, dtype)
 
     def _network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """``F(x; c_noise)`` for an input that is scaled already, in the precision of ``x``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import urllib.error
@@ -47,28 +48,35 @@ def _receive(url: str, partial: Path, name: str) -> None:
             raise HTTPException(f"the connection ended after {partial.stat().st_size} of {total} bytes")
 
 
-def fetch(url: str, sha256: str, folder: str | Path | None = None, attempts: int = 3) -> Path:
+def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attempts: int = 3) -> Path:
     """The local copy of ``url``, downloaded unless it is there already.
 
-    ``sha256``: 64 hexadecimal digits that the file must have; ``folder``: where to, by default
-    :func:`rfpp.paths.downloads`. A download that stops is tried again from where it stopped, ``attempts`` times now and
-    whenever this is called again.
+    ``sha256``: 64 hexadecimal digits that the file must have; ``None`` where the publisher states none, for a file that
+    is harmless whatever it holds: what came first is then noted beside it, and expected from then on. ``folder``: where
+    to, by default :func:`rfpp.paths.downloads`. A download that stops is tried again from where it stopped,
+    ``attempts`` times now and whenever this is called again.
 
     Raises ``ValueError`` for a malformed checksum or URL, or a file that has another checksum (it is deleted), and
     ``OSError`` when the file cannot be had, with the place to put it by hand.
     """
     at_least("attempts", attempts, 1)
-    digest = sha256.strip().lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+    digest = None if sha256 is None else sha256.strip().lower()
+    if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"sha256={sha256!r} is not a SHA-256; 64 hexadecimal digits are needed")
     parts = urllib.parse.urlsplit(url)
     name = Path(urllib.parse.unquote(parts.path)).name
     if parts.scheme not in ("http", "https") or not name:
         raise ValueError(f"url={url!r} is not the address of a file; it must begin with https:// or http://")
     # The checksum in the name keeps two files apart that have the same name.
-    path = Path(folder or paths.downloads()) / f"{digest[:16]}-{name}"
+    mark = digest or hashlib.sha256(url.encode()).hexdigest()
+    path = Path(folder or paths.downloads()) / f"{mark[:16]}-{name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
+        note = path.with_name(f"{path.name}.sha256")
+        if digest is None and path.is_file():
+            if not note.is_file():  # put there by hand
+                files.write_text(note, files.sha256(path))
+            digest = note.read_text().strip()
         if path.is_file():
             if (found := files.sha256(path)) != digest:
                 raise ValueError(f"{path} has the SHA-256 {found}, expected {digest}; delete it")
@@ -87,7 +95,9 @@ def fetch(url: str, sha256: str, folder: str | Path | None = None, attempts: int
                     f"Run again to go on, or put the file at {path} yourself"
                 ) from error
         found = files.sha256(partial)
-        if found != digest:
+        if digest is None:
+            files.write_text(note, found)
+        elif found != digest:
             partial.unlink()
             raise ValueError(f"{url} has the SHA-256 {found}, expected {digest}; what was downloaded is deleted")
         os.replace(partial, path)

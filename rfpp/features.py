@@ -1,28 +1,31 @@
 """The networks whose features images are compared in.
 
-On digits two small classifiers stand in for the paper's pretrained networks: ``classifier`` (in place of Inception)
-grades samples, ``perceptual`` (in place of VGG-16) is the trunk of the LPIPS loss. They differ in architecture, in
-activation, in seed and in training augmentation, so that the metric does not grade its own loss. Both ship with the
-package; :mod:`rfpp.shipped` holds the recipe.
+At the paper's scale they are Inception, which grades samples (:mod:`rfpp.standard`), and VGG-16, the trunk of the LPIPS
+loss. At small scales two small classifiers stand in for them: ``classifier`` grades, ``perceptual`` is the trunk. They
+differ in width, in activation and in seed, so that the metric does not grade its own loss. Those for digits ship with
+the package (:mod:`rfpp.shipped` holds the recipe); other presets train theirs on their own data.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfpp import rng, torchvision_shim
+from rfpp import downloads, pickles, rng, torchvision_shim
 from rfpp.checks import one_of
+from rfpp.data import to_uint8
 
 torchvision_shim.ensure()
 import lpips  # noqa: E402 (needs torchvision)
 
 
-class DigitNet(nn.Module):
-    """A small convolutional classifier of 8x8 grey images with named feature maps.
+class Classifier(nn.Module):
+    """A small convolutional classifier of images with ``channels`` channels, with named feature maps.
 
     ``widths``: channels of each stage; a stage is two 3x3 convolutions, and average pooling follows all but the last.
     ``activation``: ``"relu"`` or ``"silu"``. ``seed`` decides the initial weights. ``num_features``: length of the
@@ -36,16 +39,20 @@ class DigitNet(nn.Module):
         classes: int = 10,
         dropout: float = 0.0,
         seed: int = 0,
+        channels: int = 1,
     ) -> None:
         super().__init__()
         one_of("activation", activation, ["relu", "silu"])
-        self.config = {"widths": list(widths), "activation": activation, "classes": classes, "dropout": dropout}
+        self.config = {
+            "widths": list(widths), "activation": activation, "classes": classes, "dropout": dropout,
+            "channels": channels,
+        }  # fmt: skip
         self.widths, self.dropout = tuple(widths), dropout
         self.activation = F.relu if activation == "relu" else F.silu
         self.num_features = widths[-1]
         self.convolutions = nn.ModuleList()
         with rng.scoped(seed, "initialisation"):
-            for n_in, width in zip((1, *widths), widths, strict=False):
+            for n_in, width in zip((channels, *widths), widths, strict=False):
                 self.convolutions += [nn.Conv2d(n_in, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]
             self.head = nn.Linear(self.num_features, classes)
 
@@ -61,7 +68,7 @@ class DigitNet(nn.Module):
         return maps
 
     def features(self, x: Tensor) -> Tensor:
-        """``(B, 1, 8, 8)`` in [-1, 1] to ``(B, num_features)``: the last stage, averaged over positions."""
+        """``(B, C, H, W)`` in [-1, 1] to ``(B, num_features)``: the last stage, averaged over positions."""
         return self.feature_maps(x)[-1].mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +79,7 @@ class DigitNet(nn.Module):
 class Embedding(nn.Module):
     """A classifier's ``features`` as a module of its own, in the form ``torchmetrics`` takes."""
 
-    def __init__(self, network: DigitNet) -> None:
+    def __init__(self, network: Classifier) -> None:
         super().__init__()
         self.network, self.num_features = network, network.num_features
 
@@ -81,9 +88,9 @@ class Embedding(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """A digit network's feature maps, in the form ``lpips`` asks of its trunk."""
+    """A small network's feature maps, in the form ``lpips`` asks of its trunk."""
 
-    def __init__(self, network: DigitNet) -> None:
+    def __init__(self, network: Classifier) -> None:
         super().__init__()
         self.network = network
 
@@ -91,20 +98,88 @@ class _Trunk(nn.Module):
         return self.network.feature_maps(x)
 
 
-class DigitLPIPS(lpips.LPIPS):
-    """The ``lpips`` package's distance on a digit network's feature maps: two ``(B, 1, 8, 8)`` to ``(B, 1, 1, 1)``.
+class EightBit(nn.Module):
+    """A network of 8-bit images, such as Inception, on floats in [-1, 1]: its features, ``(B, num_features)``."""
 
-    All channels count the same (the package's ``lpips=False``): there are no human judgments of 8x8 digits to
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.num_features = network, network.num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.network(to_uint8(x))[0]
+        return features
+
+
+def _lpips(**options: Any) -> lpips.LPIPS:
+    """The package's network. It draws weights from torch's global generator before it can be given others, and passes
+    torchvision arguments that it calls deprecated."""
+    with rng.scoped(0, "lpips"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        return lpips.LPIPS(pnet_rand=True, verbose=False, **options)
+
+
+class FeatureLPIPS(nn.Module):
+    """The ``lpips`` package's distance on a small classifier's feature maps: two ``(B, C, H, W)`` to ``(B, 1, 1, 1)``.
+
+    All channels count the same (the package's ``lpips=False``): there are no human judgments of such images to
     calibrate them with.
     """
 
-    def __init__(self, network: DigitNet) -> None:
-        # The package builds a trunk of its own before it can be given another: from torch's global generator, and with
-        # arguments that torchvision calls deprecated.
-        with rng.scoped(0, "lpips"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-            super().__init__(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
-        self.net = _Trunk(network)
-        self.chns, self.L = list(network.widths), len(network.widths)
-        self.scaling_layer = nn.Identity()  # ImageNet's channel statistics do not apply
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.distance = _lpips(net="squeeze", lpips=False)
+        self.distance.net = _Trunk(network)
+        self.distance.chns, self.distance.L = list(network.widths), len(network.widths)
+        self.distance.scaling_layer = nn.Identity()  # ImageNet's channel statistics do not apply
         self.requires_grad_(False).eval()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        distance: Tensor = self.distance(a, b)
+        return distance
+
+
+VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+
+
+class VGGLPIPS(nn.Module):
+    """The paper's LPIPS: VGG-16 with average in place of maximum pooling, both images enlarged to 224x224.
+
+    ``weights``: torchvision's state dict of VGG-16 trained on ImageNet; the calibration of channels is the package's.
+    Two images ``(B, 3, H, W)`` in [-1, 1] to ``(B, 1, 1, 1)``.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], resolution: int = 224) -> None:
+        super().__init__()
+        self.distance, self.resolution = _lpips(net="vgg"), resolution
+        for name, part in list(self.distance.net.named_modules()):
+            if isinstance(part, nn.MaxPool2d):
+                stage, _, place = name.rpartition(".")
+                setattr(self.distance.net.get_submodule(stage), place, nn.AvgPool2d(part.kernel_size, part.stride))
+        trunk = self.distance.net.state_dict()  # slice2.5.weight: the package cuts torchvision's features.5.weight out
+        try:
+            trunk = {name: weights[f"features.{name.partition('.')[2]}"] for name in trunk}
+            self.distance.net.load_state_dict(trunk)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"these are not VGG-16's weights ({error}); {VGG_URL} has them") from error
+        self.requires_grad_(False).eval()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        size = (self.resolution, self.resolution)
+        a, b = (F.interpolate(image, size, mode="bilinear", align_corners=False) for image in (a, b))
+        distance: Tensor = self.distance(a, b)
+        return distance
+
+
+def vgg_lpips(weights: str | Path | None = None) -> VGGLPIPS:
+    """The paper's LPIPS with weights from a local file, or downloaded and checked.
+
+    Raises ``OSError`` when they cannot be had, with the place to put them by hand, ``ValueError`` when they do not fit.
+    """
+    path = downloads.fetch(VGG_URL, VGG_SHA256) if weights is None else Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"weights={str(weights)!r} is not there; put {VGG_URL} there, or leave it out")
+    state = pickles.read_torch(path)
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} does not hold VGG-16's weights; {VGG_URL} has them")
+    return VGGLPIPS(state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,8 @@ def sha256(path: Path) -> str:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    """A place beside, which no other process writes to."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,7 +42,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    if metadata:
+        _sort_metadata(_partial(path))
     os.replace(_partial(path), path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the entries of a safetensors header in order: the library shuffles them, and equal content is to be equal
+    bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(ordered) == size:
+            file.seek(8)
+            file.write(ordered)
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:

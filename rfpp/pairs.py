@@ -2,7 +2,10 @@
 
 Images are stored as 8-bit pixels in numbered shards; noise is not stored at all, since :func:`noise` computes it from
 ``(seed, index)``. Image ``i`` of a folder therefore depends on nothing but the teacher, the seed and ``i``: shards can
-be made in any order, and a run that was interrupted goes on with the first shard that is missing.
+be made in any order and by any number of processes, and a run that was interrupted goes on with those that are missing.
+
+A folder may hold millions of pairs. Nothing is kept in memory: rows are read where they lie, and each is compared with
+its checksum as it is read, so that a damaged one is never used.
 
 Pairs that the paper's released code made come in with :func:`import_released`. Their noise is stored as the state of
 the generator it was drawn from, and :func:`noise_of_states` draws it again. The noise of real images, which
@@ -16,28 +19,37 @@ import hashlib
 import io
 import json
 import re
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rfpp import files, progress, rng, samplers
+from rfpp import files, processes, progress, rng, samplers
 from rfpp.checks import at_least
 from rfpp.data import to_float, to_uint8
 from rfpp.flow import Denoiser, RectifiedFlow, interpolate
+from rfpp.processes import Stopped
 from rfpp.samplers import edm_sample
 
 INDEX = "pairs.json"
 SHARD_SIZE = 4096
+FORMAT = 2
+"""Of the shards; 2 has a checksum for each row."""
+
+
+class Damaged(ValueError):
+    """A shard does not hold what was written."""
 
 
 def noise(seed: int, indices: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
@@ -98,10 +110,12 @@ def generate(
     classes: int | None = None,
     shard_size: int = SHARD_SIZE,
     device: torch.device | str = "cpu",
+    advance: Callable[[int], Any] | None = None,
 ) -> Path:
     """Make ``n`` pairs with EDM's Heun sampler, ``2 num_steps - 1`` evaluations each, and return ``out_dir``.
 
-    ``sampler(z, labels) -> x`` takes its place, for a flow whose ODE is better solved in another way.
+    ``sampler(z, labels) -> x`` takes its place, for a flow whose ODE is better solved in another way. ``advance`` is
+    told how many pairs were made, in place of a progress bar. Several processes, each called alike, share the shards.
 
     ``shape`` ``(C, H, W)`` and ``classes`` are read off the denoiser's network where it has one; labels are then drawn
     in turn, ``index mod classes``. Shards that are already there are kept.
@@ -137,7 +151,7 @@ def generate(
             advance(len(chunk))
         return {"images": torch.cat(images), "indices": indices}
 
-    return _fill(Path(out_dir), index, make, "pairs" if sampler else f"pairs, {2 * num_steps - 1} NFE")
+    return _fill(Path(out_dir), index, make, "pairs" if sampler else f"pairs, {2 * num_steps - 1} NFE", advance)
 
 
 def invert(
@@ -191,50 +205,98 @@ def _fingerprint(denoiser: Denoiser) -> str | None:
     return digest.hexdigest() if tensors else None
 
 
+def _checksums(columns: Mapping[str, Tensor]) -> Tensor:
+    """CRC-32 of each row of some columns, ``(N,)``."""
+    arrays = [columns[name].contiguous().numpy() for name in sorted(columns)]
+    found = torch.empty(len(arrays[0]), dtype=torch.int64)
+    for row in range(len(found)):
+        value = 0
+        for array in arrays:
+            value = zlib.crc32(array[row].tobytes(), value)
+        found[row] = value
+    return found
+
+
 def _fill(
     out_dir: Path,
     index: dict[str, Any],
     make: Callable[[Tensor, Callable[[int], Any]], dict[str, Tensor]],
     desc: str,
+    advance: Callable[[int], Any] | None = None,
 ) -> Path:
-    """Write the shards that are missing of a folder, and its ``index`` first.
+    """Write the shards that are missing of a folder, and its ``index`` first; process ``k`` of ``K`` every ``K``-th.
 
     ``make(indices, advance)`` makes the tensors of one shard and reports its progress in pairs.
-    Raises ``ValueError`` if the folder holds pairs made with other settings.
+    Raises ``ValueError`` if the folder holds pairs made with other settings, and :class:`rfpp.processes.Stopped` after
+    SIGINT or SIGTERM: finished shards are kept.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    if (out_dir / INDEX).is_file():
-        found = _read_index(out_dir)
-        # A denoiser without weights cannot be told from another.
-        different = [
-            key
-            for key in index
-            if found.get(key) != index[key] and not (key == "denoiser" and None in (found.get(key), index[key]))
-        ]
-        if different:
-            raise ValueError(
-                f"{out_dir} holds pairs made with other settings "
-                f"({', '.join(f'{key}: {found.get(key)} instead of {index[key]}' for key in different)}); "
-                "choose another out_dir or delete it"
-            )
-    else:
-        files.write_text(out_dir / INDEX, json.dumps(index, indent=1, sort_keys=True))
-    with progress.bar(total=index["n"], desc=desc, unit="pair") as bar:
-        for number, indices in enumerate(torch.arange(index["n"]).split(index["shard_size"])):
-            path = _shard(out_dir, number)
-            if path.is_file() and _readable(path):
-                bar.update(len(indices))
+    index = {**index, "format": FORMAT}
+    if processes.is_main():
+        _agree(out_dir, index)
+    processes.wait()
+    n, size = index["n"], index["shard_size"]
+    own = range(processes.index(), -(-n // size), processes.count())
+    shared = f", process 1 of {processes.count()}" if processes.count() > 1 else ""
+    mine = sum(min(size, n - number * size) for number in own)
+    bar: Any = None if advance else progress.bar(total=mine, desc=desc + shared, unit="pair")
+    tell = advance or bar.update
+    with processes.stoppable() as stop, bar or nullcontext():
+
+        def report(made: int) -> None:
+            tell(made)
+            if stop:
+                raise Stopped(
+                    f"{desc}: stopped by {stop.asked}; finished pairs are kept in {out_dir}, run again to go on"
+                )
+
+        for number in own:
+            path, indices = _shard(out_dir, number), torch.arange(number * size, min(n, (number + 1) * size))
+            if path.is_file() and _whole(path):
+                report(len(indices))
             else:
-                files.write_tensors(path, make(indices, bar.update))
+                columns = make(indices, report)
+                files.write_tensors(path, {**columns, "crc": _checksums(columns)})
+    processes.wait()
     return out_dir
 
 
-def _readable(path: Path) -> bool:
+def share_done(out_dir: str | Path) -> float:
+    """How much of a folder that is being filled is there, from 0 to 1."""
+    index = _read_index(Path(out_dir))
+    return min(1.0, len(list(Path(out_dir).glob("shard-*.safetensors"))) * index["shard_size"] / index["n"])
+
+
+def _agree(out_dir: Path, index: dict[str, Any]) -> None:
+    """Write a new folder's index; raise ``ValueError`` if there is one that differs."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if not (out_dir / INDEX).is_file():
+        files.write_text(out_dir / INDEX, json.dumps(index, indent=1, sort_keys=True))
+        return
+    found = _read_index(out_dir)
+    # A denoiser without weights cannot be told from another.
+    different = [
+        key
+        for key in index
+        if found.get(key) != index[key] and not (key == "denoiser" and None in (found.get(key), index[key]))
+    ]
+    if different:
+        raise ValueError(
+            f"{out_dir} holds pairs made with other settings "
+            f"({', '.join(f'{key}: {found.get(key)} instead of {index[key]}' for key in different)}); "
+            "choose another out_dir or delete it"
+        )
+
+
+def _whole(path: Path) -> bool:
+    """Whether a shard is what was written; a warning names one that is not."""
     try:
-        load_file(path)
-    except SafetensorError:
-        return False
-    return True
+        columns = load_file(path)
+        whole = torch.equal(columns.pop("crc"), _checksums(columns))
+    except (SafetensorError, KeyError):
+        whole = False
+    if not whole:
+        warnings.warn(f"{path} is damaged; making it again", stacklevel=4)
+    return whole
 
 
 # The released archives
@@ -399,59 +461,81 @@ def _pixels(
 class PairDataset(Dataset[tuple[Tensor, ...]]):
     """Pairs of a folder: ``dataset[i] -> (x, z)``, or ``(x, z, label)`` with classes.
 
-    The folder was filled by :func:`generate`, :func:`invert` or :func:`import_released`.
+    The folder was filled by :func:`generate`, :func:`invert` or :func:`import_released`. It is read row by row as it
+    is asked for; opening it takes no longer for millions of pairs than for a few.
 
     ``x``: ``(C, H, W)`` in [-1, 1]; ``z``: the same shape; ``label``: a scalar integer tensor.
-    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, ``ValueError`` for a damaged shard.
+    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, and :class:`Damaged`, when a row of a
+    shard is read that is not what was written.
     """
 
     def __init__(self, out_dir: str | Path) -> None:
-        out_dir = Path(out_dir)
-        if not (out_dir / INDEX).is_file():
+        self.folder = Path(out_dir)
+        if not (self.folder / INDEX).is_file():
             raise FileNotFoundError(f"no pairs in {out_dir}: {INDEX} is missing; run rfpp.pairs.generate first")
-        index = _read_index(out_dir)
+        index = _read_index(self.folder)
+        if index.get("format") != FORMAT:
+            raise ValueError(
+                f"{out_dir} has pairs of format {index.get('format', 1)}, this version reads {FORMAT}; "
+                "delete it and make them again"
+            )
         self.seed: int = index.get("seed", 0)
         self.shape, self.classes = tuple(index["shape"]), index["classes"]
-        shards = list(self._shards(out_dir, -(-index["n"] // index["shard_size"])))
-
-        def column(name: str) -> Tensor | None:
-            return torch.cat([shard[name] for shard in shards]) if name in shards[0] else None
-
-        images = column("images")
-        assert images is not None
-        self.images = images
-        self.states = column("states")
-        """Of the generator each pair's noise is drawn from, where the pairs were imported."""
-        self.labels = column("labels")
-        self.noise = column("noise")
-        """The noise itself, where images were inverted."""
-
-    @staticmethod
-    def _shards(out_dir: Path, count: int) -> Iterator[dict[str, Tensor]]:
-        for number in range(count):
-            path = _shard(out_dir, number)
-            if not path.is_file():
+        self._n, self._shard_size = int(index["n"]), int(index["shard_size"])
+        there = {path.name for path in self.folder.glob("shard-*.safetensors")}
+        for number in range(-(-self._n // self._shard_size)):
+            if (path := _shard(self.folder, number)).name not in there:
                 raise FileNotFoundError(f"{path} is missing; make the pairs again, the other shards are kept")
-            try:
-                yield load_file(path)
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged ({error}); make the pairs again") from error
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self._n
+
+    def read(self, indices: Tensor) -> dict[str, Tensor]:
+        """What is stored of these pairs, ``(len(indices), ...)`` each: ``images`` as 8-bit pixels, ``labels`` and
+        ``noise`` where images were inverted, ``labels`` and generator ``states`` where pairs were imported."""
+        rows = {number: (indices // self._shard_size == number).nonzero().flatten()
+                for number in torch.unique(indices // self._shard_size).tolist()}  # fmt: skip
+        parts = [self._rows(number, indices[places] % self._shard_size) for number, places in rows.items()]
+        order = torch.cat(list(rows.values())).argsort() if rows else torch.empty(0, dtype=torch.int64)
+        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]} if parts else {}
+
+    def _rows(self, number: int, rows: Tensor) -> dict[str, Tensor]:
+        """Some rows of one shard; of many the whole shard is read."""
+        path = _shard(self.folder, number)
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                if len(rows) > self._shard_size // 16:
+                    found = {name: file.get_tensor(name)[rows] for name in names}
+                else:
+                    slices = {name: file.get_slice(name) for name in names}
+                    places = rows.tolist()
+                    found = {name: torch.cat([part[i : i + 1] for i in places]) for name, part in slices.items()}
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path} is missing; make the pairs again, the other shards are kept") from error
+        except (SafetensorError, IndexError) as error:
+            raise Damaged(f"{path} is damaged ({error}); delete it and make the pairs again") from error
+        expected = found.pop("crc", None)
+        if expected is None or not torch.equal(expected, _checksums(found)):
+            raise Damaged(
+                f"{path} is damaged: rows differ from their checksums; delete it and make the pairs again, "
+                "the other shards are kept"
+            )
+        return found
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
-        if self.noise is not None:
-            z = self.noise[indices]
-        elif self.states is None:
-            z = noise(self.seed, indices, self.shape)
+        stored = self.read(indices)
+        if "noise" in stored:
+            z = stored["noise"]
+        elif "states" in stored:
+            z = noise_of_states(stored["states"], self.shape)
         else:
-            z = noise_of_states(self.states[indices], self.shape)
+            z = noise(self.seed, indices, self.shape)
         labels = None
         if self.classes:
-            labels = (indices % self.classes if self.labels is None else self.labels[indices]).to(device)
-        return to_float(self.images[indices]).to(device), z.to(device), labels
+            labels = stored.get("labels", indices % self.classes).to(device)
+        return to_float(stored["images"]).to(device), z.to(device), labels
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         if not -len(self) <= index < len(self):

@@ -41,3 +41,10 @@ def downloads() -> Path:
     if os.environ.get("RFPP_CACHE"):
         return Path(os.environ["RFPP_CACHE"]).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfpp"
+
+
+def datasets(path: str | Path) -> Path:
+    """Where a dataset lies: a relative path is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout or here."""
+    folder = os.environ.get("RFPP_DATA")
+    root = Path(folder).expanduser() if folder else (_search(Path.cwd()) or Path.cwd()) / "datasets"
+    return (root / Path(path).expanduser()).resolve()

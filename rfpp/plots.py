@@ -6,6 +6,7 @@ Backgrounds are white and widths near seven inches, so that pictures read on lig
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -119,8 +120,9 @@ def by_nfe(
 def timestep_densities(times: Tensor, densities: Mapping[str, Tensor]) -> Figure:
     """Densities over the timestep, data at 0 and noise at 1."""
     figure, axis = plt.subplots(figsize=(WIDTH * 0.7, 2.5))
-    for name, density in densities.items():
-        axis.plot(times, density, label=name)
+    styles: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+    for (name, density), dashes in zip(densities.items(), cycle(styles), strict=False):
+        axis.plot(times, density, linestyle=dashes, label=name)
     axis.set(xlabel="timestep $t$ (data at 0, noise at 1)", ylabel="$p(t)$", ylim=(0, None))
     axis.legend()
     return figure
@@ -162,12 +164,13 @@ def crossing_plane(data: Tensor, x1: Tensor, z1: Tensor, x2: Tensor, z2: Tensor,
         axis.plot([], [], color=blue, linestyle="--" if level < 0.9 else "-", label=label)
     for x, z, colour, name in ((x1, z1, green, "'"), (x2, z2, red, "''")):
         axis.plot(*torch.stack([x, z]).T, "o-", color=colour, markersize=5, linewidth=1.2)
-        axis.annotate(f"$x{name}$", (float(x[0]), float(x[1])), xytext=(6, 4), textcoords="offset points", color=colour)
+        below = (-4, -16) if name == "'" else (6, 4)  # clear of the line that ends there
+        axis.annotate(f"$x{name}$", (float(x[0]), float(x[1])), xytext=below, textcoords="offset points", color=colour)
         axis.annotate(f"$z{name}$", (float(z[0]), float(z[1])), xytext=(6, 4), textcoords="offset points", color=colour)
     axis.plot(*((1 - t) * x1 + t * z1), "kx", markersize=8, label=f"crossing, $t = {t:g}$")
     axis.set(aspect="equal", xticks=[], yticks=[])
     sns.despine(ax=axis, left=True, bottom=True)
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -243,7 +246,7 @@ def ladder(
             ours.plot(
                 place + np.linspace(-0.12, 0.12, len(runs)), runs, "o", markersize=4, color=sns.color_palette()[0]
             )
-        ours.set(title=title, ylabel="Fréchet distance,\ndigit features" if not column else "", yscale="log")
+        ours.set(title=title, ylabel="Fréchet distance" if not column else "", yscale="log")
         for (name, numbers), marker in zip(paper[title].items(), "os^", strict=False):
             known = [place for place, config in enumerate(values) if config in numbers]
             colour = sns.color_palette()[1 + "os^".index(marker)]

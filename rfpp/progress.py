@@ -26,9 +26,13 @@ def bar(
     unit_scale: bool = False,
     initial: int = 0,
 ) -> Any:
-    """A tqdm bar with the time left, for an iterable or, with ``total``, for calls of ``update``."""
+    """A tqdm bar with the time left, for an iterable or, with ``total``, for calls of ``update``.
+
+    Of several processes the first one draws it.
+    """
     options: dict[str, Any] = {
-        "desc": desc, "total": total, "unit": unit, "unit_scale": unit_scale, "initial": initial, "leave": False
+        "desc": desc, "total": total, "unit": unit, "unit_scale": unit_scale, "initial": initial, "leave": False,
+        "disable": os.environ.get("RANK", "0") != "0",
     }  # fmt: skip
     path = os.environ.get(VARIABLE)
     if not path:

@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from rfpp import checkpoints, data, files, rng, training
+from rfpp import checkpoints, data, engine, files, rng, training
 from rfpp.checks import one_of
 from rfpp.denoisers import EDMPrecond
-from rfpp.features import DigitNet
+from rfpp.features import Classifier
 from rfpp.networks import SongUNet
 
 ASSETS = Path(__file__).parent / "assets"
@@ -67,14 +67,15 @@ def train(name: str) -> nn.Module:
     recipe = RECIPES[name]
     images, seed = data.digits().train, recipe["fit"]["seed"]
     model: nn.Module
+    objective: engine.Objective
     if name == "digits-teacher":
         network = SongUNet(**recipe["network"], generator=rng.generator(seed, "initialisation"))
         model = EDMPrecond(network, recipe["sigma_data"])
-        objective = training.denoising(images, seed=seed, sigma_data=recipe["sigma_data"], **recipe["loss"])
+        objective = training.Denoising(images, seed=seed, sigma_data=recipe["sigma_data"], **recipe["loss"])
     else:
-        model = DigitNet(**recipe["network"], seed=seed)
-        objective = training.classification(images, seed=seed, **recipe["loss"])
-    model, _ = training.fit(model, objective, desc=name, **recipe["fit"])
+        model = Classifier(**recipe["network"], seed=seed)
+        objective = training.Classification(images, seed=seed, **recipe["loss"])
+    model, _ = engine.fit(model, objective, desc=name, **recipe["fit"])
     return model
 
 

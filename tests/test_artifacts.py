@@ -264,10 +264,10 @@ def test_a_disk_that_fills_up_under_a_safetensors_file_is_an_os_error(root):
     """safetensors raises an error of its own, which nobody handles; the file size limit stands for the disk."""
     resource = pytest.importorskip("resource")
     from rfpp import checkpoints
-    from rfpp.features import DigitNet
+    from rfpp.features import Classifier
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    model = DigitNet()
+    model = Classifier()
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(OSError):

@@ -17,7 +17,7 @@ from truth import DATA, REFERENCES, agrees, arrays, network, rand, randn, refere
 
 from rfpp import checkpoints, files
 from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
-from rfpp.features import DigitNet
+from rfpp.features import Classifier
 from rfpp.flow import RectifiedFlow
 from rfpp.pickles import Refused
 
@@ -26,13 +26,13 @@ def ask(model):
     """An output of any of the models."""
     if isinstance(model, RectifiedFlow | EDMPrecond | VPPrecond):
         return model(randn(3, 1, 8, 8), 0.3, torch.arange(3))
-    return model(randn(3, 1, 8, 8), rand(3)) if not isinstance(model, DigitNet) else model(randn(3, 1, 8, 8))
+    return model(randn(3, 1, 8, 8), rand(3)) if not isinstance(model, Classifier) else model(randn(3, 1, 8, 8))
 
 
 def models():
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        digits = DigitNet((4, 6), "silu")
+        digits = Classifier((4, 6), "silu")
     return {
         "flow": RectifiedFlow(EDMPrecond(network(), sigma_data=0.7)),
         "denoiser": EDMPrecond(network(embedding_type="fourier", encoder_type="residual"), sigma_data=0.7),

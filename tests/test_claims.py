@@ -226,6 +226,14 @@ def test_the_page_lists_every_claim(checkout, experiment):
     assert "**not reproduced**: 3 |" in rows["c02"] and "not run" in rows["c03"] and "reproduced" not in rows["c03"]
 
 
+def test_a_claim_leads_to_the_page_of_its_notebook(checkout, experiment, tmp_path):
+    """A page that is there; the others keep their plain id."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "03_training.ipynb").touch()
+    page = results_page(experiment.folder)
+    assert "| {doc}`c01 <../notebooks/03_training>` |" in page and "| c02 |" in page
+
+
 def test_text_of_the_ledger_does_not_break_the_table(checkout, experiment):
     """Five columns whatever a statement holds: its bars and stars are escaped."""
     page = results_page(experiment.folder)

@@ -45,7 +45,6 @@ def own_runs(tmp_path, monkeypatch):
         ("import nowhere.pth out.safetensors", "--network is needed to read a state dict"),
         ("import nowhere.pth out.safetensors --network cifar", "did you mean 'cifar10'"),
         ("import nowhere.pkl out.pkl", "out='out.pkl' must end in .safetensors"),
-        ("import https://127.0.0.1/a.pkl out.safetensors", "a URL needs it"),
         ("import nowhere.pkl out.safetensors --sha256 abc", "--sha256 belongs to a URL"),
         ("import https://127.0.0.1/a.pkl out.safetensors --sha256 abc", "64 hexadecimal digits are needed"),
         ("import-pairs samples.zip z.zip out", "no archive at samples.zip"),
@@ -69,20 +68,27 @@ def test_train_evaluate_sample_status(own_runs, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert cli.main(["status", "--preset", "smoke"]) == 0
-    assert "5 finished steps" in capsys.readouterr().out  # two sets of pairs, two flows, one evaluation
+    shown = capsys.readouterr().out
+    assert "6 finished steps" in shown  # two sets of pairs, two flows, the real images' features, one evaluation
+    states = {line[:36].strip(): line[36:46].strip() for line in shown.splitlines()}
+    assert states["train A, seed 0"] == states["train F, seed 0"] == states["96 pairs, train"] == "finished"
+    assert states["train G, seed 0"] == states["train A, seed 1"] == "to do"
 
 
 def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
     """Ctrl-C in the middle of the training, then the same command again: the pairs are not made twice."""
     command = [sys.executable, "-m", "rfpp", "train", "--preset", "smoke", "--config", "A", "--seed", "0"]
-    long = subprocess.Popen([*command, "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True)
+    long = subprocess.Popen(
+        [*command, "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(own_runs.glob("*/flow/.*.partial")) and long.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     made = list(own_runs.glob("*/pairs/*/manifest.json"))
     long.send_signal(signal.SIGINT)
     _, message = long.communicate(timeout=60)
-    assert long.returncode == 130 and "finished steps are kept" in message
+    assert long.returncode == 75 and "stopped by SIGINT after step" in message and "run again to go on" in message
     assert len(made) == 1 and list(own_runs.glob("*/pairs/*/manifest.json")) == made
     assert not list(own_runs.glob("*/flow/*/manifest.json"))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_metrics import frechet
 
+from rfpp import engine, samplers, shipped, timesteps, training
 from rfpp import pairs as pair_module
-from rfpp import samplers, shipped, timesteps, training
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.presets import PresetError
@@ -34,7 +34,7 @@ def no_work(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("this was finished already")
 
-    for module, name in ((training, "fit"), (pair_module, "generate"), (samplers, "sample"), (samplers, "edm_sample")):
+    for module, name in ((engine, "fit"), (pair_module, "generate"), (samplers, "sample"), (samplers, "edm_sample")):
         monkeypatch.setattr(module, name, refuse)
 
 
@@ -76,7 +76,7 @@ def test_a_training_is_the_row_of_table_1_at_the_presets_settings(
     tmp_path, monkeypatch, config, times, batch_size, premetric
 ):
     """What reaches the loop, with every setting different from its default."""
-    seen, reflow, fit = {}, training.reflow, training.fit
+    seen, reflow, fit = {}, training.Reflow, engine.fit
 
     def see_reflow(pairs, times, premetric, batch_size, seed):
         seen.update(pairs=len(pairs), times=times, batch_size=batch_size, reflow_seed=seed)
@@ -87,8 +87,8 @@ def test_a_training_is_the_row_of_table_1_at_the_presets_settings(
         seen.update(options, steps=steps, dropout=model.denoiser.model.config["dropout"])
         return fit(model, objective, steps, **options)
 
-    monkeypatch.setattr(training, "reflow", see_reflow)
-    monkeypatch.setattr(training, "fit", see_fit)
+    monkeypatch.setattr(training, "Reflow", see_reflow)
+    monkeypatch.setattr(engine, "fit", see_fit)
     changes = {"steps": 2, "lr": 3e-3, "warmup": 5, "ema": 0.6, "dropout": 0.25, "u_shape": 3.0}
     Experiment("smoke", {f"training.{name}": value for name, value in changes.items()}, tmp_path).train(config, [1])
     expected = {"pairs": 96, "times": times, "batch_size": batch_size, "premetric": premetric, "reflow_seed": 1}
@@ -146,7 +146,7 @@ def test_a_second_experiment_finds_everything(experiment, folder, no_work):
     assert again.evaluate("F") == experiment.evaluate("F")
     assert again.history("F") == experiment.history("F") and again.flow_file("A") == experiment.flow_file("A")
     assert len(again.pairs("train")) == 96
-    assert {key.partition("/")[0] for key in again.used} == {"pairs", "flow", "evaluation"}
+    assert {key.partition("/")[0] for key in again.used} == {"pairs", "flow", "evaluation", "reference"}
 
 
 @pytest.mark.parametrize("call", [lambda e: e.train("A"), lambda e: e.pairs(), lambda e: e.evaluate("teacher")])
@@ -193,8 +193,8 @@ def test_a_setting_changes_what_depends_on_it_and_nothing_else(experiment, folde
         made.evaluate("F")
         return {
             "evaluation": [key for key in made.used if key.startswith("evaluation")],
-            "train": made._pairs("train").folder,
-            "held_out": made._pairs("held_out").folder,
+            "train": made._pairs("train").key,
+            "held_out": made._pairs("held_out").key,
             "A": made.flow_file("A"),
             "F": made.flow_file("F"),
         }
@@ -279,7 +279,8 @@ def others(folder, experiment):
 def test_g_is_f_fine_tuned_on_inverted_real_images(others):
     """Its pairs are the real training images with noise that F's teacher carries them to; few steps, small steps."""
     inverted, real = others.inverted(), others.data.train
-    assert torch.equal(inverted.images, real.pixels) and torch.equal(inverted.labels, real.labels)
+    stored = inverted.read(torch.arange(len(inverted)))
+    assert torch.equal(stored["images"], real.pixels) and torch.equal(stored["labels"], real.labels)
     x_t, labels = others.noise(10)
     f, g, teacher = (others.flow(config).velocity(x_t, 0.5, labels) for config in ("F", "G", "teacher"))
     assert 0 < (g - f).norm() < (f - teacher).norm()
@@ -289,7 +290,7 @@ def test_g_is_f_fine_tuned_on_inverted_real_images(others):
 
 def test_a_third_round_trains_on_pairs_that_f_makes(others):
     """Their images are F's own, of noise that no other pairs have."""
-    made = pair_module.PairDataset(others._own_pairs("F", 0).folder)
+    made = pair_module.PairDataset(others._get(others._own_pairs("F", 0)).folder)
     x, z, labels = made.batch(torch.arange(20))
     truth = others.sampler(others.preset.third_round.nfe)(others.flow("F"), z, labels)
     assert (x - truth.clamp(-1, 1)).abs().max() < 1.1 / 127.5
@@ -303,7 +304,7 @@ def test_what_rests_on_a_flow_changes_with_it(folder, others):
     changed = Experiment("smoke", {"training.steps": 4}, runs=folder)
     for config in ("F", "third"):
         assert changed._flow(config, 0).key != others._flow(config, 0).key
-    assert changed._flow("G", 0).manifest["inputs"]["start"] == changed._flow("F", 0).key
+    assert changed._flow("G", 0).inputs["start"] == changed._flow("F", 0).key
 
 
 def test_snapshots_show_the_training(others):

@@ -18,7 +18,7 @@ from truth import DATA, Counting, kolmogorov_bound, mixture, randn, released_pai
 from rfpp import pairs
 from rfpp.data import to_uint8
 from rfpp.flow import RectifiedFlow, interpolate
-from rfpp.pairs import PairDataset, generate, import_released, invert, noise, noise_of_states
+from rfpp.pairs import Damaged, PairDataset, generate, import_released, invert, noise, noise_of_states
 from rfpp.samplers import edm_sample, integrate, inversion_times
 
 SHAPE = (1, 1, 2)
@@ -31,8 +31,13 @@ def teacher():
     return mixture(torch.float32)
 
 
+def stored(dataset):
+    """Everything that is stored of a folder's pairs."""
+    return dataset.read(torch.arange(len(dataset)))
+
+
 def images(folder):
-    return PairDataset(folder).images
+    return stored(PairDataset(folder))["images"]
 
 
 # Noise
@@ -77,7 +82,7 @@ def test_noise_of_different_indices_is_uncorrelated():
 def test_images_are_the_teachers_and_stored_in_eight_bits(tmp_path, teacher):
     """``x`` is the teacher's sample of ``z`` for label ``i mod classes``, to half a grey level; 0..255 on [-1, 1]."""
     dataset = PairDataset(generate(teacher, 20, tmp_path, **OPTIONS))
-    assert len(dataset) == 20 and dataset.images.dtype == torch.uint8
+    assert len(dataset) == 20 and stored(dataset)["images"].dtype == torch.uint8
     z, labels = noise(0, range(20), SHAPE), torch.arange(20) % 3
     truth = edm_sample(teacher, z, 4, labels=labels).clamp(-1, 1)
     for i in range(20):
@@ -110,7 +115,9 @@ def test_twice_is_the_same(tmp_path, teacher):
 
 def test_another_seed_is_other_pairs(tmp_path, teacher):
     first, second = (PairDataset(generate(teacher, 40, tmp_path / str(seed), seed=seed, **OPTIONS)) for seed in (0, 1))
-    assert not torch.equal(first.images, second.images) and not torch.equal(first[0][1], second[0][1])
+    assert not torch.equal(stored(first)["images"], stored(second)["images"]) and not torch.equal(
+        first[0][1], second[0][1]
+    )
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 7}, {"batch_size": 64}, {"shard_size": 5}])
@@ -177,11 +184,53 @@ def test_a_truncated_shard_is_noticed_and_made_again(tmp_path, teacher, keep):
     whole, shard = images(tmp_path), tmp_path / "shard-00001.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[:keep])
-    with pytest.raises(ValueError, match="shard-00001.safetensors is damaged.*make the pairs again"):
-        PairDataset(tmp_path)
+    with pytest.raises(Damaged, match="shard-00001.safetensors is damaged.*make the pairs again"):
+        images(tmp_path)
     counting = Counting(teacher)
-    generate(counting, 40, tmp_path, **OPTIONS)
+    with pytest.warns(UserWarning, match="shard-00001.safetensors is damaged; making it again"):
+        generate(counting, 40, tmp_path, **OPTIONS)
     assert counting.calls == 14 and shard.read_bytes() == content and torch.equal(images(tmp_path), whole)
+
+
+@pytest.mark.parametrize("place", [-1, -2000, -7000])
+def test_a_flipped_bit_is_never_read(tmp_path, teacher, place):
+    """In an image, a label index or a checksum: the row is named when it is asked for, others of the shard are read."""
+    generate(teacher, 3000, tmp_path, num_steps=2, shape=(1, 1, 2), classes=3, seed=1, batch_size=1000)
+    whole, shard = images(tmp_path), tmp_path / "shard-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[place] ^= 16
+    shard.write_bytes(content)
+    dataset, broken = PairDataset(tmp_path), []
+    for index in range(3000):
+        try:
+            assert torch.equal(dataset.read(torch.tensor([index]))["images"][0], whole[index])
+        except Damaged as error:
+            assert "rows differ from their checksums" in str(error)
+            broken.append(index)
+    assert len(broken) == 1
+    with pytest.raises(Damaged, match="shard-00000.safetensors is damaged"):
+        images(tmp_path)
+
+
+def test_a_folder_of_an_older_format_is_named(tmp_path, teacher):
+    generate(teacher, 40, tmp_path, **OPTIONS)
+    index = json.loads((tmp_path / "pairs.json").read_text())
+    del index["format"]
+    (tmp_path / "pairs.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="has pairs of format 1, this version reads 2; delete it and make them again"):
+        PairDataset(tmp_path)
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_rows_come_in_the_order_they_are_asked_for(tmp_path, teacher, size):
+    """Across shards, repeated, backwards: numpy's indexing of the whole."""
+    generate(teacher, 40, tmp_path, **{**OPTIONS, "shard_size": size})
+    dataset = PairDataset(tmp_path)
+    order = torch.tensor([39, 0, 0, 17, 3, 38, 17, 20])
+    x, z, labels = dataset.batch(torch.arange(40))
+    found = dataset.batch(order)
+    assert torch.equal(found[0], x[order]) and torch.equal(found[1], z[order])
+    assert (labels is None and found[2] is None) or torch.equal(found[2], labels[order])
 
 
 def test_a_missing_shard_is_named_and_made_again(tmp_path, teacher):
@@ -323,7 +372,7 @@ def test_released_archives_come_in_bit_by_bit(tmp_path, classes, per_folder, cha
     )
     folder = import_released(samples, z, tmp_path / "out", labels_csv, shard_size=shard_size)
     dataset = PairDataset(folder)
-    assert len(dataset) == 11 and torch.equal(dataset.images, pixels)
+    assert len(dataset) == 11 and torch.equal(stored(dataset)["images"], pixels)
     for i in range(11):
         x, noise, *label = dataset[i]
         assert torch.equal(noise, noises[i]) and (x * 127.5 + 127.5 - pixels[i]).abs().max() < 1e-4
@@ -336,7 +385,7 @@ def test_numbers_of_different_length_are_in_order(tmp_path):
     """From 99,998 on the released names grow by a digit, and 100000 comes before 99998 in the alphabet."""
     samples, z, _, pixels, noises, _ = released_pairs(tmp_path / "in", 4, start=99_998, per_folder=60_000)
     dataset = PairDataset(import_released(samples, z, tmp_path / "out"))
-    assert torch.equal(dataset.images, pixels) and torch.equal(dataset[3][1], noises[3])
+    assert torch.equal(stored(dataset)["images"], pixels) and torch.equal(dataset[3][1], noises[3])
 
 
 def test_an_interrupted_import_goes_on(tmp_path, monkeypatch):
@@ -356,7 +405,7 @@ def test_an_interrupted_import_goes_on(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "out").glob("shard-*")] == ["shard-00000.safetensors"]
     left[0] = 7  # one look at the first image, for its size, and six images of two shards
     import_released(samples, z, tmp_path / "out", labels_csv, shard_size=4)
-    assert torch.equal(PairDataset(tmp_path / "out").images, pixels)
+    assert torch.equal(stored(PairDataset(tmp_path / "out"))["images"], pixels)
 
 
 def repack(path, change):
@@ -387,7 +436,7 @@ def test_a_repeated_run_of_the_released_code_is_no_harm(tmp_path):
     for path in (samples, z):
         repack(path, lambda name, data: [(name, data), (name, data)])
     labels_csv.write_text(labels_csv.read_text() * 2)
-    assert torch.equal(PairDataset(import_released(samples, z, tmp_path / "out", labels_csv)).images, pixels)
+    assert torch.equal(stored(PairDataset(import_released(samples, z, tmp_path / "out", labels_csv)))["images"], pixels)
 
 
 ARCHIVE_COMPLAINTS = {
@@ -507,7 +556,7 @@ def test_labels_as_spreadsheets_write_them(tmp_path):
     """With a mark of the byte order at the start, and an empty line at the end."""
     samples, z, labels_csv, _, _, labels = released_pairs(tmp_path / "in", 4, 3)
     labels_csv.write_text("\ufeff" + labels_csv.read_text() + "\n", encoding="utf-8")
-    assert PairDataset(import_released(samples, z, tmp_path / "out", labels_csv)).labels.tolist() == labels
+    assert stored(PairDataset(import_released(samples, z, tmp_path / "out", labels_csv)))["labels"].tolist() == labels
 
 
 def test_a_shard_that_cannot_be_read_for_now_is_not_thrown_away(tmp_path, teacher, monkeypatch):
@@ -534,8 +583,8 @@ def test_inverted_pairs_hold_the_noise_of_each_image(tmp_path, tiny):
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
     dataset = PairDataset(invert(flow, pixels, labels, tmp_path / "a", nfe=5, seed=3, batch_size=4, shard_size=5))
     whole = PairDataset(invert(flow, pixels, labels, tmp_path / "b", nfe=5, seed=3))
-    assert torch.equal(dataset.images, pixels) and dataset.labels.tolist() == labels.tolist()
-    torch.testing.assert_close(dataset.noise, whole.noise, rtol=1e-4, atol=1e-5)
+    assert torch.equal(stored(dataset)["images"], pixels) and stored(dataset)["labels"].tolist() == labels.tolist()
+    torch.testing.assert_close(stored(dataset)["noise"], stored(whole)["noise"], rtol=1e-4, atol=1e-5)
     x, z, label = dataset[2]
     start = interpolate(x[None], noise(3, [2], (1, 8, 8)), 1e-3)
     with torch.no_grad():

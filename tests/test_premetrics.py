@@ -6,7 +6,7 @@ import torch
 from truth import arrays, rand, randn
 
 from rfpp import premetrics
-from rfpp.features import DigitLPIPS, DigitNet
+from rfpp.features import Classifier, FeatureLPIPS
 from rfpp.flow import interpolate
 from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, build, pseudo_huber, squared_l2
 
@@ -148,14 +148,14 @@ def test_lpips_on_digits_is_lpips():
     """Zhang et al. (2018) in numpy: features to unit length over channels, squared difference, mean over positions."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        trunk = DigitNet((6, 10), "silu").eval()
+        trunk = Classifier((6, 10), "silu").eval()
     first, second = randn(3, 1, 8, 8), randn(3, 1, 8, 8, seed=1)
     truth = np.zeros(3)
     with torch.no_grad():
         for p, q in zip(trunk.feature_maps(first), trunk.feature_maps(second), strict=True):
             p, q = (m.numpy() / np.linalg.norm(m.numpy(), axis=1, keepdims=True) for m in (p, q))
             truth += np.square(p - q).sum(axis=1).mean(axis=(1, 2))
-    np.testing.assert_allclose(DigitLPIPS(trunk)(first, second).detach().flatten().numpy(), truth, rtol=1e-4)
+    np.testing.assert_allclose(FeatureLPIPS(trunk)(first, second).detach().flatten().numpy(), truth, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("lpips_huber", LPIPSHuber), ("lpips_huber_over_t", LPIPSHuberOverT)])

@@ -6,6 +6,7 @@ import pkgutil
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from PIL import Image
 from truth import GaussianFlow, mixture, network, randn, released_pairs
 
 import rfpp
@@ -25,6 +27,7 @@ from rfpp import (
     costs,
     data,
     denoisers,
+    engine,
     experiment,
     features,
     flow,
@@ -38,6 +41,7 @@ from rfpp import (
     rng,
     samplers,
     shipped,
+    standard,
     timesteps,
     training,
 )
@@ -45,8 +49,19 @@ from rfpp.denoisers import EDMPrecond, expand
 
 matplotlib.use("Agg")
 
-WITHOUT = {"__main__", "book", "checks", "downloads", "files", "paths", "pickles", "progress", "torchvision_shim"}
-"""Modules that compute nothing: the command line, running notebooks, messages, files, folders, bars, an import."""
+WITHOUT = {
+    "__main__",
+    "book",
+    "checks",
+    "downloads",
+    "files",
+    "paths",
+    "pickles",
+    "processes",
+    "progress",
+    "torchvision_shim",
+}
+"""Modules that compute nothing: the command line, notebooks, messages, files, folders, processes, bars, an import."""
 
 
 def state():
@@ -84,27 +99,27 @@ def things(tmp_path_factory):
 
 
 def reflow_once(things):
-    objective = training.reflow(things.pairs, timesteps.UShaped(), premetrics.pseudo_huber, 4, 0)
-    training.fit(things.flow, objective, 2, lr=1e-3)
+    objective = training.Reflow(things.pairs, timesteps.UShaped(), premetrics.pseudo_huber, 4, 0)
+    engine.fit(things.flow, objective, 2, lr=1e-3)
 
 
 def lpips_loss(things):
-    premetric = premetrics.build("lpips_huber_over_t", features.DigitLPIPS(things.digits))
+    premetric = premetrics.build("lpips_huber_over_t", features.FeatureLPIPS(things.digits))
     return premetric(things.x, things.z, things.x, things.t)
 
 
 def dropout_training(things):
     start = training.initial_flow(things.denoiser, training.CONFIGURATIONS["A"], 0.5, 0)
-    training.fit(start, training.reflow(things.pairs, timesteps.Uniform(), premetrics.squared_l2, 4, 0), 2, lr=1e-3)
+    engine.fit(start, training.Reflow(things.pairs, timesteps.Uniform(), premetrics.squared_l2, 4, 0), 2, lr=1e-3)
 
 
 def teacher_training(things):
-    objective = training.denoising(things.images, 4, 0, 0.5)
-    training.fit(EDMPrecond(network(label_dim=10, dropout=0.5)), objective, 2, lr=1e-3)
+    objective = training.Denoising(things.images, 4, 0, 0.5)
+    engine.fit(EDMPrecond(network(label_dim=10, dropout=0.5)), objective, 2, lr=1e-3)
 
 
 def classifier_training(things):
-    training.fit(things.digits, training.classification(things.images, 4, 0, 1, 0.3), 2, lr=1e-3)
+    engine.fit(things.digits, training.Classification(things.images, 4, 0, 1, 0.3), 2, lr=1e-3)
 
 
 def whole_experiment(things):
@@ -119,6 +134,58 @@ def saved(things):
 
 def imported_from_edm(things):
     checkpoints.load_edm_pickle(edm.write(things.folder / "edm.pkl", {"ema": edm.denoiser(things.denoiser)}))
+
+
+def loaded_by_path(things):
+    checkpoints.load_any(edm.write(things.folder / "any.pkl", {"ema": edm.denoiser(things.denoiser)}))
+
+
+def forecast(things):
+    whole = experiment.Experiment("smoke", runs=things.folder / "runs")
+    forecasts = costs.forecast(whole, whole.plan(["G"], [0]))
+    costs.report(whole, forecasts, costs.measure(whole, 1))
+
+
+def images_of_a_folder(things):
+    (things.folder / "images").mkdir()
+    for number, image in enumerate(things.images.pixels):
+        Image.fromarray(image[0].numpy()).save(things.folder / "images" / f"{number}.png")
+    data.images(things.folder / "images", held_out=0.5, folder=things.folder / "decoded")
+
+
+def images_of_cifar10(things):
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for name in names:
+        (things.folder / f"{name}.bin").write_bytes(bytes(2 * 3073))
+    data.cifar10(things.folder, folder=things.folder / "decoded")
+
+
+def vgg(things):
+    from torchvision.models import vgg16  # after rfpp, which makes it import beside a torch without its operators
+
+    with torch.random.fork_rng([]):
+        weights = vgg16(weights=None).features.state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in weights.items()}, things.folder / "vgg.pth")
+    features.vgg_lpips(things.folder / "vgg.pth")
+
+
+class Corners(standard.Extractor):
+    """Four pixels as features, and as logits."""
+
+    name, num_features = "corners", 4
+
+    def forward(self, images):
+        found = images[:, 0, ::7, ::7].flatten(1).double()
+        return found, found
+
+
+def graded(things):
+    rows = torch.cat([found for found, _ in standard.embed(things.images.pixels, Corners())])
+    moments = standard.Moments(4).add(rows).statistics("itself")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        standard.grade(things.images.pixels, Corners(), moments, reference_features=rows)
+    standard.frechet_distance(moments, moments), standard.inception_score(rows.repeat(2, 1))
 
 
 def imported_from_the_released_code(things):
@@ -188,6 +255,7 @@ CALLS = {
     checkpoints.describe: lambda s: checkpoints.describe(s.flow),
     checkpoints.export_edm: lambda s: checkpoints.export_edm(s.flow, s.folder / "flow.pth"),
     checkpoints.load: saved,
+    checkpoints.load_any: loaded_by_path,
     checkpoints.load_diffusers: imported_from_diffusers,
     checkpoints.load_edm_pickle: imported_from_edm,
     checkpoints.load_released: imported_from_the_released_code,
@@ -214,8 +282,8 @@ CALLS = {
     experiment.Experiment: whole_experiment,
     experiment.Sampler: lambda s: experiment.Sampler(2)(s.flow, s.z, s.labels),
     experiment.compute_digest: lambda s: experiment.compute_digest(),
-    features.DigitLPIPS: lpips_loss,
-    features.DigitNet: lambda s: features.DigitNet()(s.x),
+    features.FeatureLPIPS: lpips_loss,
+    features.Classifier: lambda s: features.Classifier()(s.x),
     features.Embedding: lambda s: features.Embedding(s.digits)(s.x),
     flow.RectifiedFlow: lambda s: (s.flow.velocity(s.x, s.t), s.flow.z_prediction(s.x, 0.5)),
     flow.interpolate: lambda s: flow.interpolate(s.x, s.z, s.t),
@@ -238,6 +306,10 @@ CALLS = {
     costs.Training: lambda s: costs.Training.of(experiment.Experiment("smoke")),
     costs.forward_passes: lambda s: costs.forward_passes(costs.Training(1, 1, 1, 1), "reflow"),
     costs.measure: lambda s: costs.measure(experiment.Experiment("smoke"), 1),
+    costs.duration: lambda s: costs.duration(100.0),
+    costs.forecast: forecast,
+    costs.report: forecast,
+    costs.size: lambda s: costs.size(100.0),
     costs.settings_table: lambda s: costs.settings_table(presets.load("smoke")),
     costs.step_operations: lambda s: costs.step_operations("cifar10", 32),
     intersections.autocorrelation: lambda s: intersections.autocorrelation(s.z, 3),
@@ -304,20 +376,38 @@ CALLS = {
     timesteps.LogitNormal: lambda s: timesteps.LogitNormal().sample(5),
     timesteps.UShaped: lambda s: timesteps.UShaped().sample(5),
     timesteps.Uniform: lambda s: timesteps.Uniform().sample(5),
-    training.classification: classifier_training,
-    training.denoising: teacher_training,
-    training.fit: reflow_once,
+    data.cifar10: images_of_cifar10,
+    data.images: images_of_a_folder,
+    engine.learning_rate: lambda s: engine.learning_rate(1, 0.1, 2, 3, True),
+    experiment.fingerprint: lambda s: experiment.fingerprint(s.images),
+    features.vgg_lpips: vgg,
+    pairs.share_done: lambda s: pairs.share_done(s.pairs.folder),
+    standard.embed: graded,
+    standard.frechet_distance: graded,
+    standard.grade: graded,
+    standard.inception_score: graded,
+    training.Classification: classifier_training,
+    training.Denoising: teacher_training,
+    engine.fit: reflow_once,
     training.initial_flow: dropout_training,
-    training.reflow: reflow_once,
+    training.Reflow: reflow_once,
 }
 
 PARTS = {
     "artifacts": {"Artifact", "StorageError"},
     "claims": {"Claim", "Record", "Rule"},
+    "costs": {"Forecast"},
     "data": {"Dataset"},
-    "experiment": {"Evaluation"},
+    "engine": {"CannotResume", "Checkpoints", "Diverged", "History", "Machinery", "Objective"},
+    "experiment": {"Evaluation", "Step"},
+    "features": {"EightBit", "VGGLPIPS"},
     "networks": {"Linear", "Conv2d", "GroupNorm", "UNetBlock", "PositionalEmbedding", "FourierEmbedding"},
+    "pairs": {"Damaged"},
     "presets": {
+        "FeatureRecipe",
+        "Features",
+        "MachinerySettings",
+        "TeacherRecipe",
         "Data",
         "Teacher",
         "Pairs",
@@ -329,9 +419,10 @@ PARTS = {
         "PresetError",
     },
     "timesteps": {"TimestepDistribution"},
-    "training": {"Configuration", "Diverged", "History"},
+    "standard": {"Extractor", "Inception", "inception", "Statistics", "Moments", "Protocol", "Grades"},
+    "training": {"Configuration"},
 }
-"""Classes that only hold values, and parts of what is called above."""
+"""Classes that only hold values, and parts of what is called above; Inception's are called in test_standard."""
 
 
 @pytest.mark.parametrize("what", CALLS, ids=lambda what: f"{what.__module__.removeprefix('rfpp.')}.{what.__name__}")

@@ -9,7 +9,7 @@ import torch
 from truth import randn
 
 from rfpp import data, metrics, pairs, samplers, shipped
-from rfpp.features import DigitLPIPS, DigitNet, Embedding
+from rfpp.features import Classifier, Embedding, FeatureLPIPS
 
 EACH = pytest.mark.parametrize("name", shipped.RECIPES)
 
@@ -130,7 +130,7 @@ def test_the_metric_does_not_grade_its_own_loss():
 def test_perceptual_distance_tells_another_digit_from_a_little_noise():
     """For nine of ten held-out images, another class is further away than five per cent of noise."""
     held_out = data.digits().held_out
-    x, distance = held_out.floats(), DigitLPIPS(shipped.load("digits-perceptual"))
+    x, distance = held_out.floats(), FeatureLPIPS(shipped.load("digits-perceptual"))
     other = x.roll(1, 0)
     different = held_out.labels != held_out.labels.roll(1, 0)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_perceptual_distance_tells_another_digit_from_a_little_noise():
 def test_feature_maps_are_halved_between_stages(widths, size):
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = DigitNet(widths).eval()
+        model = Classifier(widths).eval()
     x = randn(3, 1, 8, 8)
     maps = model.feature_maps(x)
     assert [m.shape[1] for m in maps] == list(widths) and maps[-1].shape[-1] == size
@@ -155,4 +155,4 @@ def test_feature_maps_are_halved_between_stages(widths, size):
 
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="activation='rely' is unknown; .*did you mean 'relu'"):
-        DigitNet(activation="rely")
+        Classifier(activation="rely")

@@ -1,6 +1,5 @@
 """Training: solutions that are known, averages done by hand, and randomness that belongs to the step."""
 
-import copy
 import dataclasses
 import math
 
@@ -8,149 +7,24 @@ import numpy as np
 import pytest
 import torch
 from scipy import special
-from torch import nn
 from truth import Trainable, mixture, network, randn
 
 from rfpp import premetrics, timesteps
 from rfpp.data import Images, to_float, to_uint8
 from rfpp.denoisers import DiscreteSchedule, EDMPrecond, GaussianMixtureDenoiser, LinearSchedule, VPPrecond
+from rfpp.engine import fit
 from rfpp.flow import RectifiedFlow
 from rfpp.networks import DiffusersUNet
 from rfpp.pairs import PairDataset, generate
 from rfpp.training import (
     CONFIGURATIONS,
     VARIANTS,
-    Diverged,
-    classification,
-    denoising,
-    fit,
+    Classification,
+    Denoising,
+    Reflow,
     initial_flow,
     losses_over_time,
-    reflow,
 )
-
-
-def linear(n_in=3):
-    model = nn.Linear(n_in, 1).double()
-    with torch.no_grad():
-        model.weight.copy_(randn(1, n_in)), model.bias.zero_()
-    return model
-
-
-def pull(model, step):
-    """A loss whose gradient is one for every parameter, so that Adam moves each by the learning rate."""
-    return sum(parameter.sum() for parameter in model.parameters()).reshape(1)
-
-
-# The loop
-
-
-def test_a_linear_regression_ends_at_the_least_squares_solution():
-    """numpy's lstsq."""
-    x, y = randn(50, 3, dtype=torch.float64), randn(50, 1, seed=1, dtype=torch.float64)
-    truth, *_ = np.linalg.lstsq(np.hstack([x.numpy(), np.ones((50, 1))]), y.numpy(), rcond=None)
-
-    def objective(model, step):
-        return (model(x) - y).square().flatten()
-
-    model, history = fit(linear(), objective, 600, lr=0.05, decay=True, ema=0.9)
-    found = torch.cat([model.weight.flatten(), model.bias]).numpy()
-    np.testing.assert_allclose(found, truth.flatten(), atol=1e-3)
-    least = np.square(np.hstack([x.numpy(), np.ones((50, 1))]) @ truth - y.numpy()).mean()
-    assert history.losses[-1] == pytest.approx(least, rel=1e-3) and history.losses[0] > history.losses[-1]
-
-
-@pytest.mark.parametrize("ema", [0.0, 0.15, 0.9, 0.9999])
-def test_the_average_is_the_one_done_by_hand(ema):
-    """``avg_1 = p_1``, then ``avg_n = d avg_{n-1} + (1 - d) p_n``, ``d = min(ema, n / (n + 9))``, in Python floats."""
-    before, averages = [], []
-
-    def objective(model, step):
-        before.append(model.weight[0, 0].item())
-        return (model.weight - 3).square().flatten()
-
-    fit(
-        linear(1), objective, 30, lr=0.1, ema=ema,
-        on_step=lambda step, average: averages.append((step, average.weight[0, 0].item())),
-    )  # fmt: skip
-    assert [step for step, _ in averages] == list(range(1, 31))
-    average = before[1]
-    for n, parameter in enumerate(before[1:], start=1):
-        if n > 1:
-            decay = min(ema, n / (n + 9))
-            average = decay * average + (1 - decay) * parameter
-        assert averages[n - 1][1] == pytest.approx(average, rel=1e-9)
-
-
-def moves(steps, **options):
-    """How far each step moves a parameter whose gradient is always one: Adam's learning rate at that step."""
-    places = []
-
-    def objective(model, step):
-        places.append(model.weight[0, 0].item())
-        return pull(model, step)
-
-    model, _ = fit(linear(1), objective, steps, ema=0.0, **options)
-    return -np.diff([*places, model.weight[0, 0].item()])
-
-
-def test_the_learning_rate_rises_from_the_first_step():
-    """A quarter, a half, three quarters of it, then all: the first step trains, and the target is reached."""
-    np.testing.assert_allclose(moves(6, lr=0.1, warmup=3), [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-6)
-
-
-def test_without_warm_up_or_decay_the_learning_rate_is_constant():
-    np.testing.assert_allclose(moves(4, lr=0.1), [0.1] * 4, rtol=1e-6)
-
-
-def test_the_learning_rate_falls_along_a_cosine():
-    expected = [0.1 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
-    np.testing.assert_allclose(moves(8, lr=0.1, decay=True), expected, rtol=1e-5)
-
-
-def test_history_is_the_mean_loss_between_log_entries():
-    """Losses 0, 1, 2, ...: means of 0..3, 4..7 and 8..9."""
-
-    def objective(model, step):
-        return 0 * pull(model, step) + step
-
-    _, history = fit(linear(), objective, 10, lr=0.1, log_every=4)
-    assert history.steps == [4, 8, 10] and history.losses == [1.5, 5.5, 8.5]
-
-
-@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
-def test_a_loss_that_is_no_number_stops_the_training(bad):
-    """Within one log interval, naming step, value and what to lower."""
-    calls = []
-
-    def objective(model, step):
-        calls.append(step)
-        return 0 * pull(model, step) + (float(bad) if step >= 12 else 1.0)
-
-    with pytest.raises(Diverged, match=f"fitting: the loss is {bad} at step 20; lower the learning rate lr=0.1"):
-        fit(linear(), objective, 100, lr=0.1, desc="fitting")
-    assert len(calls) == 20
-
-
-def test_the_model_passed_in_is_left_untouched():
-    """Weights, mode and gradients; what comes back is frozen and in evaluation mode."""
-    model = network().eval().requires_grad_(False)
-    before = copy.deepcopy(model.state_dict())
-    flow = RectifiedFlow(EDMPrecond(model))
-    trained, _ = fit(flow, lambda model, step: model(randn(2, 1, 8, 8), 0.5).square().flatten(1).mean(1), 3, lr=0.01)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    assert not trained.training and not any(parameter.requires_grad for parameter in trained.parameters())
-    assert not torch.equal(trained.denoiser.model.map_layer0.weight, model.map_layer0.weight)
-
-
-def test_a_frozen_model_trains_all_the_same():
-    """Shipped networks are frozen; a flow that starts from one is not."""
-    model, _ = fit(linear().requires_grad_(False), pull, 1, lr=0.1, ema=0.0)
-    assert torch.allclose(model.weight, linear().weight - 0.1)
-
-
-# Pairs as data
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +58,7 @@ def test_the_reflow_loss_is_given_pairs_at_their_times(pairs):
         labels.append(given)
         return 0.5 * x_t
 
-    reflow(pairs, timesteps.Uniform(), seeing(seen), 100, seed=0)(Trainable(model), 0)
+    Reflow(pairs, timesteps.Uniform(), seeing(seen), 100, seed=0)(Trainable(model), 0)
     (a, b, x_t, t), (given,) = seen[0], labels
     t = t.reshape(-1, 1, 1, 1)
     all_x, all_z, all_labels = pairs.batch(torch.arange(64))
@@ -204,7 +78,7 @@ def test_times_come_from_the_distribution_that_was_given(pairs):
         def icdf(self, p):
             return torch.full_like(p, 0.25)
 
-    reflow(pairs, Constant(), seeing(seen), 8, seed=0)(Trainable(lambda x_t, t, labels: x_t), 0)
+    Reflow(pairs, Constant(), seeing(seen), 8, seed=0)(Trainable(lambda x_t, t, labels: x_t), 0)
     assert torch.allclose(seen[0][3], torch.tensor(0.25), atol=1e-4)
 
 
@@ -213,7 +87,7 @@ def test_a_steps_randomness_depends_on_its_number_alone(pairs):
 
     def batch(seed, step):
         seen = []
-        reflow(pairs, timesteps.UShaped(), seeing(seen), 8, seed)(Trainable(lambda x_t, t, labels: x_t), step)
+        Reflow(pairs, timesteps.UShaped(), seeing(seen), 8, seed)(Trainable(lambda x_t, t, labels: x_t), step)
         return seen[0][2]
 
     later, first = batch(0, 5), batch(0, 0)
@@ -236,7 +110,7 @@ def test_a_perfect_model_has_no_reflow_loss(tmp_path, name):
         def icdf(self, p):
             return 0.01 + 0.99 * p
 
-    objective = reflow(pairs, NotTooSmall(), premetric, 200, seed=0)
+    objective = Reflow(pairs, NotTooSmall(), premetric, 200, seed=0)
     assert objective(Trainable(RectifiedFlow(teacher).velocity), 0).max() < 1e-8
     assert objective(Trainable(lambda x_t, t, labels: RectifiedFlow(teacher).velocity(x_t, t) + 0.1), 0).min() > 1e-3
 
@@ -244,7 +118,7 @@ def test_a_perfect_model_has_no_reflow_loss(tmp_path, name):
 def trained(pairs, seed=0, on_step=None, ema=0.9, **options):
     configuration, teacher = CONFIGURATIONS["B"], EDMPrecond(network())
     start = initial_flow(teacher, configuration, dropout=0.3, seed=seed)
-    objective = reflow(pairs, timesteps.UShaped(), premetrics.pseudo_huber, 8, seed)
+    objective = Reflow(pairs, timesteps.UShaped(), premetrics.pseudo_huber, 8, seed)
     flow, history = fit(start, objective, 4, lr=1e-3, ema=ema, seed=seed, on_step=on_step, **options)
     return torch.cat([parameter.flatten() for parameter in flow.parameters()]), history
 
@@ -359,7 +233,7 @@ def test_the_denoising_loss_is_least_at_the_posterior_mean(eight, change):
     """The closed-form denoiser of the very images is its minimiser: any change costs. Equal draws for both, 20,000 of
     them, so that the difference is known far better than either value."""
     exact = GaussianMixtureDenoiser(eight.floats(), 0.0, classes=eight.labels)
-    objective = denoising(eight, 20_000, seed=0, sigma_data=0.6)
+    objective = Denoising(eight, 20_000, seed=0, sigma_data=0.6)
     best = objective(Trainable(exact), 0)
     changed = objective(Trainable(lambda x, sigma, labels: change(exact(x, sigma, labels), x)), 0)
     difference = changed - best
@@ -369,7 +243,7 @@ def test_the_denoising_loss_is_least_at_the_posterior_mean(eight, change):
 def test_the_denoising_loss_makes_use_of_labels(eight):
     """Knowing the class can only help."""
     exact = GaussianMixtureDenoiser(eight.floats(), 0.0, classes=eight.labels)
-    objective = denoising(eight, 20_000, seed=0, sigma_data=0.6)
+    objective = Denoising(eight, 20_000, seed=0, sigma_data=0.6)
     blind = objective(Trainable(lambda x, sigma, labels: exact(x, sigma)), 0)
     difference = blind - objective(Trainable(exact), 0)
     assert difference.mean() > 5 * difference.std() / math.sqrt(20_000)
@@ -387,14 +261,14 @@ def test_the_denoising_loss_weighs_noise_levels_alike(log_mean, log_std):
     def best_linear(x, sigma, labels):
         return x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
 
-    objective = denoising(images, 20_000, 0, 1.0, log_mean, log_std)
+    objective = Denoising(images, 20_000, 0, 1.0, log_mean, log_std)
     assert objective(Trainable(best_linear), 0).mean().item() == pytest.approx(1, abs=0.01)
 
 
 def test_noise_levels_of_the_denoising_loss_are_log_normal(eight):
     """20,000 of them: mean within 5 / sqrt(n) standard deviations, deviation within 5 / sqrt(2 n)."""
     seen = []
-    objective = denoising(eight, 20_000, seed=0, sigma_data=0.6, log_mean=-0.8, log_std=1.4)
+    objective = Denoising(eight, 20_000, seed=0, sigma_data=0.6, log_mean=-0.8, log_std=1.4)
     objective(Trainable(lambda x, sigma, labels: seen.append(sigma.log()) or x), 0)
     assert seen[0].mean().item() == pytest.approx(-0.8, abs=1.4 * 5 / math.sqrt(20_000))
     assert seen[0].std().item() == pytest.approx(1.4, rel=5 / math.sqrt(40_000))
@@ -412,7 +286,7 @@ def test_the_classification_loss_is_smoothed_cross_entropy(eight):
         seen.append(x)
         return x.flatten(1) @ weight
 
-    losses = classification(eight, 32, seed=0, shift=0, noise=0.0)(Trainable(model), 0)
+    losses = Classification(eight, 32, seed=0, shift=0, noise=0.0)(Trainable(model), 0)
     x = seen[0]
     index = (x[:, None] - eight.floats()).flatten(2).norm(dim=2).min(dim=1)
     assert index.values.max() == 0  # they are images of the set
@@ -424,7 +298,7 @@ def test_the_classification_loss_is_smoothed_cross_entropy(eight):
 def test_images_are_moved_by_whole_pixels_onto_background(eight):
     """Every one is among the nine shifts that numpy cuts out of the padded originals, and all nine turn up."""
     seen = []
-    objective = classification(eight, 400, seed=0, shift=1, noise=0.0)
+    objective = Classification(eight, 400, seed=0, shift=1, noise=0.0)
     objective(Trainable(lambda x: seen.append(x) or x.flatten(1)[:, :2]), 0)
     padded = np.pad(eight.floats().numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
     shifts = {
@@ -437,7 +311,7 @@ def test_images_are_moved_by_whole_pixels_onto_background(eight):
 def test_noise_of_the_classifiers_is_of_every_level_up_to_the_given(eight):
     """Uniform levels u have ``E[u^2] = noise^2 / 3``: the variance of what was added, within five standard errors."""
     seen = []
-    objective = classification(
+    objective = Classification(
         Images(torch.full((1, 1, 8, 8), 90, dtype=torch.uint8), torch.zeros(1).long()), 4000, 0, 0, 0.6
     )
     objective(Trainable(lambda x: seen.append(x) or x.flatten(1)[:, :2]), 0)

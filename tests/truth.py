@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
+from rfpp.engine import Objective
 from rfpp.flow import RectifiedFlow
 from rfpp.networks import DhariwalUNet, SongUNet
 
@@ -96,6 +97,21 @@ class Counting(nn.Module):
     def forward(self, *arguments):
         self.calls += 1
         return self.denoiser(*arguments)
+
+
+class Function(Objective):
+    """An objective without data: ``function(model, step)`` is the loss of a step's only row."""
+
+    batch_size = 1
+
+    def __init__(self, function):
+        self.function = function
+
+    def draw(self, step, rows):
+        return (torch.tensor(step),)
+
+    def losses(self, model, step):
+        return self.function(model, int(step)).reshape(1)
 
 
 class Trainable(nn.Module):

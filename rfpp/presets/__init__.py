@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rfpp.artifacts import digest
 from rfpp.checks import nearest
@@ -34,15 +34,116 @@ class _Settings(BaseModel):
 
 
 class Data(_Settings):
-    """Which images."""
+    """Which images: the digits, CIFAR-10, or ``images``, a folder or archive of them at ``path``.
 
-    name: Literal["digits"]
+    A relative ``path`` is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout. ``resolution``, ``crop`` and
+    ``held_out`` are for ``images``, as for :func:`rfpp.data.load`.
+    """
+
+    name: Literal["digits", "cifar10", "images"]
+    path: str | None = None
+    resolution: Count | None = None
+    crop: Literal["center", "dhariwal"] | None = None
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class _Recipe(_Settings):
+    """How a network is trained that everything else starts from; its learning rate falls along a cosine."""
+
+    batch: Count
+    steps: Count
+    lr: Positive
+    warmup: Annotated[int, Field(ge=0)]
+    ema: Share
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class TeacherRecipe(_Recipe):
+    """EDM's training of a :class:`rfpp.networks.SongUNet`, given by its arguments; the data tell size and classes."""
+
+    network: dict[str, Any]
+    sigma_data: Positive = 0.5
+    log_mean: Annotated[float, Field(allow_inf_nan=False)] = -1.2
+    log_std: Positive = 1.2
+    flip: bool = False
+
+    def objective(self, images: Any, seed: int) -> Any:
+        """What is minimised."""
+        from rfpp.training import Denoising
+
+        return Denoising(images, self.batch, seed, self.sigma_data, self.log_mean, self.log_std, self.flip)
+
+
+class FeatureRecipe(_Recipe):
+    """Two small classifiers: one grades samples, the other, three quarters as wide, is the trunk of LPIPS."""
+
+    widths: list[Count]
+    dropout: Share = 0.0
+    shift: Annotated[int, Field(ge=0)] = 4
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    flip: bool = False
+
+    def objective(self, images: Any, seed: int) -> Any:
+        """What is minimised."""
+        from rfpp.training import Classification
+
+        return Classification(images, self.batch, seed, self.shift, self.noise, self.flip)
 
 
 class Teacher(_Settings):
-    """Which denoiser makes the pairs."""
+    """Which denoiser makes the pairs: one that ships (``name``), a published one (``file``), or one trained here.
 
-    name: Literal["digits-teacher"]
+    ``file``: EDM's pickle, a file of ours or a diffusers model, by path or URL; a URL can have its ``sha256``.
+    """
+
+    name: Literal["digits-teacher"] | None = None
+    file: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    train: TeacherRecipe | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Teacher:
+        if sum(value is not None for value in (self.name, self.file, self.train)) != 1:
+            raise ValueError("a teacher has exactly one of name, file, train")
+        return self
+
+
+class Features(_Settings):
+    """The networks that images are compared in: ``shipped`` ones for digits, ``trained`` here, or the ``standard``
+    ones, Inception for grades and VGG-16 for LPIPS, whose weights are downloaded or lie at ``inception`` and ``vgg``.
+    """
+
+    kind: Literal["shipped", "trained", "standard"] = "shipped"
+    train: FeatureRecipe | None = None
+    inception: str | None = None
+    vgg: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Features:
+        if (self.kind == "trained") != (self.train is not None):
+            raise ValueError("features.train belongs to kind: trained, which needs it")
+        return self
+
+
+class MachinerySettings(_Settings):
+    """How trainings run on a machine; see :class:`rfpp.engine.Machinery`."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    micro_batch: Count | None = None
+    compile: bool = False
+    channels_last: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = 10
+    save_every: Count = 500
+    keep: Count = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    tensorboard: bool = False
+
+    def build(self) -> Any:
+        """The engine's own object."""
+        from rfpp.engine import Machinery
+
+        return Machinery(**self.model_dump())
 
 
 class Pairs(_Settings):
@@ -112,6 +213,18 @@ class Preset(_Settings):
     third_round: ThirdRound
     evaluation: Evaluation
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    features: Features = Features()
+    machinery: MachinerySettings = MachinerySettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Preset:
+        digits = self.data.name == "digits"
+        if digits != (self.teacher.name is not None) or digits != (self.features.kind == "shipped"):
+            raise ValueError(
+                "the shipped teacher and features are for digits: other data need teacher.file or teacher.train, and "
+                "features.kind trained or standard"
+            )
+        return self
 
     @property
     def origin(self) -> str:
@@ -142,10 +255,13 @@ def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
     """All settings as dotted names."""
     found: list[str] = []
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        found += _fields(inner, f"{prefix}{name}.") if nested else [prefix + name]  # type: ignore[arg-type]
+        inner = next((kind for kind in (field.annotation, *get_args(field.annotation)) if _is_settings(kind)), None)
+        found += [prefix + name] if inner is None else _fields(inner, f"{prefix}{name}.")
     return found
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _explain(error: ValidationError, source: str) -> str:
@@ -162,19 +278,23 @@ def _explain(error: ValidationError, source: str) -> str:
             options = entry["ctx"]["expected"]
             close = nearest(entry["input"], re.findall(r"[\w-]+", options))
             lines.append(f"{name}={entry['input']!r} is unknown; allowed: {options}{close}")
+        elif entry["type"] == "value_error":  # of several settings that do not go together
+            lines.append((f"{name}: " if name else "") + str(entry["ctx"]["error"]))
         else:
             lines.append(f"{name}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}")
     return f"{source}: " + "; ".join(lines)
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:
-    if name not in _fields(Preset):
-        raise PresetError(
-            f"setting {name!r} is unknown; allowed: {', '.join(_fields(Preset))}{nearest(name, _fields(Preset))}"
-        )
+    allowed = _fields(Preset)
+    if name not in allowed and not any(field.startswith(f"{name}.") for field in allowed):
+        close = nearest(name, allowed)
+        raise PresetError(f"setting {name!r} is unknown{close or '; allowed: ' + ', '.join(allowed)}")
     *path, last = name.split(".")
-    for part in path:
+    for place, part in enumerate(path, start=1):
         values = values[part]
+        if values is None:
+            raise PresetError(f"setting {name!r} does not apply: {'.'.join(path[:place])} is not set in this preset")
     values[last] = value
 
 

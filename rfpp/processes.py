@@ -1,0 +1,156 @@
+"""Where work runs: this process among several, and the device of its models.
+
+One process is the ordinary case, and everything here is then trivial. Under ``torchrun`` (or ``accelerate launch``)
+there are many, on one machine or several; ``accelerate`` finds out and connects them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+_PATIENCE = timedelta(hours=6)
+"""How long processes wait for one that works alone, such as the first one while it grades 50,000 images."""
+
+
+def through_gloo() -> bool:
+    """Whether there are several processes and nothing but CPUs: ``accelerate`` must be told."""
+    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+
+
+def state() -> PartialState:
+    """This process's place among all; connects them when it is first called."""
+    return PartialState(cpu=through_gloo(), timeout=_PATIENCE)
+
+
+def count() -> int:
+    """How many processes there are."""
+    return int(state().num_processes)
+
+
+def index() -> int:
+    """This one's number, from 0."""
+    return int(state().process_index)
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes what is written once, and draws the bars."""
+    return index() == 0
+
+
+def wait() -> None:
+    """Go on when every process has come here."""
+    state().wait_for_everyone()
+
+
+def device() -> torch.device:
+    """Where this process's models and batches lie."""
+    return torch.device(state().device)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether ``flag`` is set in any process; all must ask together."""
+    if count() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device())
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if count() == 1:
+        return value
+    value = value.clone()
+    torch.distributed.all_reduce(value)
+    return value / count()
+
+
+def from_main(value: Any) -> Any:
+    """The first process's ``value``, in all of them."""
+    return broadcast_object_list([value])[0] if count() > 1 else value
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _carry(value: Any, place: torch.device) -> Any:
+    return value.to(place) if isinstance(value, Tensor) else value
+
+
+def place(model: Model) -> Model:
+    """Move ``model`` to this process's device, and let it fetch its inputs there and send its output back.
+
+    Whoever calls it with tensors on the CPU gets tensors on the CPU: a notebook need not know where a model is.
+    """
+    target = device()
+    model = model.to(target)
+    if target.type != "cpu":
+        origin: list[torch.device] = []
+
+        def fetch(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            origin.append(arguments[0].device)
+            carried = {name: _carry(value, target) for name, value in named.items()}
+            return tuple(_carry(value, target) for value in arguments), carried
+
+        def send(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+            return _carry(output, origin.pop())
+
+        model.register_forward_pre_hook(fetch, with_kwargs=True)
+        model.register_forward_hook(send)
+    return model
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked for an end, and everything worth keeping is on disk; the same command goes on from there."""
+
+    EXIT = 75  # sysexits' EX_TEMPFAIL: not an error of the input, try again
+    """The exit status of the command line."""
+
+
+class Stop:
+    """Notes that a signal came, until someone looks."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.asked)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Hold back SIGINT and SIGTERM so that work can end at a good place; a second one ends it at once.
+
+    Only the main thread can receive signals; elsewhere nothing is held back.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as nohup does
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.asked = signal.Signals(number).name
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,193 @@
+"""The presets for GPUs, shrunk to a few steps on a CPU: every stage runs, with nothing but their own code paths.
+
+The images are scikit-learn's digits, coloured and enlarged to 32x32, in the files of CIFAR-10's binary version; with
+``RFPP_CIFAR10`` set to the real ones, those.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import edm
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from truth import network
+
+from rfpp import __main__ as cli
+from rfpp import costs, presets
+from rfpp.checkpoints import load
+from rfpp.data import to_uint8
+from rfpp.denoisers import EDMPrecond
+from rfpp.experiment import Experiment
+from rfpp.presets import PresetError
+from rfpp.processes import Stopped
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder like CIFAR-10's, of few images."""
+    if os.environ.get("RFPP_CIFAR10"):
+        return os.environ["RFPP_CIFAR10"]
+    folder = tmp_path_factory.mktemp("cifar-10-batches-bin")
+    digits = load_digits()
+    grey = np.kron(digits.images, np.ones((1, 4, 4))) * (255 / 16)
+    tint = np.stack([np.cos(digits.target), np.sin(digits.target), np.ones(len(grey))], axis=1) / 4 + 0.75
+    pixels = (grey[:, None] * tint[:, :, None, None]).astype(np.uint8)
+    records = np.concatenate([digits.target[:, None].astype(np.uint8), pixels.reshape(len(pixels), -1)], axis=1)
+    for number, part in enumerate(np.array_split(records[:1500], 5), start=1):
+        (folder / f"data_batch_{number}.bin").write_bytes(part.tobytes())
+    (folder / "test_batch.bin").write_bytes(records[1500:].tobytes())
+    return str(folder)
+
+
+SHRUNK = {
+    "teacher.train.network": {
+        "model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [16], "dropout": 0.1
+    },
+    "teacher.train.batch": 16, "teacher.train.steps": 6, "teacher.train.warmup": 1,
+    "features.train.widths": [4, 8], "features.train.batch": 16, "features.train.steps": 4,
+    "features.train.warmup": 0,
+    "pairs.train": 48, "pairs.held_out": 16, "pairs.num_steps": 3, "pairs.batch_size": 16,
+    "training.steps": 4, "training.small_batch": 4, "training.large_batch": 8, "training.warmup": 1,
+    "real_data.nfe": 1, "real_data.steps": 2, "real_data.warmup": 0,
+    "third_round.pairs": 16, "third_round.nfe": 2, "third_round.steps": 2,
+    "evaluation.samples": 32, "seeds": [0],
+    "machinery.compile": False, "machinery.workers": 1, "machinery.save_every": 2,
+}  # fmt: skip
+"""Settings that make the ``cifar10`` preset small; its precision, layout and loaders stay."""
+
+
+def test_every_stage_of_cifar10(images, tmp_path):
+    """Teacher, features, pairs, A, F, G, a third round, grades, forecasts: all are there, and finite."""
+    experiment = Experiment("cifar10", {**SHRUNK, "data.path": images}, runs=tmp_path)
+    assert experiment.preset.machinery.precision == "bf16"
+    plan = experiment.plan()
+    titles = [step.title for step in plan]
+    assert titles[0] == "train the teacher" and titles.index("train F, seed 0") < titles.index("train G, seed 0")
+    before = costs.forecast(experiment, plan)
+    assert not any(entry.done for entry in before)
+    pace = costs.measure(experiment, repeats=1)
+    assert "to do" in costs.report(experiment, before, pace)
+
+    experiment.train(["A", "F", "G", "third"])
+    for config in ("teacher", "A", "F", "G", "third"):
+        result = experiment.evaluate(config, nfe=2)
+        assert math.isfinite(result.frechet) and 0 <= result.agreement <= 1 and math.isfinite(result.pair_error)
+    assert {name: value.agreement >= 0 for name, value in experiment.references().items()} == {
+        "real, held out": True, "teacher": True
+    }  # fmt: skip
+    assert experiment.data.train.shape == (3, 32, 32) and experiment.classes == 10
+    x, z, labels = experiment.inverted().batch(torch.arange(4))
+    assert torch.equal(to_uint8(x), experiment.data.train.pixels[:4])
+    assert torch.equal(labels, experiment.data.train.labels[:4]) and z.isfinite().all()
+    flow = load(experiment.flow_file("F"))
+    assert flow.denoiser.model.config["dropout"] == presets.load("cifar10").training.dropout
+    after = {entry.step.title: entry.done for entry in costs.forecast(experiment, plan)}
+    assert after["train G, seed 0"] == 1 and after["train B, seed 0"] == 0 and after["train the teacher"] == 1
+    # nothing that only a stopped training needs stays, and no samples
+    assert not list(tmp_path.rglob("step-*")) and not list(tmp_path.rglob("samples/shard*"))
+
+
+def test_the_papers_preset_with_files_in_place_of_downloads(images, tmp_path):
+    """EDM's pickle as teacher, LPIPS on VGG-16, grades on Inception, whose weights here are random ones."""
+    from torchvision.models import vgg16
+
+    teacher = EDMPrecond(network(img_resolution=32, in_channels=3, out_channels=3, label_dim=0, attn_resolutions=[16]))
+    edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(teacher)})
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        trunk = {name: tensor for name, tensor in vgg16(weights=None).state_dict().items() if name.startswith("feat")}
+    torch.save(trunk, tmp_path / "vgg.pth")
+    changes = {name: value for name, value in SHRUNK.items() if not name.startswith(("teacher", "features"))}
+    changes |= {"training.large_batch": 2, "training.small_batch": 2, "training.steps": 2, "machinery.micro_batch": 1}
+    experiment = Experiment(
+        "paper-cifar10",
+        {
+            **changes, "data.path": images, "teacher.file": str(tmp_path / "edm.pkl"),
+            "features.vgg": str(tmp_path / "vgg.pth"),
+        },
+        runs=tmp_path / "runs",
+    )  # fmt: skip
+    experiment.train(["F"])
+    assert experiment.classes == 0 and experiment.noise(3)[1] is None and len(experiment.pairs("train")[0]) == 2
+    with pytest.raises(ValueError, match="grades with Inception and has no classifier"):
+        _ = experiment.classifier
+    assert list(tmp_path.rglob("tensorboard/events*"))
+
+
+def test_a_teacher_of_other_images_is_refused(images, tmp_path):
+    edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(network()))})
+    changes = {"data.path": images, "teacher.file": str(tmp_path / "edm.pkl")}
+    experiment = Experiment("paper-cifar10", changes, runs=tmp_path)
+    with pytest.raises(PresetError, match=r"teacher.file makes images of shape \(1, 8, 8\), data.name='cifar10' has"):
+        experiment.pairs("train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"teacher.file": "x.pkl"}, "a teacher has exactly one of name, file, train"),
+        ({"features.kind": "standard"}, "features.train belongs to kind: trained"),
+        ({"data.name": "digits"}, "the shipped teacher and features are for digits"),
+        ({"machinery.precision": "fp8"}, "machinery.precision='fp8' is unknown; allowed: 'fp32', 'bf16' or 'fp16'"),
+        ({"machinery.micro_batch": 0}, "machinery.micro_batch=0"),
+        ({"teacher.train.stepz": 1}, "did you mean 'teacher.train.steps'"),
+        ({"teacher.train": None, "teacher.train.steps": 1}, "'teacher.train.steps' does not apply: teacher.train is"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes, complaint):
+    with pytest.raises(PresetError, match=complaint):
+        presets.load("cifar10", changes)
+
+
+def test_a_network_that_cannot_be_made_is_named(images, tmp_path):
+    changes = {**SHRUNK, "data.path": images, "teacher.train.network": {"model_chanels": 8}}
+    with pytest.raises(PresetError, match="teacher.train.network makes no network: .*model_chanels"):
+        Experiment("cifar10", changes, runs=tmp_path).train(["A"])
+
+
+def settings(changes):
+    return [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def test_two_processes_from_the_command_line(images, tmp_path):
+    """``torchrun -m rfpp evaluate``: what two processes made, one process finds finished."""
+    changes = {**SHRUNK, "data.path": images, "machinery.workers": 0}
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "RFPP_RUNS": str(tmp_path), "RFPP_PROGRESS": os.devnull
+    }  # fmt: skip
+    command = ["-m", "rfpp", "evaluate", "--preset", "cifar10", "--config", "A", *settings(changes)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    together = subprocess.run(
+        [sys.executable, *launcher, *command], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.count("A, seed 0: ") == 1  # one of them speaks
+    files = {path: path.stat().st_mtime for path in tmp_path.rglob("manifest.json")}
+    made = {path.parent.parent.name for path in files}
+    assert made == {"teacher", "classifier", "pairs", "flow", "reference", "evaluation"}
+    Experiment("cifar10", changes, runs=tmp_path).evaluate("A")
+    assert {path: path.stat().st_mtime for path in tmp_path.rglob("manifest.json")} == files
+
+
+def test_a_training_stopped_from_outside_says_so_and_goes_on(tmp_path, capsys, monkeypatch):
+    """SIGTERM: status 75, a checkpoint, and ``status`` shows how far it is."""
+    changes = {"training.steps": 3000, "machinery.save_every": 1000}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RFPP_RUNS": str(tmp_path), "RFPP_PROGRESS": os.devnull}
+    command = ["train", "--preset", "smoke", "--config", "A", "--seed", "0", *settings(changes)]
+    run = subprocess.Popen([sys.executable, "-m", "rfpp", *command], env=environment, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("smoke/flow/.*.partial/samples-*")) and run.poll() is None:
+        pass
+    run.send_signal(signal.SIGTERM)
+    _, message = run.communicate(timeout=60)
+    assert run.returncode == Stopped.EXIT == 75 and "stopped by SIGTERM after step" in message
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path))
+    status = ["status", "--preset", "smoke", "--config", "A", "--seed", "0", "--repeats", "1", *settings(changes)]
+    assert cli.main(status) == 0
+    shown = capsys.readouterr().out
+    assert "train A, seed 0" in shown and "started" in shown and "forward passes" in shown and "memory:" in shown
