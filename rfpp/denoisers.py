@@ -50,8 +50,8 @@ class _Precond(nn.Module):
         if labels is None:
             return x.new_zeros(len(x), self.label_dim, dtype=dtype)
         if labels.shape == (len(x),):
-            # A look at the values would break a compiled graph in two.
-            looked_at = labels.numel() and not torch.compiler.is_compiling()
+            # A look at the values would break a compiled graph in two, and make a GPU wait.
+            looked_at = labels.numel() and labels.device.type == "cpu" and not torch.compiler.is_compiling()
             if looked_at and not 0 <= int(labels.min()) <= int(labels.max()) < self.label_dim:
                 raise ValueError(
                     f"labels span {int(labels.min())}..{int(labels.max())}; allowed: 0..{self.label_dim - 1}"

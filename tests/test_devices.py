@@ -1,0 +1,98 @@
+"""Models elsewhere than their inputs, and what runs on a GPU, tried on the meta device.
+
+The meta device computes shapes and nothing else. It does not mix with the CPU, but for single numbers, and no value can
+be read from it: what passes there creates its tensors where the others are, and never makes a GPU wait.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from truth import network, randn
+
+from rfpp import features, intersections, metrics, premetrics, processes, samplers, shipped, timesteps, training
+from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
+from rfpp.flow import RectifiedFlow
+
+META = torch.device("meta")
+
+
+def away(*shape):
+    return torch.empty(*shape, device=META)
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    return features.FeatureLPIPS(copy.deepcopy(shipped.load("digits-perceptual"))).to(META)
+
+
+@pytest.fixture(scope="module", params=["EDM", "VP"])
+def flow(request):
+    made = EDMPrecond(network()) if request.param == "EDM" else VPPrecond(network(), LinearSchedule())
+    return RectifiedFlow(made.eval().to(META))
+
+
+LABELS = torch.empty(4, dtype=torch.int64, device=META)
+
+
+@pytest.mark.parametrize("name", premetrics.NAMES)
+def test_a_training_step_never_leaves_the_device(flow, perceptual, name):
+    objective = training.Reflow(None, timesteps.UShaped(), premetrics.build(name, perceptual), 4, 0)
+    losses = objective.losses(flow, away(4, 1, 8, 8), away(4, 1, 8, 8), LABELS, away(4))
+    assert losses.shape == (4,) and losses.device == META
+
+
+def test_a_teachers_training_step_never_leaves_the_device(flow):
+    losses = training.Denoising(None, 4, 0, 0.5).losses(
+        flow.denoiser, away(4, 1, 8, 8), LABELS, away(4), away(4, 1, 8, 8)
+    )
+    assert losses.shape == (4,) and losses.device == META
+
+
+@pytest.mark.parametrize("labels", [LABELS, None], ids=["labels", "none"])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("update", ["standard", "straight"])
+def test_samplers_never_leave_the_device(flow, solver, update, labels):
+    x = samplers.sample(flow, away(4, 1, 8, 8), 3, solver, update, labels=labels)
+    assert x.device == META and x.shape == (4, 1, 8, 8)
+
+
+def test_the_teachers_sampler_and_inversion_never_leave_the_device(flow):
+    assert samplers.edm_sample(flow.denoiser, away(4, 1, 8, 8), 4, labels=LABELS).device == META
+    path = samplers.integrate(flow, away(4, 1, 8, 8), samplers.inversion_times(4), labels=LABELS)
+    assert path[-1].device == META
+    assert metrics.straightness(path, samplers.inversion_times(4)).device == META
+
+
+def test_autocorrelations_never_leave_the_device():
+    assert intersections.autocorrelation(away(4, 1, 8, 8), 5).device == META
+
+
+class Elsewhere(nn.Module):
+    """Notes where its inputs lie, in another precision in place of another device."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones(1)), []
+
+    def forward(self, x, sigma, labels=None):
+        self.seen.append((x.device, sigma if isinstance(sigma, float) else sigma.device, labels and labels.device))
+        return x + self.weight
+
+
+def test_a_placed_model_fetches_its_inputs(monkeypatch):
+    """Tensors go to its device by position and by name, numbers and ``None`` stay what they are."""
+    monkeypatch.setattr(processes, "device", lambda: META)
+    model = processes.place(Elsewhere())
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # on its way back to the CPU
+        model(randn(2, 3), torch.ones(2), labels=None)
+    assert model.seen == [(META, META, None)] and model.weight.device == META
+    assert model(away(2, 3), 0.5).device == META and model.seen[-1] == (META, 0.5, None)
+
+
+def test_on_the_cpu_nothing_is_put_in_between():
+    model = processes.place(Elsewhere())
+    assert not model._forward_pre_hooks and not model._forward_hooks
+    x = randn(2, 3)
+    assert torch.equal(model(x, 0.5), x + 1)
