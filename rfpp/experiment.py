@@ -262,6 +262,10 @@ class Experiment:
         settings = self.preset.features.train
         assert settings is not None
         seed = settings.seed + FEATURES.index(kind)
+        if not self.data.classes:
+            raise presets.PresetError(
+                "features.kind='trained' needs images with classes, and these have none; choose 'standard'"
+            )
 
         def make() -> nn.Module:
             widths = settings.widths if kind == "classifier" else [3 * width // 4 for width in settings.widths]

@@ -4,8 +4,8 @@ Images are stored as 8-bit pixels in numbered shards; noise is not stored at all
 ``(seed, index)``. Image ``i`` of a folder therefore depends on nothing but the teacher, the seed and ``i``: shards can
 be made in any order and by any number of processes, and a run that was interrupted goes on with those that are missing.
 
-A folder may hold millions of pairs. Nothing is kept in memory: rows are read where they lie, and each is compared with
-its checksum as it is read, so that a damaged one is never used.
+A folder may hold millions of pairs. But for small folders nothing is kept in memory: rows are read where they lie, and
+each is compared with its checksum as it is read, so that a damaged one is never used.
 
 Pairs that the paper's released code made come in with :func:`import_released`. Their noise is stored as the state of
 the generator it was drawn from, and :func:`noise_of_states` draws it again. The noise of real images, which
@@ -44,6 +44,8 @@ from rfpp.samplers import edm_sample
 
 INDEX = "pairs.json"
 SHARD_SIZE = 4096
+IN_MEMORY = 1 << 26
+"""Bytes up to which a folder is kept in memory once its shards were read."""
 FORMAT = 2
 """Of the shards; 2 has a checksum for each row."""
 
@@ -482,7 +484,9 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         self.seed: int = index.get("seed", 0)
         self.shape, self.classes = tuple(index["shape"]), index["classes"]
         self._n, self._shard_size = int(index["n"]), int(index["shard_size"])
-        there = {path.name for path in self.folder.glob("shard-*.safetensors")}
+        self._kept: dict[int, dict[str, Tensor]] = {}
+        there = {path.name: path.stat().st_size for path in self.folder.glob("shard-*.safetensors")}
+        self._is_small = sum(there.values()) <= IN_MEMORY
         for number in range(-(-self._n // self._shard_size)):
             if (path := _shard(self.folder, number)).name not in there:
                 raise FileNotFoundError(f"{path} is missing; make the pairs again, the other shards are kept")
@@ -500,12 +504,21 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]} if parts else {}
 
     def _rows(self, number: int, rows: Tensor) -> dict[str, Tensor]:
-        """Some rows of one shard; of many the whole shard is read."""
+        """Some rows of one shard, which is kept in a small folder."""
+        if self._is_small:
+            if number not in self._kept:
+                size = min(self._shard_size, self._n - number * self._shard_size)
+                self._kept[number] = self._read_rows(number, torch.arange(size))
+            return {name: column[rows] for name, column in self._kept[number].items()}
+        return self._read_rows(number, rows)
+
+    def _read_rows(self, number: int, rows: Tensor) -> dict[str, Tensor]:
+        """Some rows of one shard from its file, compared with their checksums."""
         path = _shard(self.folder, number)
         try:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())
-                if len(rows) > self._shard_size // 16:
+                if len(rows) > self._shard_size // 16:  # one at a time would take longer
                     found = {name: file.get_tensor(name)[rows] for name in names}
                 else:
                     slices = {name: file.get_slice(name) for name in names}

@@ -193,8 +193,9 @@ def test_a_truncated_shard_is_noticed_and_made_again(tmp_path, teacher, keep):
 
 
 @pytest.mark.parametrize("place", [-1, -2000, -7000])
-def test_a_flipped_bit_is_never_read(tmp_path, teacher, place):
-    """In an image, a label index or a checksum: the row is named when it is asked for, others of the shard are read."""
+def test_a_flipped_bit_is_never_read(tmp_path, teacher, place, monkeypatch):
+    """In an image, an index or a checksum: of a large folder that row is never had, but others of its shard are."""
+    monkeypatch.setattr(pairs, "IN_MEMORY", 0)
     generate(teacher, 3000, tmp_path, num_steps=2, shape=(1, 1, 2), classes=3, seed=1, batch_size=1000)
     whole, shard = images(tmp_path), tmp_path / "shard-00000.safetensors"
     content = bytearray(shard.read_bytes())
@@ -210,6 +211,9 @@ def test_a_flipped_bit_is_never_read(tmp_path, teacher, place):
     assert len(broken) == 1
     with pytest.raises(Damaged, match="shard-00000.safetensors is damaged"):
         images(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(Damaged, match="shard-00000.safetensors is damaged"):
+        PairDataset(tmp_path)[(broken[0] + 1) % 3000]
 
 
 def test_a_folder_of_an_older_format_is_named(tmp_path, teacher):
@@ -221,9 +225,11 @@ def test_a_folder_of_an_older_format_is_named(tmp_path, teacher):
         PairDataset(tmp_path)
 
 
+@pytest.mark.parametrize("in_memory", [0, pairs.IN_MEMORY])
 @pytest.mark.parametrize("size", [1, 7, 40])
-def test_rows_come_in_the_order_they_are_asked_for(tmp_path, teacher, size):
+def test_rows_come_in_the_order_they_are_asked_for(tmp_path, teacher, size, in_memory, monkeypatch):
     """Across shards, repeated, backwards: numpy's indexing of the whole."""
+    monkeypatch.setattr(pairs, "IN_MEMORY", in_memory)
     generate(teacher, 40, tmp_path, **{**OPTIONS, "shard_size": size})
     dataset = PairDataset(tmp_path)
     order = torch.tensor([39, 0, 0, 17, 3, 38, 17, 20])
