@@ -288,7 +288,8 @@ class Experiment:
         if settings.train is not None:
             return self._teacher_step().key
         assert settings.file is not None
-        return settings.sha256 or settings.file
+        local = Path(settings.file).expanduser()
+        return settings.sha256 or (files.sha256(local) if local.is_file() else settings.file)
 
     @cached_property
     def _bare_teacher(self) -> EDMPrecond:
@@ -377,14 +378,17 @@ class Experiment:
             return self._fresh_teacher()
         return self._bare_teacher
 
+    @cached_property
+    def _parameters(self) -> int:
+        """Of a flow's network."""
+        model = self._fresh_teacher() if self.preset.teacher.train is not None else self._bare_teacher
+        return sum(parameter.numel() for parameter in model.parameters())
+
     @property
     def _weights(self) -> int:
         """Bytes of a flow's weights, as far as they are known without fetching a teacher."""
         known = self.preset.teacher.file is None or "_bare_teacher" in self.__dict__
-        if not known:
-            return 0
-        model = self._fresh_teacher() if self.preset.teacher.train is not None else self._bare_teacher
-        return 4 * sum(parameter.numel() for parameter in model.parameters())
+        return 4 * self._parameters if known else 0
 
     def plan(self, configs: Iterable[str] | None = None, seeds: Sequence[int] | None = None) -> list[Step]:
         """All steps up to graded flows of ``configs`` (A to G) at one evaluation, each after those it needs."""
