@@ -6,7 +6,6 @@ there are many, on one machine or several; ``accelerate`` finds out and connects
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -25,8 +24,11 @@ _PATIENCE = timedelta(hours=6)
 
 
 def through_gloo() -> bool:
-    """Whether there are several processes and nothing but CPUs: ``accelerate`` must be told."""
-    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    """Whether work is on CPUs, where processes talk through gloo: ``accelerate`` must be told.
+
+    It would also take Apple's GPUs, which have no double precision: the times of the samplers need it.
+    """
+    return not torch.cuda.is_available()
 
 
 def state() -> PartialState:
