@@ -115,10 +115,13 @@ def _status(arguments: argparse.Namespace) -> None:
     steps = experiment.plan(arguments.config, [arguments.seed] if arguments.seed is not None else None)
     forecasts, pace = costs.forecast(experiment, steps), None
     if not arguments.no_measuring and any(entry.done < 1 for entry in forecasts):
-        try:
-            pace = costs.measure(experiment, arguments.repeats)
-        except OSError as error:  # the perceptual network, or the teacher, cannot be had here
-            print(f"no time can be told: {error}", file=sys.stderr)
+        for lpips in (True, False):
+            try:
+                pace = costs.measure(experiment, arguments.repeats, lpips)
+                break
+            except OSError as error:  # VGG-16, or even the teacher, cannot be had here
+                what = "steps with LPIPS are timed without it" if lpips else "no time can be told"
+                print(f"{what}: {error}", file=sys.stderr)
     _say(costs.report(experiment, forecasts, pace))
     finished = experiment.store.finished()
     stored = sum(entry["bytes"] for artifact in finished for entry in artifact.manifest["files"].values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import resource
 import sys
 import time
@@ -62,13 +61,15 @@ def forward_passes(size: Training, method: str) -> dict[str, int]:
 @dataclass(frozen=True)
 class Pace:
     """Images per second on one machine: ``forward`` through the teacher, in a training ``step`` of configuration F, and
-    in one of D, which is the same without LPIPS (``plain``); ``memory``: the most bytes that were in use meanwhile."""
+    in one of D, which is the same without LPIPS (``plain``); ``memory``: the most bytes that were in use meanwhile;
+    ``parameters``: of the network."""
 
     forward: float
     step: float
     plain: float
     device: str
     memory: int = 0
+    parameters: int = 0
 
     @property
     def lpips(self) -> float:
@@ -88,15 +89,15 @@ def measure(experiment: Experiment, repeats: int = 20, lpips: bool = True) -> Pa
     settings, machinery = experiment.preset.training, experiment.preset.machinery
     device, batch = processes.device(), min(settings.large_batch, machinery.micro_batch or settings.large_batch)
     rows, density = range(batch), timesteps.UShaped(settings.u_shape)
-    teacher = copy.deepcopy(experiment.network).to(device)
-    student = training.initial_flow(experiment.network, training.CONFIGURATIONS["F"], settings.dropout, 0)
-    student = student.train().to(device)
+    teacher, perceptual = experiment.stand_ins(lpips)
+    student = training.initial_flow(teacher, training.CONFIGURATIONS["F"], settings.dropout, 0).train().to(device)
+    teacher = teacher.to(device)
     z = pairs.noise(0, rows, experiment.data.train.shape).to(device)
     x, t = z.clamp(-1, 1), density.sample(batch, generator=rng.generator(0, "pace")).to(device)
     labels = torch.arange(batch, device=device) % teacher.label_dim if teacher.label_dim else None
     x_t, precision = interpolate(x, z, t), engine.PRECISIONS[machinery.precision]
     names = ("lpips_huber_over_t", "pseudo_huber") if lpips else ("pseudo_huber",) * 2
-    with_lpips, without = (premetrics.build(name, experiment.perceptual if lpips else None) for name in names)
+    with_lpips, without = (premetrics.build(name, perceptual) for name in names)
 
     def forward(step: int) -> None:
         with torch.no_grad():
@@ -120,7 +121,8 @@ def measure(experiment: Experiment, repeats: int = 20, lpips: bool = True) -> Pa
         return repeats * batch / (time.perf_counter() - start)
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    return Pace(pace(forward), pace(train(with_lpips)), pace(train(without)), name, _peak_memory(device))
+    paces = pace(forward), pace(train(with_lpips)), pace(train(without))
+    return Pace(*paces, name, _peak_memory(device), sum(parameter.numel() for parameter in teacher.parameters()))
 
 
 def _rest(device: torch.device) -> None:
@@ -210,9 +212,8 @@ def report(experiment: Experiment, forecasts: Sequence[Forecast], pace: Pace | N
     if pace:
         shared = processes.count()
         lines.append(f"at {pace}: {duration(left / shared)}" + (f" on {shared} devices alike" if shared > 1 else ""))
-        parameters = sum(parameter.numel() for parameter in experiment.network.parameters())
         lines.append(
-            f"memory: {size(20 * parameters)} for weights, average, gradients and Adam's moments; "
+            f"memory: {size(20 * pace.parameters)} for weights, average, gradients and Adam's moments; "
             f"{size(pace.memory)} at most were in use while this was measured"
         )
     return "\n".join(lines)

@@ -258,23 +258,22 @@ class Experiment:
         assert settings is not None
         return self._trained_network("teacher", settings.seed, self._fresh_teacher)
 
-    def _feature_step(self, kind: str) -> Step:
+    def _fresh_features(self, kind: str) -> features.Classifier:
         settings = self.preset.features.train
         assert settings is not None
-        seed = settings.seed + FEATURES.index(kind)
         if not self.data.classes:
             raise presets.PresetError(
                 "features.kind='trained' needs images with classes, and these have none; choose 'standard'"
             )
+        wide, activation = (1.0, "relu") if kind == "classifier" else (0.75, "silu")
+        widths = [max(1, round(wide * width)) for width in settings.widths]
+        classes, channels, seed = self.data.classes, self.data.train.shape[0], settings.seed + FEATURES.index(kind)
+        return features.Classifier(widths, activation, classes, settings.dropout, seed, channels)
 
-        def make() -> nn.Module:
-            widths = settings.widths if kind == "classifier" else [3 * width // 4 for width in settings.widths]
-            activation = "relu" if kind == "classifier" else "silu"
-            return features.Classifier(
-                widths, activation, self.data.classes, settings.dropout, seed, self.data.train.shape[0]
-            )
-
-        return self._trained_network(kind, seed, make)
+    def _feature_step(self, kind: str) -> Step:
+        settings = self.preset.features.train
+        assert settings is not None
+        return self._trained_network(kind, settings.seed + FEATURES.index(kind), lambda: self._fresh_features(kind))
 
     def _teachers(self) -> tuple[Step, ...]:
         return (self._teacher_step(),) if self.preset.teacher.train is not None else ()
@@ -363,20 +362,23 @@ class Experiment:
     @cached_property
     def perceptual(self) -> nn.Module:
         """LPIPS for the loss, on a network that the grades do not use."""
+        return self._lpips(untrained=False)
+
+    def _lpips(self, untrained: bool) -> nn.Module:
+        """``untrained``: if the preset trains it, as large and as fast, before it is."""
         if self.preset.features.kind == "standard":
             return processes.place(features.vgg_lpips(self.preset.features.vgg))
-        return processes.place(features.FeatureLPIPS(self._features("perceptual")))
+        trunk = self._fresh_features if untrained and self.preset.features.train else self._features
+        return processes.place(features.FeatureLPIPS(trunk("perceptual")))
 
     @property
     def _pixels(self) -> int:
         return math.prod(self.data.train.shape)
 
-    @cached_property
-    def network(self) -> EDMPrecond:
-        """The teacher, or what it will be: of the right size, with weights that mean nothing before it is trained."""
-        if self.preset.teacher.train is not None and not self._finished(self._teacher_step()):
-            return self._fresh_teacher()
-        return self._bare_teacher
+    def stand_ins(self, lpips: bool = True) -> tuple[EDMPrecond, nn.Module | None]:
+        """The teacher and, with ``lpips``, LPIPS, to time them: what the preset trains is as large, and untrained."""
+        teacher = self._fresh_teacher() if self.preset.teacher.train is not None else self._bare_teacher
+        return copy.deepcopy(teacher), self._lpips(untrained=True) if lpips else None
 
     @cached_property
     def _parameters(self) -> int:
