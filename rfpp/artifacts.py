@@ -147,9 +147,8 @@ class Store:
         """
         key, main = self.key(step, inputs), processes.is_main()
         final, partial = self.root / step / key, self.partial(step, key)
-        found, _ = self._find(step, key)
-        if processes.from_main(found is not None):
-            return self._there(step, key)
+        if (found := self.peek(step, inputs)) is not None:
+            return found
         try:
             with contextlib.ExitStack() as stack:
                 missing = True
@@ -175,22 +174,27 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
                 raise _why(error, final.parent) from error
             raise
-        return self._there(step, key)
+        finished = self.peek(step, inputs)
+        assert finished is not None
+        return finished
 
     def peek(self, step: str, inputs: Mapping[str, Any]) -> Artifact | None:
-        """The step with these ``inputs`` if it is finished and whole."""
-        return self._find(step, self.key(step, inputs))[0]
+        """The step with these ``inputs`` if it is finished and whole; all processes ask together.
 
-    def _there(self, step: str, key: str) -> Artifact:
-        found, _ = self._find(step, key)
-        assert found is not None
-        return found
+        The first one looks, and tells the others: a shared disk need not show all of them the same.
+        """
+        key = self.key(step, inputs)
+        if (step, key) in self._checked:
+            return self._checked[step, key]
+        found: Artifact | None = processes.from_main(self._find(step, key)[0] if processes.is_main() else None)
+        return None if found is None else self._checked.setdefault((step, key), found)
 
     def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:
         written = {}
         (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was stopped just before the renaming
-        for leftover in folder.rglob(".*.partial"):  # of processes that were killed while they wrote
-            leftover.unlink()
+        for pattern in (".*.partial", ".tmp*"):  # of processes that were killed while they, or safetensors, wrote
+            for leftover in folder.rglob(pattern):
+                leftover.unlink()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -202,8 +206,6 @@ class Store:
 
     def _find(self, step: str, key: str) -> tuple[Artifact | None, list[Path]]:
         """The finished step, or nothing and the files of it that are damaged."""
-        if (step, key) in self._checked:
-            return self._checked[step, key], []
         folder = self.root / step / key
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -221,7 +223,7 @@ class Store:
                 names = ", ".join(str(folder / name) for name in damaged)
                 warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=3)
             return None, [folder / name for name in damaged]
-        return self._checked.setdefault((step, key), Artifact(step, key, folder, manifest)), []
+        return Artifact(step, key, folder, manifest), []
 
     @staticmethod
     def _damaged(path: Path, entry: dict[str, Any], content: bool) -> bool:

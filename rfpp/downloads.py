@@ -82,6 +82,8 @@ def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attemp
                 raise ValueError(f"{path} has the SHA-256 {found}, expected {digest}; delete it")
             return path
         partial = path.with_name(f".{path.name}.partial")
+        if digest is None:
+            partial.unlink(missing_ok=True)  # the file may have changed since, and nothing would tell
         for attempt in range(attempts):
             try:
                 _receive(url, partial, name)

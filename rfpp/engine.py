@@ -2,7 +2,8 @@
 
 What is trained on comes from an :class:`Objective`, which draws row ``i`` of step ``n`` from ``(seed, n, i)`` alone.
 How many processes share a step, into how many pieces each cuts its part, and whether the run was interrupted therefore
-change neither the data, nor the times, nor the noise.
+change neither the data, nor the times, nor the noise. (Dropout belongs to a step and to the piece of it that is taken
+at once: it does not notice an interruption, but it does another cut.)
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import contextlib
 import copy
 import json
 import math
+import signal
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,8 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machinery:
-    """How a training runs on a machine. Nothing here but ``precision`` changes what is computed, up to rounding.
+    """How a training runs on a machine. But for ``precision``, and for the dropout of pieces, it changes no result
+    beyond rounding.
 
     ``micro_batch``: rows that a process takes at once, all of its part when ``None``; the gradients of several are
     added up, and processes talk to each other once a step. ``compile``, ``channels_last``: for GPUs. ``workers``:
@@ -89,6 +93,8 @@ class Machinery:
             at_least(name, getattr(self, name), 1)
         if self.micro_batch is not None:
             at_least("micro_batch", self.micro_batch, 1)
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("tensorboard=True, but it is not installed: pip install 'rfpp[tensorboard]'")
 
 
 BINS, WINDOWS = 20, 10
@@ -115,11 +121,14 @@ class CannotResume(ValueError):
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def _ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Exponential moving average whose decay grows with the run, ``min(decay, n / (n + 9))``: it forgets the start."""
+def _ema_update(decay: float, averaged: Callable[[], int]) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Exponential moving average whose decay grows with the run, ``min(decay, n / (n + 9))``: it forgets the start.
 
-    def update(averages: Tensors, currents: Tensors, averaged: Tensor | int) -> None:
-        n = int(averaged) + 1
+    ``averaged``: how many were averaged so far. What torch passes as its own count would have to come from the GPU.
+    """
+
+    def update(averages: Tensors, currents: Tensors, _: Tensor | int) -> None:
+        n = averaged() + 1
         torch._foreach_lerp_(averages, currents, 1 - min(decay, n / (n + 9)))
 
     return update
@@ -169,31 +178,53 @@ class Checkpoints:
         files.write_text(beside, json.dumps(content, sort_keys=True))
         for old in self.steps()[: -self.keep]:
             if not self.keep_every or old % self.keep_every:
-                for file in reversed(self._files(old)):  # the note first
-                    file.unlink(missing_ok=True)
+                self._delete(old)
+        self._sweep()
         return path
 
+    def _delete(self, step: int) -> None:
+        for file in reversed(self._files(step)):  # the note first
+            file.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Delete what processes left that were killed while they wrote."""
+        for path in self.folder.glob("step-*.safetensors"):
+            if not path.with_suffix(".json").is_file():
+                path.unlink()
+        for path in (*self.folder.glob(".tmp*"), *self.folder.glob(".*.partial")):
+            path.unlink()
+
+    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A state's tensors and note; raises ``OSError``, or ``ValueError`` when it is not what was written."""
+        path, beside = self._files(step)
+        try:
+            note = json.loads(beside.read_text())
+            if note["format"] != FORMAT:
+                raise ValueError(f"it has format {note['format']}; this version reads {FORMAT}")
+            if files.sha256(path) != note["sha256"]:
+                raise ValueError("its checksum differs")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its note is damaged: {error}") from error
+        return load_file(path), note
+
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole state, tensors and note; a warning names each damaged one that was passed over."""
+        """The newest whole state, tensors and note; a warning names each damaged one, which is then deleted."""
         for step in reversed(self.steps()):
-            path, beside = self._files(step)
             try:
-                note = json.loads(beside.read_text())
-                if note["format"] != FORMAT:
-                    raise ValueError(f"it has format {note['format']}; this version reads {FORMAT}")
-                if files.sha256(path) != note["sha256"]:
-                    raise ValueError("its checksum differs")
-                return load_file(path), note
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                return self.read(step)
+            except (OSError, ValueError) as error:
+                path = self._files(step)[0]
                 warnings.warn(f"{path} cannot be used ({error}); going back to the one before", stacklevel=2)
+                if isinstance(error, ValueError | FileNotFoundError):
+                    self._delete(step)
         return None
 
     def clear(self) -> None:
         """Delete what a finished training does not need: all but every ``keep_every``-th state."""
         for step in self.steps():
             if not self.keep_every or step % self.keep_every:
-                for file in reversed(self._files(step)):
-                    file.unlink(missing_ok=True)
+                self._delete(step)
+        self._sweep()
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
@@ -211,12 +242,17 @@ class _Drawn(Dataset[Batch]):
         return self.objective.draw(*place)
 
 
-def _pieces(batch_size: int, micro_batch: int | None) -> list[range]:
-    """The rows of a step that this process sees, cut into what it takes at once."""
-    world, own = processes.count(), processes.index()
+def check_batch(batch_size: int) -> None:
+    """Raise ``ValueError`` for a batch that the processes cannot share."""
+    world = processes.count()
     if batch_size % world:
         raise ValueError(f"batch_size={batch_size} cannot be shared by {world} processes; use a multiple of {world}")
-    share = batch_size // world
+
+
+def _pieces(batch_size: int, micro_batch: int | None) -> list[range]:
+    """The rows of a step that this process sees, cut into what it takes at once."""
+    check_batch(batch_size)
+    own, share = processes.index(), batch_size // processes.count()
     rows = range(own * share, (own + 1) * share)
     size = min(micro_batch or share, share)
     return [rows[start : start + size] for start in range(0, share, size)]
@@ -234,7 +270,7 @@ class _Run:
         if machinery.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=_ema_update(ema))
+        self.average = AveragedModel(model, multi_avg_fn=_ema_update(ema, lambda: self.step))
         self.optimiser = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=machinery.precision == "fp16")
         self.step = 0
@@ -250,14 +286,17 @@ class _Run:
         return {"model": self.model, "average": self.average}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is a tensor, on the CPU; all processes ask together."""
+        """Everything that is a tensor, on the CPU, in the first process; all ask together."""
         found = {
-            f"{part}/{name}": t for part, module in self._parts().items() for name, t in module.state_dict().items()
+            "recent": processes.mean(torch.stack(self.recent)) if self.recent else torch.empty(0),
+            "over_time": processes.mean(self.over_time),
         }
+        if not processes.is_main():
+            return {}
+        for part, module in self._parts().items():
+            found.update({f"{part}/{name}": tensor for name, tensor in module.state_dict().items()})
         for number, state in self.optimiser.state_dict()["state"].items():
             found.update({f"optimiser/{number}/{name}": tensor for name, tensor in state.items()})
-        found["recent"] = processes.mean(torch.stack(self.recent)) if self.recent else torch.empty(0)
-        found["over_time"] = processes.mean(self.over_time)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -271,6 +310,10 @@ class _Run:
                 _, number, key = name.split("/")
                 state.setdefault(int(number), {})[key] = tensor
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        for parameter, moments in self.optimiser.state.items():
+            for name, value in moments.items():
+                if name != "step":  # Adam walks through memory: moments must lie there as their parameters do
+                    moments[name] = torch.empty_like(parameter).copy_(value)
         self.scaler.load_state_dict(note["scaler"])
         self.step, self.history = note["step"], History(**note["history"])
         self.recent = list(tensors["recent"].to(self.device))
@@ -331,6 +374,7 @@ def fit(
     }  # fmt: skip
     if checkpoints:
         _resume(run, checkpoints, own)
+    saved = run.step
     dtype = next(run.model.parameters()).dtype
     autocast = PRECISIONS[machinery.precision]
 
@@ -344,11 +388,12 @@ def fit(
 
     def save() -> None:
         """Write a state, of which nothing is infinite or not a number."""
+        nonlocal saved
         _look(run, desc, lr, checkpoints)
-        if checkpoints is None:
+        if checkpoints is None or run.step == saved:
             return
-        tensors = run.tensors()
-        if processes.is_main() and run.step not in checkpoints.steps():
+        saved, tensors = run.step, run.tensors()
+        if processes.is_main():
             if not all(t.isfinite().all() for name, t in tensors.items() if name.startswith("model/")):
                 raise _diverged(desc, f"the weights are not finite after step {run.step}", lr, checkpoints)
             note = {"settings": own, "scaler": run.scaler.state_dict(), "history": vars(run.history)}
@@ -356,9 +401,10 @@ def fit(
 
     with (
         processes.stoppable() as stop,
-        _tracker(machinery, folder) as track,
+        _tracker(machinery, folder, run.step) as track,
         progress.bar(total=steps, desc=desc, initial=run.step) as bar,
     ):
+        ask = processes.Poll()
         places = ((step, rows) for step in range(run.step, steps) for rows in pieces)
         batches = iter(_loader(objective, places, machinery))
         for step in range(run.step, steps):
@@ -398,14 +444,19 @@ def fit(
                 save()
                 if pictures is not None and run.step < steps:
                     track.pictures(run, pictures)
-            # Asking the others costs a rest for the device, so it is done now and then.
-            if (logged or processes.count() == 1) and processes.any_of(bool(stop)):
+            if ask(bool(stop)) or (run.step == steps and processes.any_of(bool(stop))):
                 save()
                 processes.wait()
                 kept = f", and run again to go on from step {run.step}" if checkpoints else "; nothing was to be kept"
                 raise Stopped(f"{desc}: stopped by {stop.asked or 'another process'} after step {run.step}{kept}")
     run.history.over_time = _means_over_time(processes.mean(run.over_time))
     return run.average.module.cpu().eval().requires_grad_(False), run.history
+
+
+def _outlive_signals(_: int) -> None:
+    """A signal to all processes must not take the workers from a training, which ends them when it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _loader(objective: Objective, places: Iterator[tuple[int, range]], machinery: Machinery) -> Any:
@@ -415,6 +466,7 @@ def _loader(objective: Objective, places: Iterator[tuple[int, range]], machinery
         sampler=places,
         num_workers=machinery.workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # or it would draw from the global one
     )
 
@@ -444,10 +496,11 @@ def _look(run: _Run, desc: str, lr: float, checkpoints: Checkpoints | None, clos
 
 
 def _resume(run: _Run, checkpoints: Checkpoints, own: Mapping[str, Any]) -> None:
-    found = checkpoints.newest()
-    if found is None:
+    found = checkpoints.newest() if processes.is_main() else None
+    step = processes.from_main(found and found[1]["step"])  # all take the same, or none does
+    if step is None:
         return
-    tensors, note = found
+    tensors, note = found or checkpoints.read(step)
     theirs, own = note["settings"], json.loads(json.dumps(own))
     different = [key for key in {**theirs, **own} if theirs.get(key) != own.get(key)]
     if different:
@@ -481,11 +534,11 @@ class _Tracker:
 
 
 @contextlib.contextmanager
-def _tracker(machinery: Machinery, folder: Path | None) -> Iterator[_Tracker]:
+def _tracker(machinery: Machinery, folder: Path | None, step: int) -> Iterator[_Tracker]:
     if not (machinery.tensorboard and folder and processes.is_main()):
         yield _Tracker(None)
         return
-    tracker = TensorBoardTracker("tensorboard", folder.parent)
+    tracker = TensorBoardTracker("tensorboard", folder.parent, purge_step=step + 1)
     tracker.start()
     try:
         yield _Tracker(tracker)

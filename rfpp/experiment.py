@@ -185,7 +185,7 @@ class Experiment:
         return artifact
 
     def _finished(self, step: Step) -> bool:
-        return bool(processes.from_main(self.store.peek(step.name, step.inputs) is not None))
+        return self.store.peek(step.name, step.inputs) is not None
 
     # Data
 
@@ -223,6 +223,8 @@ class Experiment:
         }
 
         def compute(folder: Path) -> None:
+            if self._is_kept(folder):
+                return
             images, objective = self.data.train, settings.objective(self.data.train, seed)
             model, history = engine.fit(
                 make(), objective, settings.steps, lr=settings.lr, warmup=settings.warmup, decay=True, ema=settings.ema,
@@ -234,8 +236,12 @@ class Experiment:
         images = settings.steps * settings.batch if recipe == "teacher" else 0  # the others are much smaller
         return Step(recipe, inputs, compute, f"train the {recipe}", trained=images, stored=self._weights)
 
+    def _is_kept(self, folder: Path) -> bool:
+        """Whether a training was over when its run was killed: then its checkpoints may be gone already."""
+        return bool(processes.from_main(all((folder / name).is_file() for name in (_MODEL, _HISTORY))))
+
     def _keep(self, folder: Path, model: nn.Module, history: engine.History) -> None:
-        """Write what a training made, and delete what it no longer needs."""
+        """Write what a training made, the history last, and delete what it no longer needs."""
         if processes.is_main():
             checkpoints.save(model, folder / _MODEL)
             files.write_text(folder / _HISTORY, json.dumps(asdict(history)))
@@ -357,7 +363,7 @@ class Experiment:
         if self.preset.features.kind == "standard":
             inception = _inception(self.preset.features.inception)
             return processes.place(features.EightBit(inception))
-        return features.Embedding(self.classifier)
+        return processes.place(features.Embedding(self._features("classifier")))
 
     @cached_property
     def perceptual(self) -> nn.Module:
@@ -514,6 +520,8 @@ class Experiment:
         }
 
         def compute(folder: Path) -> None:
+            if self._is_kept(folder):
+                return
             times = (
                 timesteps.UShaped(settings.u_shape) if configuration.timesteps == "u_shaped" else timesteps.Uniform()
             )
@@ -568,9 +576,18 @@ class Experiment:
         configs = list(configs)
         for config in configs:
             one_of("config", config, training.ALL)
+        self._check_machinery()
         wanted = [(config, seed) for seed in seeds or self.preset.seeds for config in configs]
         for number, (config, seed) in enumerate(wanted, start=1):
             self._get(self._flow(config, seed, f" ({number} of {len(wanted)})"))
+
+    def _check_machinery(self) -> None:
+        """Raise ``ValueError`` for what a training would complain about, before its pairs are made."""
+        self.preset.machinery.build()
+        recipes = [recipe for recipe in (self.preset.teacher.train, self.preset.features.train) if recipe is not None]
+        settings = self.preset.training
+        for size in (settings.small_batch, settings.large_batch, *(recipe.batch for recipe in recipes)):
+            engine.check_batch(size)
 
     def flow_file(self, config: str, seed: int = 0) -> Path:
         """The file of a trained flow, readable with :func:`rfpp.checkpoints.load`."""

@@ -258,6 +258,7 @@ def _fill(
             else:
                 columns = make(indices, report)
                 files.write_tensors(path, {**columns, "crc": _checksums(columns)})
+            report(0)
     processes.wait()
     return out_dir
 

@@ -70,6 +70,31 @@ def any_of(flag: bool) -> bool:
     return bool(flags)
 
 
+class Poll:
+    """Asks all processes, step by step, whether a flag is set anywhere, without making any of them wait.
+
+    The answer is that of the step before, the same in all of them. It travels between CPUs: a GPU is not asked.
+    """
+
+    def __init__(self) -> None:
+        self._group = torch.distributed.new_group(backend="gloo") if count() > 1 else None
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        if self._group is None:
+            return flag
+        answer = False
+        if self._pending is not None:
+            work, flags = self._pending
+            work.wait()
+            answer = bool(flags)
+        flags = torch.tensor(float(flag))
+        maximum = torch.distributed.ReduceOp.MAX
+        work = torch.distributed.all_reduce(flags, op=maximum, group=self._group, async_op=True)
+        self._pending = (work, flags)
+        return answer
+
+
 def mean(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes."""
     if count() == 1:
@@ -102,7 +127,8 @@ def place(model: Model) -> Model:
         origin: list[torch.device] = []
 
         def fetch(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            origin.append(arguments[0].device)
+            given = (*arguments, *named.values())
+            origin.append(next((value.device for value in given if isinstance(value, Tensor)), target))
             carried = {name: _carry(value, target) for name, value in named.items()}
             return tuple(_carry(value, target) for value in arguments), carried
 

@@ -13,6 +13,7 @@ from truth import network, randn
 
 from rfpp import features, intersections, metrics, premetrics, processes, samplers, shipped, timesteps, training
 from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
+from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 
 META = torch.device("meta")
@@ -89,6 +90,17 @@ def test_a_placed_model_fetches_its_inputs(monkeypatch):
         model(randn(2, 3), torch.ones(2), labels=None)
     assert model.seen == [(META, META, None)] and model.weight.device == META
     assert model(away(2, 3), 0.5).device == META and model.seen[-1] == (META, 0.5, None)
+    assert model(x=away(2, 3), sigma=0.5).device == META
+
+
+def test_features_are_placed_where_they_are_asked_for(monkeypatch, tmp_path):
+    """``Embedding`` calls a method of its classifier, which a hook on that would miss."""
+    experiment = Experiment("smoke", runs=tmp_path)
+    monkeypatch.setattr(processes, "device", lambda: META)
+    for model in (experiment.embedding, experiment.classifier, experiment.perceptual, experiment.teacher):
+        assert model._forward_pre_hooks and all(parameter.device == META for parameter in model.parameters())
+    assert experiment.embedding(away(2, 1, 8, 8)).device == META
+    assert shipped.load("digits-classifier").head.weight.device.type == "cpu"  # a copy went
 
 
 def test_on_the_cpu_nothing_is_put_in_between():

@@ -253,10 +253,11 @@ def cut_at(step):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("cut", [1, 5, 11])
-def test_a_training_that_was_cut_ends_the_same_bit_by_bit(pairs, tmp_path, cut, precision):
+def test_a_training_that_was_cut_ends_the_same_bit_by_bit(pairs, tmp_path, cut, channels_last, precision):
     """With dropout, whose noise belongs to the step; the losses too, though the cut lies between two entries."""
-    machinery = Machinery(precision=precision, save_every=1, log_every=4)
+    machinery = Machinery(precision=precision, channels_last=channels_last, save_every=1, log_every=4)
     whole, history = trained(pairs, machinery=machinery)
     with pytest.raises(Cut):
         trained(pairs, machinery=machinery, folder=tmp_path / "states", on_step=cut_at(cut))
@@ -332,6 +333,21 @@ def test_a_damaged_state_is_named_and_the_one_before_is_taken(tmp_path, how):
     with pytest.warns(UserWarning, match="step-00000005.safetensors cannot be used"):
         tensors, told = found.newest()
     assert told["step"] == 4 and tensors["w"].tolist() == [4.0] * 3
+
+
+def test_a_damaged_state_is_made_again_and_does_not_crowd_out_whole_ones(pairs, tmp_path):
+    machinery = Machinery(save_every=3)
+    with pytest.raises(Cut):
+        trained(pairs, machinery=machinery, folder=tmp_path, on_step=cut_at(8))
+    newest = tmp_path / "step-00000006.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    (tmp_path / ".tmpAbc123").write_bytes(b"of a process that was killed")
+    (tmp_path / "step-00000007.safetensors").write_bytes(b"likewise, before its note")
+    with pytest.warns(UserWarning, match="step-00000006.safetensors cannot be used"), pytest.raises(Cut):
+        trained(pairs, machinery=machinery, folder=tmp_path, on_step=cut_at(7))
+    assert Checkpoints(tmp_path).steps() == [3, 6] and Checkpoints(tmp_path).newest()[1]["step"] == 6
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_without_a_whole_state_there_is_none(tmp_path):
@@ -433,6 +449,36 @@ def test_a_second_signal_ends_it_at_once():
         signal.raise_signal(signal.SIGINT)
         assert stop and stop.asked == "SIGINT"
         signal.raise_signal(signal.SIGINT)
+
+
+GROUP = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_engine import trained
+from rfpp import engine, processes
+from rfpp.pairs import PairDataset
+
+def send(step, average):
+    if step == 5:
+        os.killpg(0, signal.SIGTERM)  # to the loader's workers as well
+
+try:
+    trained(PairDataset({pairs!r}), folder=Path({out!r}), machinery=engine.Machinery(workers=2), on_step=send)
+except processes.Stopped:
+    sys.exit(processes.Stopped.EXIT)
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_alone(pairs, tmp_path):
+    """As schedulers and launchers send it."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        GROUP.format(tests=str(Path(__file__).parent), pairs=str(pairs.folder), out=str(tmp_path / "states"))
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RFPP_PROGRESS": os.devnull}
+    ended = subprocess.run([sys.executable, script], env=environment, start_new_session=True, timeout=120)
+    assert ended.returncode == Stopped.EXIT and Checkpoints(tmp_path / "states").steps() == [5]
 
 
 KILLED = """

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+import signal
 import warnings
 import zipfile
 
@@ -19,6 +20,7 @@ from rfpp import pairs
 from rfpp.data import to_uint8
 from rfpp.flow import RectifiedFlow, interpolate
 from rfpp.pairs import Damaged, PairDataset, generate, import_released, invert, noise, noise_of_states
+from rfpp.processes import Stopped
 from rfpp.samplers import edm_sample, integrate, inversion_times
 
 SHAPE = (1, 1, 2)
@@ -628,3 +630,20 @@ def test_another_sampler_can_take_the_place_of_edms(tmp_path, tiny):
     assert (x - z.clamp(-1, 1) / (labels + 1).reshape(-1, 1, 1, 1)).abs().max() < 0.51 / 127.5
     with pytest.raises(ValueError, match="num_steps: None instead of 18"):
         generate(tiny, 7, tmp_path)
+
+
+@pytest.mark.parametrize("moment", [1, 5, 2])
+def test_a_signal_while_pairs_are_made_is_not_lost(tmp_path, teacher, moment):
+    """Also during the very last batch: finished shards stay, and the same call goes on."""
+
+    class Signalling(Counting):
+        def forward(self, *arguments):
+            if self.calls == 7 * moment - 1:
+                signal.raise_signal(signal.SIGTERM)
+            return super().forward(*arguments)
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM; finished pairs are kept"):
+        generate(Signalling(teacher), 40, tmp_path / "a", **OPTIONS)
+    generate(teacher, 40, tmp_path / "a", **OPTIONS)
+    generate(teacher, 40, tmp_path / "b", **OPTIONS)
+    assert torch.equal(images(tmp_path / "a"), images(tmp_path / "b"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from truth import arrays, rand, randn
 
-from rfpp import premetrics
+from rfpp import premetrics, shipped
 from rfpp.features import Classifier, FeatureLPIPS
 from rfpp.flow import interpolate
 from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, build, pseudo_huber, squared_l2
@@ -169,3 +169,13 @@ def test_build_refuses_an_unknown_name():
     assert build("squared_l2") is squared_l2 and build("pseudo_huber") is pseudo_huber
     with pytest.raises(ValueError, match="premetric='psuedo_huber' is unknown; allowed: .*did you mean 'pseudo_huber'"):
         build("psuedo_huber")
+
+
+def test_lpips_keeps_its_precision_where_autocast_would_not():
+    """Two images that differ by less than bfloat16 resolves, at a small time: the value of full precision."""
+    t, b = torch.full((4,), 1e-3), randn(4, 1, 8, 8, seed=1)
+    a, x_t = randn(4, 1, 8, 8), randn(4, 1, 8, 8, seed=2)
+    premetric = build("lpips_huber_over_t", FeatureLPIPS(shipped.load("digits-perceptual")))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = premetric(a, b, x_t, t)
+    torch.testing.assert_close(found, premetric(a, b, x_t, t))
