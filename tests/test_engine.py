@@ -565,7 +565,7 @@ def test_losses_rates_and_samples_go_to_tensorboard(pairs, tmp_path):
     assert events.Scalars("learning rate")[-1].value == pytest.approx(1e-3)
     assert any(tag.startswith("loss over t/") for tag in events.Tags()["scalars"])
     assert [event.step for event in events.Images("samples")] == [6]
-    assert events.Images("samples")[0].width == 8
+    assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == (16, 8)  # side by side
 
 
 def test_a_step_draws_its_rows_and_no_others():
