@@ -427,6 +427,14 @@ def test_machinery_that_cannot_be_is_refused(name):
 # Signals
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Python's own reaction to Ctrl-C, which is off where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_the_training(pairs, tmp_path, number):
     """Before the next step, with a checkpoint; handlers are put back; run again, it ends as if undisturbed."""
