@@ -83,7 +83,9 @@ def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(own_runs.glob("*/flow/.*.partial/samples-*")) and long.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(own_runs.glob("*/flow/.*.partial/samples-*")) and long.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     made = list(own_runs.glob("*/pairs/*/manifest.json"))
     long.send_signal(signal.SIGINT)
