@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rfpp import book, files, presets
+from rfpp import book, files, presets, processes
 from rfpp.artifacts import digest
 
 
@@ -35,8 +35,6 @@ def _experiment(arguments: argparse.Namespace) -> Any:
 
 def _say(text: str) -> None:
     """Print, in the first of several processes."""
-    from rfpp import processes
-
     if processes.is_main():
         print(text)
 
@@ -246,24 +244,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; bad input ends with one line on stderr and status 2, Ctrl-C with status 130.
+    """Run a command; bad input ends with one line on stderr and status 2.
 
-    Work that a signal stopped, and that goes on with the same command, ends with status 75.
+    Ctrl-C and SIGTERM end it with status 75: the same command goes on from there.
     """
     arguments = parser().parse_args(argv)
     try:
-        arguments.function(arguments)
+        with processes.terminable():
+            arguments.function(arguments)
     except (ValueError, ImportError, OSError, ArithmeticError, book.NotebookFailed, book.BuildFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        from rfpp.processes import Stopped
-
-        if isinstance(stopped, Stopped):
-            print(stopped, file=sys.stderr)
-            return Stopped.EXIT
-        print("interrupted; finished steps are kept, run the same command to go on", file=sys.stderr)
-        return 130
+        print(str(stopped) or "interrupted; finished steps are kept, run the same command to go on", file=sys.stderr)
+        return processes.Stopped.EXIT
     return 0
 
 

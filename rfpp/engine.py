@@ -19,19 +19,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from rfpp import files, processes, progress, rng
-from rfpp.checks import at_least, one_of
 from rfpp.processes import Stopped
 
 Batch = tuple[Tensor | None, ...]
@@ -64,8 +64,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of the operations that autocast chooses; weights, their average and Adam's moments are always full."""
 
 
-@dataclass(frozen=True)
-class Machinery:
+class Machinery(BaseModel):
     """How a training runs on a machine. But for ``precision``, and for the dropout of pieces, it changes no result
     beyond rounding.
 
@@ -73,28 +72,23 @@ class Machinery:
     added up, and processes talk to each other once a step. ``compile``, ``channels_last``: for GPUs. ``workers``:
     processes that draw batches ahead; with none they are drawn between steps. ``save_every``: steps between two
     checkpoints; the last ``keep`` stay, and every ``keep_every``-th step's (none when 0). ``tensorboard``: write
-    losses, learning rate and samples for it.
+    losses, learning rate and samples for it. A preset has it among its settings.
+
+    Raises pydantic's ``ValidationError``, which is a ``ValueError``, for values that cannot be.
     """
 
-    precision: str = "fp32"
-    micro_batch: int | None = None
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
     compile: bool = False
     channels_last: bool = False
-    workers: int = 0
-    log_every: int = 10
-    save_every: int = 500
-    keep: int = 2
-    keep_every: int = 0
+    workers: Annotated[int, Field(ge=0)] = 0
+    log_every: Annotated[int, Field(ge=1)] = 10
+    save_every: Annotated[int, Field(ge=1)] = 500
+    keep: Annotated[int, Field(ge=1)] = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
     tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISIONS)
-        for name in ("log_every", "save_every", "keep"):
-            at_least(name, getattr(self, name), 1)
-        if self.micro_batch is not None:
-            at_least("micro_batch", self.micro_batch, 1)
-        if self.tensorboard and find_spec("tensorboard") is None:
-            raise ValueError("tensorboard=True, but it is not installed: pip install 'rfpp[tensorboard]'")
 
 
 BINS, WINDOWS = 20, 10
@@ -242,8 +236,10 @@ class _Drawn(Dataset[Batch]):
         return self.objective.draw(*place)
 
 
-def check_batch(batch_size: int) -> None:
-    """Raise ``ValueError`` for a batch that the processes cannot share."""
+def check(batch_size: int, machinery: Machinery) -> None:
+    """Raise ``ValueError`` for a batch that the processes cannot share, or machinery that is not installed."""
+    if machinery.tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("machinery.tensorboard=True, but it is not installed: pip install 'rfpp[tensorboard]'")
     world = processes.count()
     if batch_size % world:
         raise ValueError(f"batch_size={batch_size} cannot be shared by {world} processes; use a multiple of {world}")
@@ -251,7 +247,6 @@ def check_batch(batch_size: int) -> None:
 
 def _pieces(batch_size: int, micro_batch: int | None) -> list[range]:
     """The rows of a step that this process sees, cut into what it takes at once."""
-    check_batch(batch_size)
     own, share = processes.index(), batch_size // processes.count()
     rows = range(own * share, (own + 1) * share)
     size = min(micro_batch or share, share)
@@ -364,6 +359,7 @@ def fit(
     and :class:`rfpp.processes.Stopped` after SIGINT or SIGTERM, with a checkpoint written. ``model`` is left untouched.
     """
     machinery = machinery or Machinery()
+    check(objective.batch_size, machinery)
     pieces = _pieces(objective.batch_size, machinery.micro_batch)
     run = _Run(model, lr, ema, machinery)
     checkpoints = Checkpoints(folder, machinery.keep, machinery.keep_every) if folder else None

@@ -193,13 +193,10 @@ class Experiment:
     def data(self) -> data.Dataset:
         """The dataset."""
         settings = self.preset.data
-        if settings.name == "digits":
-            return data.load("digits")
         path = None if settings.path is None else paths.datasets(settings.path)
-        if settings.name == "cifar10":
-            return data.load("cifar10", path)
-        crop, share = settings.crop, settings.held_out
-        return data.load("images", path, resolution=settings.resolution, crop=crop, held_out=share)
+        return data.load(
+            settings.name, path, resolution=settings.resolution, crop=settings.crop, held_out=settings.held_out
+        )
 
     @cached_property
     def _data_id(self) -> str:
@@ -229,7 +226,7 @@ class Experiment:
             model, history = engine.fit(
                 make(), objective, settings.steps, lr=settings.lr, warmup=settings.warmup, decay=True, ema=settings.ema,
                 seed=seed, desc=f"{recipe}, {len(images):,} images", folder=folder / STATES,
-                machinery=self.preset.machinery.build(),
+                machinery=self.preset.machinery,
             )  # fmt: skip
             self._keep(folder, model, history)
 
@@ -553,7 +550,7 @@ class Experiment:
                 ema=settings.ema,
                 seed=seed,
                 desc=f"training {config}, seed {seed}{position}",
-                machinery=self.preset.machinery.build(),
+                machinery=self.preset.machinery,
                 folder=folder / STATES,
                 settings=inputs,
                 on_step=look,
@@ -583,11 +580,10 @@ class Experiment:
 
     def _check_machinery(self) -> None:
         """Raise ``ValueError`` for what a training would complain about, before its pairs are made."""
-        self.preset.machinery.build()
         recipes = [recipe for recipe in (self.preset.teacher.train, self.preset.features.train) if recipe is not None]
         settings = self.preset.training
         for size in (settings.small_batch, settings.large_batch, *(recipe.batch for recipe in recipes)):
-            engine.check_batch(size)
+            engine.check(size, self.preset.machinery)
 
     def flow_file(self, config: str, seed: int = 0) -> Path:
         """The file of a trained flow, readable with :func:`rfpp.checkpoints.load`."""

@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,29 +23,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _partial(path: Path) -> Path:
-    """A place beside, which no other process writes to."""
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside ``path``, which no other process writes to; what is there at the end is put at ``path``."""
+    partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Put ``text`` at ``path``, in a folder that exists."""
-    _partial(path).write_text(text)
-    os.replace(_partial(path), path)
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Put ``tensors`` at ``path`` as safetensors; raises ``OSError`` when the place cannot be written."""
-    try:
-        save_file(dict(tensors), _partial(path), dict(metadata) if metadata else None)
-    except SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
-    if metadata:
-        _sort_metadata(_partial(path))
-    os.replace(_partial(path), path)
+    with replacing(path) as partial:
+        try:
+            save_file(dict(tensors), partial, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        if metadata:
+            _sort_metadata(partial)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -62,5 +69,5 @@ def _sort_metadata(path: Path) -> None:
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Put ``tensors`` at ``path`` as a plain dictionary, the way ``torch.save`` does."""
-    torch.save(dict(tensors), _partial(path))
-    os.replace(_partial(path), path)
+    with replacing(path) as partial:
+        torch.save(dict(tensors), partial)

@@ -147,6 +147,26 @@ class Stopped(KeyboardInterrupt):
     """The exit status of the command line."""
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, where nothing holds it back, end work as Ctrl-C does: files are closed, and finished steps kept.
+
+    Only the main thread can receive signals; elsewhere nothing changes.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Stopped("stopped by SIGTERM; finished steps are kept, run the same command to go on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Stop:
     """Notes that a signal came, until someone looks."""
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import operator
-import os
 import warnings
 import zipfile
 import zlib
@@ -204,10 +203,8 @@ class Statistics:
         arrays: dict[str, Any] = {"mu": self.mu, "sigma": self.sigma}
         if self.count is not None:
             arrays["count"] = self.count
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
+        with files.replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        os.replace(partial, path)
         return replace(self, name=path.name, sha256=files.sha256(path))
 
     @classmethod

@@ -97,6 +97,11 @@ def losses_over_time(
     return found
 
 
+def _half_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, x.flip(-1), x)
+
+
 @dataclass(frozen=True)
 class Denoising(Objective):
     """EDM's loss for a teacher: weighted squared error at log-normal noise levels (Karras et al., 2022, Table 1).
@@ -117,12 +122,10 @@ class Denoising(Objective):
         x, labels = self.images.batch(self.batch_size, generator)
         sigma = (self.log_mean + self.log_std * torch.randn(self.batch_size, generator=generator)).exp()
         noise = torch.randn(x.shape, generator=generator)
-        own = slice(rows.start, rows.stop)
-        x = x[own]
         if self.flip:
-            mirrored = torch.rand(self.batch_size, generator=generator)[own] < 0.5
-            x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(-1), x)
-        return x, labels[own], sigma[own], noise[own]
+            x = _half_mirrored(x, generator)
+        own = slice(rows.start, rows.stop)
+        return x[own], labels[own], sigma[own], noise[own]
 
     def losses(self, model: nn.Module, x: Tensor, labels: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
@@ -155,8 +158,7 @@ class Classification(Objective):
         level = self.noise * torch.rand(self.batch_size, 1, 1, 1, generator=generator)
         x = x + level * torch.randn(x.shape, generator=generator)
         if self.flip:
-            mirrored = torch.rand(self.batch_size, 1, 1, 1, generator=generator) < 0.5
-            x = torch.where(mirrored, x.flip(-1), x)
+            x = _half_mirrored(x, generator)
         own = slice(rows.start, rows.stop)
         return x[own], labels[own]
 

@@ -95,6 +95,20 @@ def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
     assert not list(own_runs.glob("*/flow/*/manifest.json"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_of_training_ends_the_command_with_the_same_status(monkeypatch, capsys, number):
+    """While it grades, for example; whoever called has their own handlers again."""
+    monkeypatch.setattr(cli, "_pairs", lambda arguments: signal.raise_signal(number))
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        assert cli.main(["pairs", "--preset", "smoke"]) == 75
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+    assert "finished steps are kept, run the same command to go on" in capsys.readouterr().err
+
+
 def test_published_files_become_ours(tmp_path, capsys):
     """EDM's pickle, the released state dict, a folder of pairs: each by one command, into a file that loads."""
     denoiser = EDMPrecond(network())

@@ -378,7 +378,7 @@ CALLS = {
     timesteps.Uniform: lambda s: timesteps.Uniform().sample(5),
     data.cifar10: images_of_cifar10,
     data.images: images_of_a_folder,
-    engine.check_batch: lambda s: engine.check_batch(4),
+    engine.check: lambda s: engine.check(4, engine.Machinery()),
     engine.learning_rate: lambda s: engine.learning_rate(1, 0.1, 2, 3, True),
     experiment.fingerprint: lambda s: experiment.fingerprint(s.images),
     features.vgg_lpips: vgg,
@@ -407,7 +407,6 @@ PARTS = {
     "presets": {
         "FeatureRecipe",
         "Features",
-        "MachinerySettings",
         "TeacherRecipe",
         "Data",
         "Teacher",

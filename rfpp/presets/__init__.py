@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rfpp.artifacts import digest
 from rfpp.checks import nearest
+from rfpp.engine import Machinery
 
 FOLDER = Path(__file__).parent
 DEFAULT = "laptop"
@@ -125,27 +126,6 @@ class Features(_Settings):
         return self
 
 
-class MachinerySettings(_Settings):
-    """How trainings run on a machine; see :class:`rfpp.engine.Machinery`."""
-
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    micro_batch: Count | None = None
-    compile: bool = False
-    channels_last: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
-    log_every: Count = 10
-    save_every: Count = 500
-    keep: Count = 2
-    keep_every: Annotated[int, Field(ge=0)] = 0
-    tensorboard: bool = False
-
-    def build(self) -> Any:
-        """The engine's own object."""
-        from rfpp.engine import Machinery
-
-        return Machinery(**self.model_dump())
-
-
 class Pairs(_Settings):
     """How many pairs of the 1-rectified flow, and how exactly its ODE is solved: ``2 num_steps - 1`` evaluations."""
 
@@ -214,7 +194,7 @@ class Preset(_Settings):
     evaluation: Evaluation
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     features: Features = Features()
-    machinery: MachinerySettings = MachinerySettings()
+    machinery: Machinery = Machinery()
 
     @model_validator(mode="after")
     def _fits(self) -> Preset:
