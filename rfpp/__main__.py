@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rfpp import book, files, presets, processes
+from rfpp import book, downloads, files, presets, processes
 from rfpp.artifacts import digest
 
 
@@ -86,7 +86,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if arguments.standard:
             grades = experiment.grade(
                 arguments.config, seed, experiment.sampler(**options),
-                n=arguments.n, reference=arguments.reference, weights=arguments.weights,
+                n=arguments.n, reference=arguments.reference, reference_count=arguments.reference_count,
+                weights=arguments.weights,
             )  # fmt: skip
             path = (
                 experiment.folder / "grades" / f"{arguments.config}-{seed}-{digest(asdict(grades.protocol))[:8]}.json"
@@ -120,7 +121,7 @@ def _status(arguments: argparse.Namespace) -> None:
             except OSError as error:  # VGG-16, or even the teacher, cannot be had here
                 what = "steps with LPIPS are timed without it" if lpips else "no time can be told"
                 print(f"{what}: {error}", file=sys.stderr)
-    _say(costs.report(experiment, forecasts, pace))
+    _say(costs.report(forecasts, pace))
     finished = experiment.store.finished()
     stored = sum(entry["bytes"] for artifact in finished for entry in artifact.manifest["files"].values())
     seconds = sum(artifact.manifest["seconds"] for artifact in finished)
@@ -132,7 +133,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     source = arguments.source
-    is_url = source.startswith(("http://", "https://"))
+    is_url = downloads.is_address(source)
     if arguments.sha256 is not None and not is_url:
         raise ValueError("--sha256 belongs to a URL: what is downloaded from there must have it")
     if arguments.out.suffix != ".safetensors":
@@ -206,7 +207,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--standard", action="store_true", help="FID, inception score, precision, recall on Inception")
     sub.add_argument("--n", type=int, default=None, help="with --standard: images; the preset's number by default")
     sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; else made of the training images")
-    sub.add_argument("--weights", type=Path, help="with --standard: Inception's; else downloaded")
+    sub.add_argument("--reference-count", type=int, help="with --reference: images it is of, if the file does not say")
+    sub.add_argument("--weights", help="with --standard: Inception's, a file or a URL; else downloaded")
     sub = command("run", _run, "run notebooks", settings=False)
     sub.add_argument("notebooks", nargs="*", help="parts of their names; all by default")
     sub.add_argument(

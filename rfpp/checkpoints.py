@@ -222,7 +222,7 @@ def load_any(source: str | Path, sha256: str | None = None) -> Any:
 
     ``sha256``: what the file must have; a download without one is compared with what was downloaded first.
     """
-    is_url = str(source).startswith(("http://", "https://"))
+    is_url = downloads.is_address(source)
     path = downloads.fetch(str(source), sha256) if is_url else Path(source).expanduser()
     if not is_url and sha256 is not None and path.is_file() and (found := files.sha256(path)) != sha256:
         raise ValueError(f"{path} has the SHA-256 {found}, expected {sha256}")

@@ -197,7 +197,7 @@ def size(number: float) -> str:
     return f"{number:.1f} TB"
 
 
-def report(experiment: Experiment, forecasts: Sequence[Forecast], pace: Pace | None) -> str:
+def report(forecasts: Sequence[Forecast], pace: Pace | None) -> str:
     """A line for each step, and the sums: what is there, what is left, forward passes, disk, memory and time."""
     head = f"{'step':<36}{'state':<10}{'done':>6}{'passes left':>15}{'disk':>10}{'time left':>14}"
     lines = [head]

@@ -48,6 +48,24 @@ def _receive(url: str, partial: Path, name: str) -> None:
             raise HTTPException(f"the connection ended after {partial.stat().st_size} of {total} bytes")
 
 
+def is_address(source: str | Path) -> bool:
+    """Whether ``source`` is a URL and no path."""
+    return str(source).startswith(("http://", "https://"))
+
+
+def weights(source: str | Path, published: str, sha256: str) -> Path:
+    """The file of published weights that ``source`` is or, as a URL, leads to: a mirror must have the ``sha256``.
+
+    Raises ``FileNotFoundError`` that names the ``published`` address, and what :func:`fetch` raises.
+    """
+    if is_address(source):
+        return fetch(str(source), sha256)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"weights={str(source)!r} is not there; put {published} there, or leave it out")
+    return path
+
+
 def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attempts: int = 3) -> Path:
     """The local copy of ``url``, downloaded unless it is there already.
 

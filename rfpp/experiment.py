@@ -25,6 +25,7 @@ from rfpp import (
     checkpoints,
     data,
     denoisers,
+    downloads,
     engine,
     features,
     files,
@@ -339,7 +340,7 @@ class Experiment:
             return self._feature_step(kind).key
         local = settings.inception if kind == "classifier" else settings.vgg
         published = standard.INCEPTION_SHA256 if kind == "classifier" else features.VGG_SHA256
-        return published if local is None else files.sha256(Path(local).expanduser())
+        return published if local is None or downloads.is_address(local) else files.sha256(Path(local).expanduser())
 
     @cached_property
     def classifier(self) -> features.Classifier:
@@ -358,7 +359,7 @@ class Experiment:
     def embedding(self) -> nn.Module:
         """The features that images are graded in: floats in [-1, 1] to ``(B, num_features)``."""
         if self.preset.features.kind == "standard":
-            inception = _inception(self.preset.features.inception)
+            inception = standard.inception(self.preset.features.inception or standard.INCEPTION_URL)
             return processes.place(features.EightBit(inception))
         return processes.place(features.Embedding(self._features("classifier")))
 
@@ -370,7 +371,7 @@ class Experiment:
     def _lpips(self, untrained: bool) -> nn.Module:
         """``untrained``: if the preset trains it, as large and as fast, before it is."""
         if self.preset.features.kind == "standard":
-            return processes.place(features.vgg_lpips(self.preset.features.vgg))
+            return processes.place(features.vgg_lpips(self.preset.features.vgg or features.VGG_URL))
         trunk = self._fresh_features if untrained and self.preset.features.train else self._features
         return processes.place(features.FeatureLPIPS(trunk("perceptual")))
 
@@ -773,16 +774,18 @@ class Experiment:
         *,
         n: int | None = None,
         reference: str | Path | None = None,
+        reference_count: int | None = None,
         weights: str | Path | None = None,
-        folder: Path | None = None,
     ) -> standard.Grades:
         """FID, inception score, precision and recall on Inception's features, with the protocol they follow.
 
         ``reference``: statistics of real images in EDM's ``.npz`` format, made of the training images when ``None``;
-        ``weights``: Inception's, downloaded when ``None``; ``folder``: where the ``n`` images are kept.
+        ``reference_count``: the images they are of, where the file does not say; ``weights``: Inception's, the preset's
+        when ``None``. The ``n`` images are kept.
         """
         sampler, n = sampler or self.sampler(), n or self.preset.evaluation.samples
-        extractor = _inception(weights).to(processes.device())
+        chosen = weights or self.preset.features.inception or standard.INCEPTION_URL
+        extractor = standard.inception(chosen, processes.device())
         flow = self.flow(config, seed)
         arguments = {"n": n, "seed": self._noise_seed, "shard_size": _BATCH}
         inputs = {
@@ -804,7 +807,7 @@ class Experiment:
             target.parent.mkdir(parents=True, exist_ok=True)
             statistics = moments.statistics(name).save(target)
         else:
-            statistics = standard.Statistics.load(reference, len(real))
+            statistics = standard.Statistics.load(reference, reference_count)
         first = real[torch.arange(min(len(real), n))]
         batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(_BATCH))
         weights_of = None if config == TEACHER else files.sha256(self.flow_file(config, seed))
@@ -824,10 +827,6 @@ def _moments(embedding: nn.Module, pixels: Tensor) -> standard.Moments:
     for rows in pixels.split(_BATCH):
         moments.add(embedding(data.to_float(rows)))
     return moments
-
-
-def _inception(weights: str | Path | None) -> standard.Inception:
-    return standard.inception() if weights is None else standard.inception(weights)
 
 
 def fingerprint(images: data.Images) -> str:

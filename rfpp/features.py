@@ -171,14 +171,12 @@ class VGGLPIPS(nn.Module):
         return distance
 
 
-def vgg_lpips(weights: str | Path | None = None) -> VGGLPIPS:
-    """The paper's LPIPS with weights from a local file, or downloaded and checked.
+def vgg_lpips(weights: str | Path = VGG_URL) -> VGGLPIPS:
+    """The paper's LPIPS with weights from a local file, or downloaded from their address or a mirror, and checked.
 
     Raises ``OSError`` when they cannot be had, with the place to put them by hand, ``ValueError`` when they do not fit.
     """
-    path = downloads.fetch(VGG_URL, VGG_SHA256) if weights is None else Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"weights={str(weights)!r} is not there; put {VGG_URL} there, or leave it out")
+    path = downloads.weights(weights, VGG_URL, VGG_SHA256)
     state = pickles.read_torch(path)
     if not isinstance(state, dict):
         raise ValueError(f"{path} does not hold VGG-16's weights; {VGG_URL} has them")

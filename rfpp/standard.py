@@ -39,6 +39,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: E402 (needs 
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric  # noqa: E402
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric  # noqa: E402
 
+INCEPTION_URL = URL_INCEPTION_V3
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of the weights behind published FIDs, in the file that torch-fidelity and pytorch-fid offer (95,628,359 bytes)."""
 PUBLISHED_N = 50_000
@@ -97,7 +98,7 @@ class Inception(Extractor):
         return features, logits
 
 
-def inception(weights: str | Path = URL_INCEPTION_V3, device: torch.device | str = "cpu") -> Inception:
+def inception(weights: str | Path = INCEPTION_URL, device: torch.device | str = "cpu") -> Inception:
     """The Inception-v3 of published FIDs, in eval mode.
 
     ``weights``: the address of the published file or of a mirror, fetched once and checked against
@@ -107,18 +108,16 @@ def inception(weights: str | Path = URL_INCEPTION_V3, device: torch.device | str
     Raises ``OSError`` when the file cannot be had, with the place to put it by hand, ``FileNotFoundError`` when the
     local one is not there, and ``ValueError`` for another checksum or weights that do not fit.
     """
-    path = downloads.fetch(str(weights), INCEPTION_SHA256) if "://" in str(weights) else Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"weights={str(weights)!r} is not there; put {URL_INCEPTION_V3} there, or leave it out")
+    path = downloads.weights(weights, INCEPTION_URL, INCEPTION_SHA256)
     state = pickles.read_torch(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights={str(weights)!r} is not a dictionary of tensors; {URL_INCEPTION_V3} is")
+        raise ValueError(f"weights={str(weights)!r} is not a dictionary of tensors; {INCEPTION_URL} is")
     sha256 = files.sha256(path)
     name = "inception-v3-2015-12-05" if sha256 == INCEPTION_SHA256 else f"inception-v3 with {path.name}"
     try:
         extractor = Inception(state, name, sha256)
     except RuntimeError as error:
-        raise ValueError(f"weights={str(weights)!r} does not fit Inception-v3; {URL_INCEPTION_V3} does") from error
+        raise ValueError(f"weights={str(weights)!r} does not fit Inception-v3; {INCEPTION_URL} does") from error
     return extractor.eval().to(device)
 
 
@@ -367,7 +366,7 @@ class Protocol:
         if self.reference_sha256 is None:
             reasons.append(f"the reference {self.reference} has no file that could be checked")
         if self.reference_count is None:
-            reasons.append(f"how many images the reference {self.reference} is made of is not known; pass count")
+            reasons.append(f"how many images the reference {self.reference} is made of is not known; pass its count")
         elif self.reference_count < PUBLISHED_REFERENCE:
             reasons.append(
                 f"the reference {self.reference} is made of {self.reference_count} images, "

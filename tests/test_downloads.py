@@ -147,6 +147,21 @@ def test_a_malformed_request_is_refused_before_anything(tmp_path, url, digest, c
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_come_from_a_file_or_a_mirror(tmp_path, server, monkeypatch):
+    """Published ones must have their checksum wherever they are fetched from; a file of one's own may have any."""
+    monkeypatch.setenv("RFPP_CACHE", str(tmp_path / "cache"))
+    url, _, options = server
+    assert downloads.weights(url, "https://original/w.pth", DIGEST).read_bytes() == CONTENT
+    options["content"] = CONTENT[1:]
+    with pytest.raises(ValueError, match=f"expected {DIGEST[::-1]}; what was downloaded is deleted"):
+        downloads.weights(url, "https://original/w.pth", DIGEST[::-1])
+    own = tmp_path / "own.pth"
+    with pytest.raises(FileNotFoundError, match=f"weights='{own}' is not there; put https://original/w.pth there, or"):
+        downloads.weights(own, "https://original/w.pth", DIGEST)
+    own.write_bytes(b"1")
+    assert downloads.weights(str(own), "https://original/w.pth", DIGEST) == own
+
+
 def test_where_downloads_are_kept(tmp_path, monkeypatch):
     """RFPP_CACHE, else the user's cache folder as the desktop says, else ``~/.cache``."""
     monkeypatch.setenv("RFPP_CACHE", str(tmp_path / "own"))

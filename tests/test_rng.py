@@ -143,7 +143,7 @@ def loaded_by_path(things):
 def forecast(things):
     whole = experiment.Experiment("smoke", runs=things.folder / "runs")
     forecasts = costs.forecast(whole, whole.plan(["G"], [0]))
-    costs.report(whole, forecasts, costs.measure(whole, 1))
+    costs.report(forecasts, costs.measure(whole, 1))
 
 
 def images_of_a_folder(things):

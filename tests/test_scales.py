@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import edm
 import numpy as np
@@ -19,8 +20,9 @@ from sklearn.datasets import load_digits
 from truth import network
 
 from rfpp import __main__ as cli
-from rfpp import costs, presets
+from rfpp import costs, presets, standard
 from rfpp.checkpoints import load
+from rfpp.data import load as load_data
 from rfpp.data import to_uint8
 from rfpp.denoisers import EDMPrecond
 from rfpp.experiment import Experiment
@@ -72,7 +74,7 @@ def test_every_stage_of_cifar10(images, tmp_path):
     before = costs.forecast(experiment, plan)
     assert not any(entry.done for entry in before)
     pace = costs.measure(experiment, repeats=1)
-    assert "to do" in costs.report(experiment, before, pace) and pace.parameters > 1000 and pace.memory > 0
+    assert "to do" in costs.report(before, pace) and pace.parameters > 1000 and pace.memory > 0
     assert not list(tmp_path.rglob("manifest.json"))  # a forecast makes nothing
 
     experiment.train(["A", "F", "G", "third"])
@@ -119,6 +121,42 @@ def test_the_papers_preset_with_files_in_place_of_downloads(images, tmp_path):
     with pytest.raises(ValueError, match="grades with Inception and has no classifier"):
         _ = experiment.classifier
     assert list(tmp_path.rglob("tensorboard/events*"))
+
+
+class Means(standard.Extractor):
+    """Mean colours as features, and as logits."""
+
+    name, num_features = "means", 3
+
+    def forward(self, images):
+        found = images.double().mean(dim=(2, 3))
+        return found, found
+
+
+def test_standard_grades_from_the_command_line(images, tmp_path, monkeypatch, capsys):
+    """Graded twice, the second time against the statistics that the first one wrote; numpy's moments of the images."""
+    asked = []
+    monkeypatch.setattr(standard, "inception", lambda weights, device: asked.append(weights) or Means())
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path))
+    changes = settings({**SHRUNK, "data.path": images, "features.inception": "https://127.0.0.1:9/mirror.pth"})
+    command = ["evaluate", "--preset", "cifar10", "--config", "A", "--standard", "--n", "24", *changes]
+    with pytest.warns(UserWarning, match="n=24 images, where published numbers take 50000"):
+        assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    record = json.loads(Path(shown.splitlines()[-1]).read_text())
+    protocol = record["protocol"]
+    assert f"FID (not as published) {record['fid']:.2f}" in shown and (protocol["n"], protocol["nfe"]) == (24, 1)
+    (reference,) = tmp_path.rglob("references/*.npz")
+    pixels = load_data("cifar10", images).train.pixels.double().mean(dim=(2, 3)).numpy()
+    np.testing.assert_allclose(np.load(reference)["mu"], pixels.mean(axis=0))
+    np.testing.assert_allclose(np.load(reference)["sigma"], np.cov(pixels.T))
+    with pytest.warns(UserWarning, match="not comparable"):
+        assert cli.main([*command, "--reference", str(reference), "--weights", "https://127.0.0.1:9/other.pth"]) == 0
+    again = json.loads(Path(capsys.readouterr().out.splitlines()[-1]).read_text())
+    assert again == {**record, "protocol": {**protocol, "reference": reference.name}}
+    assert asked == ["https://127.0.0.1:9/mirror.pth", "https://127.0.0.1:9/other.pth"]
+    (made,) = tmp_path.rglob("samples/*/pairs.json")
+    assert json.loads(made.read_text())["n"] == 24
 
 
 def test_a_teacher_of_other_images_is_refused(images, tmp_path):

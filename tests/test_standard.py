@@ -121,7 +121,7 @@ def inception(weights):
 
 def test_the_checksum_is_that_of_the_published_name():
     assert len(standard.INCEPTION_SHA256) == 64
-    assert standard.URL_INCEPTION_V3.endswith(f"-{standard.INCEPTION_SHA256[:8]}.pth")
+    assert standard.INCEPTION_URL.endswith(f"-{standard.INCEPTION_SHA256[:8]}.pth")
 
 
 def test_inception_knows_which_one_it_is(inception, weights):
@@ -172,7 +172,7 @@ def test_loading_inception_leaves_the_global_generator_alone(weights):
 def test_the_published_file_may_be_put_there_by_hand(weights, tmp_path, monkeypatch):
     """Where the download would go; the checksum tells whether it is the one."""
     monkeypatch.setenv("RFPP_CACHE", str(tmp_path))
-    place = tmp_path / f"{standard.INCEPTION_SHA256[:16]}-{standard.URL_INCEPTION_V3.split('/')[-1]}"
+    place = tmp_path / f"{standard.INCEPTION_SHA256[:16]}-{standard.INCEPTION_URL.split('/')[-1]}"
     place.write_bytes(b"something else")
     with pytest.raises(ValueError, match=f"{place} has the SHA-256 .*, expected {standard.INCEPTION_SHA256}; delete"):
         standard.inception()

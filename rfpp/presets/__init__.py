@@ -111,7 +111,8 @@ class Teacher(_Settings):
 
 class Features(_Settings):
     """The networks that images are compared in: ``shipped`` ones for digits, ``trained`` here, or the ``standard``
-    ones, Inception for grades and VGG-16 for LPIPS, whose weights are downloaded or lie at ``inception`` and ``vgg``.
+    ones, Inception for grades and VGG-16 for LPIPS, whose weights are downloaded, or lie at ``inception`` and ``vgg``
+    (paths, or mirrors' addresses).
     """
 
     kind: Literal["shipped", "trained", "standard"] = "shipped"
