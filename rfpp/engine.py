@@ -12,6 +12,7 @@ import contextlib
 import copy
 import json
 import math
+import multiprocessing
 import signal
 import warnings
 from abc import ABC, abstractmethod
@@ -456,11 +457,14 @@ def _outlive_signals(_: int) -> None:
 
 
 def _loader(objective: Objective, places: Iterator[tuple[int, range]], machinery: Machinery) -> Any:
+    # Forked workers share the objective; others would get a copy, pickled with the networks that its loss looks at.
+    forks = machinery.workers and "fork" in multiprocessing.get_all_start_methods()
     return DataLoader(
         _Drawn(objective),
         batch_size=None,
         sampler=places,
         num_workers=machinery.workers,
+        multiprocessing_context="fork" if forks else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # or it would draw from the global one

@@ -144,14 +144,14 @@ def generate(
     }  # fmt: skip
 
     def make(indices: Tensor, advance: Callable[[int], Any]) -> dict[str, Tensor]:
-        images = []
-        for chunk in indices.split(batch_size):
+        images = torch.empty((len(indices), *shape), dtype=torch.uint8)
+        for chunk, rows in zip(indices.split(batch_size), images.split(batch_size), strict=True):
             z = noise(seed, chunk, shape).to(device)
             labels = (chunk % classes).to(device) if classes else None
             x = sampler(z, labels) if sampler else edm_sample(denoiser, z, num_steps, labels=labels)
-            images.append(to_uint8(x).cpu())
+            rows.copy_(to_uint8(x))
             advance(len(chunk))
-        return {"images": torch.cat(images), "indices": indices}
+        return {"images": images, "indices": indices}
 
     return _fill(Path(out_dir), index, make, "pairs" if sampler else f"pairs, {2 * num_steps - 1} NFE", advance)
 
@@ -183,15 +183,15 @@ def invert(
     }  # fmt: skip
 
     def make(indices: Tensor, advance: Callable[[int], Any]) -> dict[str, Tensor]:
-        found = []
-        for chunk in indices.split(batch_size):
+        found = torch.empty((len(indices), *shape))
+        for chunk, rows in zip(indices.split(batch_size), found.split(batch_size), strict=True):
             x = to_float(images[chunk]).to(device)
             start = interpolate(x, noise(seed, chunk, shape).to(device), samplers.INVERSION_START)
             given = None if labels is None else labels[chunk].to(device)
             with torch.no_grad():
-                found.append(samplers.integrate(flow, start, samplers.inversion_times(nfe), labels=given)[-1].cpu())
+                rows.copy_(samplers.integrate(flow, start, samplers.inversion_times(nfe), labels=given)[-1])
             advance(len(chunk))
-        shard = {"images": images[indices], "indices": indices, "noise": torch.cat(found)}
+        shard = {"images": images[indices], "indices": indices, "noise": found}
         return shard if labels is None else {**shard, "labels": labels[indices]}
 
     return _fill(Path(out_dir), index, make, f"inverting images, {nfe} NFE")
