@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rfpp import book, downloads, files, presets, processes
 from rfpp.artifacts import digest
 
@@ -80,6 +82,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     options = _sampler(arguments)
+    for name in ("n", "reference", "reference_count", "weights"):
+        if getattr(arguments, name) is not None and not arguments.standard:
+            raise ValueError(f"--{name.replace('_', '-')} belongs to --standard; add it, or leave the other out")
     experiment = _experiment(arguments)
     seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
     for seed in seeds:
@@ -92,8 +97,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             path = (
                 experiment.folder / "grades" / f"{arguments.config}-{seed}-{digest(asdict(grades.protocol))[:8]}.json"
             )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, json.dumps(asdict(grades), indent=1))
+            if processes.is_main():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_text(path, json.dumps(asdict(grades), indent=1))
             _say(f"{arguments.config}, seed {seed}: {grades}\n{path}")
         else:
             _say(f"{arguments.config}, seed {seed}: {experiment.evaluate(arguments.config, seed, **options)}")
@@ -254,6 +260,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with processes.terminable():
             arguments.function(arguments)
+    except torch.OutOfMemoryError as error:
+        print(f"error: {error}\na smaller machinery.micro_batch or pairs.batch_size takes less memory", file=sys.stderr)
+        return 2
     except (ValueError, ImportError, OSError, ArithmeticError, book.NotebookFailed, book.BuildFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -145,29 +145,31 @@ class Store:
         is kept. Two runs that ask for the same step compute it once; the processes of one run, which all ask together,
         all compute. Raises :class:`StorageError` when the place cannot be written.
         """
-        key, main = self.key(step, inputs), processes.is_main()
+        key = self.key(step, inputs)
         final, partial = self.root / step / key, self.partial(step, key)
         if (found := self.peek(step, inputs)) is not None:
             return found
         try:
             with contextlib.ExitStack() as stack:
-                missing = True
-                if main:
+
+                def prepare() -> bool:
                     final.parent.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(FileLock(final.with_name(f".{key}.lock")))
                     found, damaged = self._find(step, key)  # another run may have finished it meanwhile
-                    missing = found is None
-                    if missing:
+                    if found is None:
                         _prepare(final, partial, damaged, resumable)
-                if processes.from_main(missing):
+                    return found is None
+
+                def finish() -> None:
+                    self._finish(step, key, dict(inputs), partial, time.monotonic() - started)
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.replace(partial, final)
+
+                if processes.by_main(prepare):
                     started = time.monotonic()
                     compute(partial)
                     processes.wait()
-                    if main:
-                        self._finish(step, key, dict(inputs), partial, time.monotonic() - started)
-                        shutil.rmtree(final, ignore_errors=True)
-                        os.replace(partial, final)
-                    processes.wait()
+                    processes.by_main(finish)
         except StorageError:
             raise
         except OSError as error:
@@ -186,7 +188,7 @@ class Store:
         key = self.key(step, inputs)
         if (step, key) in self._checked:
             return self._checked[step, key]
-        found: Artifact | None = processes.from_main(self._find(step, key)[0] if processes.is_main() else None)
+        found = processes.by_main(lambda: self._find(step, key)[0])
         return None if found is None else self._checked.setdefault((step, key), found)
 
     def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:

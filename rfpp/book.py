@@ -128,7 +128,9 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             cwd=str(source.parent),
-            extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks about its sockets are no news
+            extra_arguments=[
+                "--log-level=CRITICAL"
+            ],  # what the kernel says of its sockets, also when stopped, is no news
         )
     except papermill.PapermillExecutionError as error:
         os.replace(partial, failed)

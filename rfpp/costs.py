@@ -87,7 +87,8 @@ def measure(experiment: Experiment, repeats: int = 20, lpips: bool = True) -> Pa
     network; training steps are then timed without.
     """
     settings, machinery = experiment.preset.training, experiment.preset.machinery
-    device, batch = processes.device(), min(settings.large_batch, machinery.micro_batch or settings.large_batch)
+    device, share = processes.device(), max(1, settings.large_batch // processes.count())
+    batch = min(share, machinery.micro_batch or share)
     rows, density = range(batch), timesteps.UShaped(settings.u_shape)
     teacher, perceptual = experiment.stand_ins(lpips)
     student = training.initial_flow(teacher, training.CONFIGURATIONS["F"], settings.dropout, 0).train().to(device)

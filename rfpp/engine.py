@@ -285,7 +285,7 @@ class _Run:
         """Everything that is a tensor, on the CPU, in the first process; all ask together."""
         found = {
             "recent": processes.mean(torch.stack(self.recent)) if self.recent else torch.empty(0),
-            "over_time": processes.mean(self.over_time),
+            "over_time": processes.mean(self.over_time) * processes.count(),
         }
         if not processes.is_main():
             return {}
@@ -313,7 +313,7 @@ class _Run:
         self.scaler.load_state_dict(note["scaler"])
         self.step, self.history = note["step"], History(**note["history"])
         self.recent = list(tensors["recent"].to(self.device))
-        self.over_time = tensors["over_time"].to(self.device)
+        self.over_time = tensors["over_time"].to(self.device) / processes.count()
 
 
 def _record(run: _Run, times: Tensor | None, losses: Tensor, window: int) -> None:
@@ -390,11 +390,14 @@ def fit(
         if checkpoints is None or run.step == saved:
             return
         saved, tensors = run.step, run.tensors()
-        if processes.is_main():
+
+        def write() -> None:
             if not all(t.isfinite().all() for name, t in tensors.items() if name.startswith("model/")):
                 raise _diverged(desc, f"the weights are not finite after step {run.step}", lr, checkpoints)
             note = {"settings": own, "scaler": run.scaler.state_dict(), "history": vars(run.history)}
             checkpoints.save(run.step, tensors, note)
+
+        processes.by_main(write)
 
     with (
         processes.stoppable() as stop,

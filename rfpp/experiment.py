@@ -65,6 +65,8 @@ _MODEL, _HISTORY, STATES = "model.safetensors", "history.json", "states"
 _SHOWN, _SNAPSHOT = 16, "samples-{}.safetensors"
 _REFERENCE, SAMPLES, _GRADES = "reference.npz", "samples", "evaluation.json"
 _BATCH = 1024
+_GRADED = 128
+"""Images that a network grades at once: Inception sees them at 299x299."""
 
 FEATURES = ("classifier", "perceptual")
 
@@ -311,6 +313,11 @@ class Experiment:
             raise presets.PresetError(
                 f"teacher.{'name' if settings.name else 'file'} makes images of shape {shape}, "
                 f"data.name={self.preset.data.name!r} has {self.data.train.shape}; choose others that fit"
+            )
+        if teacher.label_dim not in (0, self.data.classes):
+            raise presets.PresetError(
+                f"the teacher knows {teacher.label_dim} classes, data.name={self.preset.data.name!r} has "
+                f"{self.data.classes}; choose others that fit"
             )
         return teacher
 
@@ -574,17 +581,21 @@ class Experiment:
         configs = list(configs)
         for config in configs:
             one_of("config", config, training.ALL)
-        self._check_machinery()
+        self._check(configs)
         wanted = [(config, seed) for seed in seeds or self.preset.seeds for config in configs]
         for number, (config, seed) in enumerate(wanted, start=1):
             self._get(self._flow(config, seed, f" ({number} of {len(wanted)})"))
 
-    def _check_machinery(self) -> None:
-        """Raise ``ValueError`` for what a training would complain about, before its pairs are made."""
+    def _check(self, configs: Iterable[str]) -> None:
+        """Raise ``ValueError`` or ``OSError`` for what a training would complain about, before its pairs are made."""
         recipes = [recipe for recipe in (self.preset.teacher.train, self.preset.features.train) if recipe is not None]
         settings = self.preset.training
         for size in (settings.small_batch, settings.large_batch, *(recipe.batch for recipe in recipes)):
             engine.check(size, self.preset.machinery)
+        if self.preset.features.kind == "trained":
+            self._fresh_features("classifier")
+        elif any("lpips" in training.ALL[config].premetric for config in configs):
+            _ = self.perceptual
 
     def flow_file(self, config: str, seed: int = 0) -> Path:
         """The file of a trained flow, readable with :func:`rfpp.checkpoints.load`."""
@@ -721,6 +732,8 @@ class Experiment:
     def sweep(self, config: str, seeds: Sequence[int], wanted: Sequence[Sampler]) -> dict[Sampler, list[Evaluation]]:
         """Grade a configuration with several samplers: for each of them, one evaluation per seed."""
         one_of("config", config, FLOWS)
+        if self.preset.features.kind == "standard":
+            _ = self.embedding  # if Inception cannot be had, better now than after days of training
         self.train([] if config == TEACHER else [config], seeds)
         self._get(self._reference())
         images = self.preset.evaluation.samples + self.preset.pairs.held_out
@@ -779,13 +792,15 @@ class Experiment:
     ) -> standard.Grades:
         """FID, inception score, precision and recall on Inception's features, with the protocol they follow.
 
-        ``reference``: statistics of real images in EDM's ``.npz`` format, made of the training images when ``None``;
-        ``reference_count``: the images they are of, where the file does not say; ``weights``: Inception's, the preset's
-        when ``None``. The ``n`` images are kept.
+        ``reference``: statistics of real images in EDM's ``.npz`` format, made here when ``None``: of the training
+        images, of a folder or archive with the held-out ones. ``reference_count``: the images they are of, where the
+        file does not say; ``weights``: Inception's, the preset's when ``None``. The ``n`` images are kept. Of several
+        processes the first one grades.
         """
         sampler, n = sampler or self.sampler(), n or self.preset.evaluation.samples
         chosen = weights or self.preset.features.inception or standard.INCEPTION_URL
         extractor = standard.inception(chosen, processes.device())
+        published = None if reference is None else standard.Statistics.load(reference, reference_count)
         flow = self.flow(config, seed)
         arguments = {"n": n, "seed": self._noise_seed, "shard_size": _BATCH}
         inputs = {
@@ -796,35 +811,40 @@ class Experiment:
         }
         needs = () if config == TEACHER else (self._flow(config, seed),)
         made = Step("samples", inputs, lambda place: self._draw(flow, sampler, place, **arguments), needs=needs)
-        samples = PairDataset(self._get(made).folder)
-        real = self.data.train.pixels
-        if reference is None:
-            moments = standard.Moments(extractor.num_features)
-            for found, _ in standard.embed(real, extractor):
-                moments.add(found)
-            name = f"{self.preset.data.name}-{extractor.sha256[:8] if extractor.sha256 else 'own'}.npz"
-            target = self.folder / "references" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            statistics = moments.statistics(name).save(target)
-        else:
-            statistics = standard.Statistics.load(reference, reference_count)
-        first = real[torch.arange(min(len(real), n))]
-        batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(_BATCH))
-        weights_of = None if config == TEACHER else files.sha256(self.flow_file(config, seed))
-        return standard.grade(
-            batches, extractor, statistics,
-            reference_features=torch.cat([found for found, _ in standard.embed(first, extractor)]),
-            dataset=self.preset.data.name, flow_sha256=weights_of or self._teacher_id, nfe=sampler.nfe,
-            solver=sampler.solver, update=sampler.update, first_time=sampler.first_time, inner=sampler.inner,
-            seed=self._noise_seed,
-        )  # fmt: skip
+        samples, real = PairDataset(self._get(made).folder), self.data.train.pixels
+        weights_of = self._teacher_id if config == TEACHER else files.sha256(self.flow_file(config, seed))
+
+        def work() -> standard.Grades:
+            # Images may be stored class by class: a part of them is taken from everywhere.
+            some = real[torch.linspace(0, len(real) - 1, min(len(real), n)).long()]
+            batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(_BATCH))
+            return standard.grade(
+                batches, extractor, published or self._own_reference(extractor),
+                reference_features=torch.cat([found for found, _ in standard.embed(some, extractor)]),
+                dataset=self.preset.data.name, flow_sha256=weights_of, nfe=sampler.nfe, solver=sampler.solver,
+                update=sampler.update, first_time=sampler.first_time, inner=sampler.inner, seed=self._noise_seed,
+            )  # fmt: skip
+
+        return processes.by_main(work)
+
+    def _own_reference(self, extractor: standard.Extractor) -> standard.Statistics:
+        """Statistics of the images that published ones are of: of archives, all; else those of the training split."""
+        parts = [self.data.train, *([self.data.held_out] if self.preset.data.name == "images" else [])]
+        batches = (rows for part in parts for rows in part.pixels.split(_GRADED))
+        moments = standard.Moments(extractor.num_features)
+        for found, _ in standard.embed(batches, extractor):
+            moments.add(found)
+        name = f"{self.preset.data.name}-{extractor.sha256[:8] if extractor.sha256 else 'own'}.npz"
+        folder = self.folder / "references"
+        folder.mkdir(parents=True, exist_ok=True)
+        return moments.statistics(name).save(folder / name)
 
 
 @torch.no_grad()
 def _moments(embedding: nn.Module, pixels: Tensor) -> standard.Moments:
     """Of the features of 8-bit images, a batch at a time."""
     moments = standard.Moments(int(embedding.num_features))  # type: ignore[arg-type]
-    for rows in pixels.split(_BATCH):
+    for rows in pixels.split(_GRADED):
         moments.add(embedding(data.to_float(rows)))
     return moments
 

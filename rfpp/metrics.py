@@ -35,9 +35,10 @@ def frechet_distance(real: Tensor, generated: Tensor, embedding: nn.Module, batc
 
 
 @torch.no_grad()
-def label_agreement(images: Tensor, labels: Tensor, classifier: nn.Module) -> float:
+def label_agreement(images: Tensor, labels: Tensor, classifier: nn.Module, batch_size: int = 1024) -> float:
     """Share of images ``(N, C, H, W)`` that ``classifier`` recognises as their label ``(N,)``."""
-    return float((classifier(images).argmax(dim=1) == labels).float().mean())
+    found = torch.cat([classifier(batch).argmax(dim=1) for batch in images.split(batch_size)])
+    return float((found == labels).float().mean())
 
 
 @torch.no_grad()

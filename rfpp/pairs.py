@@ -233,9 +233,7 @@ def _fill(
     SIGINT or SIGTERM: finished shards are kept.
     """
     index = {**index, "format": FORMAT}
-    if processes.is_main():
-        _agree(out_dir, index)
-    processes.wait()
+    processes.by_main(lambda: _agree(out_dir, index))
     n, size = index["n"], index["shard_size"]
     own = range(processes.index(), -(-n // size), processes.count())
     shared = f", process 1 of {processes.count()}" if processes.count() > 1 else ""

@@ -7,8 +7,8 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -38,11 +38,14 @@ def pseudo_huber(a: Tensor, b: Tensor, x_t: Tensor | None = None, t: Tensor | No
     return squared / ((squared + c**2).sqrt() + c) / d
 
 
-def _full_precision(device: str) -> AbstractContextManager[object]:
-    """Without autocast: near ``t = 0`` the two images differ by less than 16 bits resolve, and 1/t enlarges that."""
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Without autocast or TensorFloat-32: near ``t = 0`` the two images differ by less than these resolve, and 1/t
+    enlarges that."""
+    casts = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    whole = torch.autocast(device, enabled=False) if casts else nullcontext()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), whole:
+        yield
 
 
 class LPIPSHuber:

@@ -6,11 +6,13 @@ there are many, on one machine or several; ``accelerate`` finds out and connects
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -31,9 +33,13 @@ def through_gloo() -> bool:
     return not torch.cuda.is_available()
 
 
+@cache
 def state() -> PartialState:
     """This process's place among all; connects them when it is first called."""
-    return PartialState(cpu=through_gloo(), timeout=_PATIENCE)
+    found = PartialState(cpu=through_gloo(), timeout=_PATIENCE)
+    if found.num_processes > 1:
+        atexit.register(found.destroy_process_group)  # or a thread of the connection may abort a process that is done
+    return found
 
 
 def count() -> int:
@@ -70,6 +76,12 @@ def any_of(flag: bool) -> bool:
     return bool(flags)
 
 
+@cache
+def _cpu_group() -> Any:
+    """All processes once more, talking between CPUs."""
+    return torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+
+
 class Poll:
     """Asks all processes, step by step, whether a flag is set anywhere, without making any of them wait.
 
@@ -77,7 +89,7 @@ class Poll:
     """
 
     def __init__(self) -> None:
-        self._group = torch.distributed.new_group(backend="gloo") if count() > 1 else None
+        self._group = _cpu_group() if count() > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
 
     def __call__(self, flag: bool) -> bool:
@@ -107,6 +119,26 @@ def mean(value: Tensor) -> Tensor:
 def from_main(value: Any) -> Any:
     """The first process's ``value``, in all of them."""
     return broadcast_object_list([value])[0] if count() > 1 else value
+
+
+Result = TypeVar("Result")
+
+
+def by_main(work: Callable[[], Result]) -> Result:
+    """What ``work()`` gives in the first process, in all of them. An error there is raised in all: nobody is left
+    waiting for one that has ended."""
+    if count() == 1:
+        return work()
+    outcome: tuple[Any, Exception | None] = None, None
+    if is_main():
+        try:
+            outcome = work(), None
+        except Exception as error:
+            outcome = None, error
+    result, raised = from_main(outcome)
+    if raised is not None:
+        raise raised
+    return result
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -36,6 +36,8 @@ def own_runs(tmp_path, monkeypatch):
         ("train --preset smoke --set training.step=3", "did you mean 'training.steps'"),
         ("train --preset smoke --set training.steps=many", "training.steps='many'"),
         ("train --preset smoke --set training.steps", "not of the form name=value"),
+        ("evaluate --preset smoke --n 5", "--n belongs to --standard"),
+        ("evaluate --preset smoke --standard --weights no.pth", "weights='no.pth' is not there"),
         ("run nosuch", "notebook 'nosuch' is unknown"),
         ("run training --set stepz=1", "no parameter 'stepz'"),
         ("run training --set shown=many", "shown='many' is a str"),

@@ -207,20 +207,20 @@ if processes.is_main():
 """
 
 
-def launch(tmp_path, processes_, **environment):
-    """Run WORKER in several processes that talk to each other through gloo."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path), count=processes_))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes_}", script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RFPP_PROGRESS": os.devnull, **environment}
+def run_in(count, script):
+    """Run a script in several processes that talk to each other through gloo."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RFPP_PROGRESS": os.devnull}
     ended = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    return torch.load(tmp_path / "result.pt")
 
 
 def test_two_processes_train_the_same_model_on_the_same_pairs(tmp_path, tiny):
     """64 rows in one process, 32 in each of two, 16 at a time in four pieces: the same parameters after 20 steps."""
-    two = launch(tmp_path, 2)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path), count=2))
+    run_in(2, script)
+    two = torch.load(tmp_path / "result.pt")
     alone = PairDataset(generate(tiny, 96, tmp_path / "alone", num_steps=3, shard_size=40))
     together = PairDataset(tmp_path / "pairs")
     every = torch.arange(96)
@@ -238,6 +238,32 @@ def test_a_batch_that_cannot_be_shared_is_refused(pairs, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 3)
     with pytest.raises(ValueError, match="batch_size=8 cannot be shared by 3 processes; use a multiple of 3"):
         trained(pairs)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from rfpp import processes
+
+def work():
+    assert processes.is_main()
+    raise OSError(28, "no space left")
+
+found = []
+try:
+    processes.by_main(work)
+except OSError as error:
+    found.append(error.errno)
+found.append(processes.by_main(lambda: processes.index() + 7))
+Path({out!r}, str(processes.index())).write_text(repr(found))
+"""
+
+
+def test_an_error_of_the_first_process_reaches_all(tmp_path):
+    """Or the others would wait for it."""
+    (tmp_path / "worker.py").write_text(ALONE.format(out=str(tmp_path)))
+    run_in(2, tmp_path / "worker.py")
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "[28, 7]"
 
 
 class Cut(Exception):

@@ -6,7 +6,7 @@ import torch
 from truth import arrays, rand, randn
 
 from rfpp import premetrics, shipped
-from rfpp.features import Classifier, FeatureLPIPS
+from rfpp.features import VGGLPIPS, Classifier, FeatureLPIPS
 from rfpp.flow import interpolate
 from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, build, pseudo_huber, squared_l2
 
@@ -179,3 +179,18 @@ def test_lpips_keeps_its_precision_where_autocast_would_not():
     with torch.autocast("cpu", torch.bfloat16):
         found = premetric(a, b, x_t, t)
     torch.testing.assert_close(found, premetric(a, b, x_t, t))
+
+
+def test_lpips_has_a_gradient_where_its_network_sees_nothing():
+    """With these biases all features are nought. Their length, which LPIPS divides by, has no gradient there, but what
+    comes before has: the last thing in each stage of VGG-16 is a ReLU, which passes nothing on."""
+    from torchvision.models import vgg16  # after rfpp, which makes it import beside a torch without its operators
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        weights = vgg16(weights=None).state_dict()
+    a = randn(1, 3, 16, 16).requires_grad_()
+    for bias, is_blind in ((1e3, True), (0, False)):
+        lpips = VGGLPIPS({name: w if w.ndim > 1 else w - bias for name, w in weights.items()}, resolution=32)
+        (gradient,) = torch.autograd.grad(lpips(a, a.detach() + 0.1).sum(), a)
+        assert gradient.isfinite().all() and bool((gradient == 0).all()) == is_blind

@@ -167,6 +167,29 @@ def test_a_teacher_of_other_images_is_refused(images, tmp_path):
         experiment.pairs("train")
 
 
+def test_a_teacher_of_other_classes_is_refused(images, tmp_path):
+    other = network(img_resolution=32, in_channels=3, out_channels=3, label_dim=7, attn_resolutions=[16])
+    edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(other))})
+    changes = {"data.path": images, "teacher.file": str(tmp_path / "edm.pkl")}
+    with pytest.raises(PresetError, match="the teacher knows 7 classes, data.name='cifar10' has 10; choose others"):
+        Experiment("paper-cifar10", changes, runs=tmp_path).pairs("train")
+
+
+@pytest.mark.parametrize("call", ["train", "evaluate"])
+def test_networks_that_cannot_be_had_are_missed_before_any_work(images, tmp_path, call):
+    """VGG-16 before the pairs are made, Inception before the training."""
+    edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(network()))})
+    nowhere = str(tmp_path / "nowhere.pth")
+    changes = {
+        "data.path": images, "teacher.file": str(tmp_path / "edm.pkl"),
+        "features.vgg": nowhere, "features.inception": nowhere,
+    }  # fmt: skip
+    experiment = Experiment("paper-cifar10", changes, runs=tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere.pth' is not there; put https://.*(vgg16|inception)"):
+        experiment.train(["F"]) if call == "train" else experiment.evaluate("A")
+    assert not list(tmp_path.rglob("pairs.json"))
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
