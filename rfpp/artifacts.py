@@ -223,7 +223,7 @@ class Store:
             if (step, key) not in self._named:
                 self._named.add((step, key))
                 names = ", ".join(str(folder / name) for name in damaged)
-                warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=3)
+                warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=5)
             return None, [folder / name for name in damaged]
         return Artifact(step, key, folder, manifest), []
 

@@ -233,8 +233,9 @@ class Experiment:
             )  # fmt: skip
             self._keep(folder, model, history)
 
-        images = settings.steps * settings.batch if recipe == "teacher" else 0  # the others are much smaller
-        return Step(recipe, inputs, compute, f"train the {recipe}", trained=images, stored=self._weights)
+        size = {"trained": settings.steps * settings.batch, "stored": self._weights}
+        size = size if recipe == "teacher" else {}  # the others are much smaller
+        return Step(recipe, inputs, compute, f"train the {recipe}", **size)
 
     def _is_kept(self, folder: Path) -> bool:
         """Whether a training was over when its run was killed: then its checkpoints may be gone already."""
