@@ -128,9 +128,8 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             cwd=str(source.parent),
-            extra_arguments=[
-                "--log-level=CRITICAL"
-            ],  # what the kernel says of its sockets, also when stopped, is no news
+            # What the kernel says of its sockets, also of those of an interrupted notebook, is no news.
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as error:
         os.replace(partial, failed)

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -346,9 +346,14 @@ class Experiment:
             return shipped.sha256(f"digits-{kind}")
         if settings.kind == "trained":
             return self._feature_step(kind).key
-        local = settings.inception if kind == "classifier" else settings.vgg
-        published = standard.INCEPTION_SHA256 if kind == "classifier" else features.VGG_SHA256
-        return published if local is None or downloads.is_address(local) else files.sha256(Path(local).expanduser())
+        given, url, sha256 = (
+            (settings.inception, standard.INCEPTION_URL, standard.INCEPTION_SHA256)
+            if kind == "classifier"
+            else (settings.vgg, features.VGG_URL, features.VGG_SHA256)
+        )
+        if given is None or downloads.is_address(given):
+            return sha256
+        return files.sha256(downloads.weights(given, url, sha256))
 
     @cached_property
     def classifier(self) -> features.Classifier:
@@ -582,13 +587,15 @@ class Experiment:
         configs = list(configs)
         for config in configs:
             one_of("config", config, training.ALL)
-        self._check(configs)
         wanted = [(config, seed) for seed in seeds or self.preset.seeds for config in configs]
+        self._check({config for config, seed in wanted if not self._finished(self._flow(config, seed))})
         for number, (config, seed) in enumerate(wanted, start=1):
             self._get(self._flow(config, seed, f" ({number} of {len(wanted)})"))
 
-    def _check(self, configs: Iterable[str]) -> None:
-        """Raise ``ValueError`` or ``OSError`` for what a training would complain about, before its pairs are made."""
+    def _check(self, configs: Collection[str]) -> None:
+        """Raise ``ValueError`` or ``OSError`` for what trainings would complain about, before their pairs are made."""
+        if not configs:
+            return
         recipes = [recipe for recipe in (self.preset.teacher.train, self.preset.features.train) if recipe is not None]
         settings = self.preset.training
         for size in (settings.small_batch, settings.large_batch, *(recipe.batch for recipe in recipes)):
@@ -733,7 +740,8 @@ class Experiment:
     def sweep(self, config: str, seeds: Sequence[int], wanted: Sequence[Sampler]) -> dict[Sampler, list[Evaluation]]:
         """Grade a configuration with several samplers: for each of them, one evaluation per seed."""
         one_of("config", config, FLOWS)
-        if self.preset.features.kind == "standard":
+        steps = [self._evaluation(config, seed, sampler, None) for seed in seeds for sampler in wanted]
+        if self.preset.features.kind == "standard" and not all(map(self._finished, steps)):
             _ = self.embedding  # if Inception cannot be had, better now than after days of training
         self.train([] if config == TEACHER else [config], seeds)
         self._get(self._reference())

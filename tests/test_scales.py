@@ -190,6 +190,15 @@ def test_networks_that_cannot_be_had_are_missed_before_any_work(images, tmp_path
     assert not list(tmp_path.rglob("pairs.json"))
 
 
+def test_what_is_finished_needs_no_networks(images, tmp_path):
+    """Neither LPIPS nor what grades, which may not be there any more; nor a batch that fits."""
+    changes = {**SHRUNK, "data.path": images, "training.steps": 1}
+    Experiment("cifar10", changes, runs=tmp_path).evaluate("A")
+    experiment = Experiment("cifar10", changes, runs=tmp_path)
+    experiment.evaluate("A")
+    assert not {"perceptual", "embedding", "teacher"} & experiment.__dict__.keys()
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
