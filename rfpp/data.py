@@ -47,7 +47,7 @@ _CIFAR10_RECORD = 1 + 3 * 32 * 32
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _LABELS = "dataset.json"
 _LARGEST_FILE, _LARGEST_SIDE = 1 << 26, 1 << 14
-_DECODING = 1
+_DECODING = 2
 """To be raised when the same images would be decoded or ordered differently."""
 
 
@@ -205,7 +205,8 @@ def images(
     (ADM, ImageNet 64x64) halves by averaging as often as it can, goes on with bicubic until the shorter side fits, and
     crops the centre.
     ``held_out``: the share of images that is held out, chosen by a fixed shuffle, unless there are folders ``train``
-    and ``test`` (or ``val``) at the top: they are the split, and what lies outside them is passed over.
+    and ``test`` (or ``val``) at the top: they are the split, and what lies outside them is passed over. The images of a
+    split are in mixed order, the same each time.
 
     The classes are those of ``dataset.json`` at the root (``{"labels": [["00000/img00000000.png", 6], ...]}``, or
     ``null`` for none). Without it, where every image lies in one of several folders at the top, or below ``train`` and
@@ -385,7 +386,9 @@ def _layout(source: Path, held_out: float) -> _Layout:
     names = sorted(seen - {_LABELS})
     if not names:
         raise ValueError(f"data.path={str(source)!r} has no images; files called {_some(_ENDINGS, len(_ENDINGS))} are")
-    train, rest, depth = _split(names, held_out, source)
+    # Archives are often in the order of their classes; here the first images are as good as any others.
+    mixed = [names[i] for i in torch.randperm(len(names), generator=rng.generator(0, "held out")).tolist()]
+    train, rest, depth = _split(mixed, held_out, source)
     order = train + rest
     if table is not None:
         labels, classes = _labels_of_table(order, table, source)
@@ -399,7 +402,7 @@ def _folders(name: str) -> list[str]:
 
 
 def _split(names: list[str], held_out: float, source: Path) -> tuple[list[str], list[str], int]:
-    """The names of the two splits, and how many folders lie above those of classes."""
+    """The names of the two splits, in the order given, and how many folders lie above those of classes."""
     # What the first and the last in alphabetical order share, all share.
     ends = min(map(_folders, names)), max(map(_folders, names))
     depth = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
@@ -414,8 +417,7 @@ def _split(names: list[str], held_out: float, source: Path) -> tuple[list[str], 
             f"{source} has {len(names)} images, and data.held_out={held_out} leaves {len(names) - count} to train on; "
             "at least 2 are needed"
         )
-    shuffled = torch.randperm(len(names), generator=rng.generator(0, "held out")).tolist()
-    return [names[i] for i in sorted(shuffled[count:])], [names[i] for i in sorted(shuffled[:count])], depth
+    return names[count:], names[:count], depth
 
 
 def _table(member: _Member, source: Path) -> dict[str, int]:

@@ -824,12 +824,10 @@ class Experiment:
         weights_of = self._teacher_id if config == TEACHER else files.sha256(self.flow_file(config, seed))
 
         def work() -> standard.Grades:
-            # Images may be stored class by class: a part of them is taken from everywhere.
-            some = real[torch.linspace(0, len(real) - 1, min(len(real), n)).long()]
             batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(_BATCH))
             return standard.grade(
                 batches, extractor, published or self._own_reference(extractor),
-                reference_features=torch.cat([found for found, _ in standard.embed(some, extractor)]),
+                reference_features=torch.cat([found for found, _ in standard.embed(real[:n], extractor)]),
                 dataset=self.preset.data.name, flow_sha256=weights_of, nfe=sampler.nfe, solver=sampler.solver,
                 update=sampler.update, first_time=sampler.first_time, inner=sampler.inner, seed=self._noise_seed,
             )  # fmt: skip
