@@ -1,4 +1,4 @@
-"""The command line: ``python -m rfpp <command> --preset laptop [--set training.steps=800 ...]``."""
+"""The command line: ``python -m rfpp <command> --preset laptop``; ``--set training.steps=800`` replaces a setting."""
 
 from __future__ import annotations
 
@@ -189,11 +189,10 @@ def parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    def model(sub: Any, many: bool) -> None:
-        sub.add_argument(
-            "--config", default="F", nargs="+" if many else None, help="A to G of Table 1, C-small, D-small or third"
-        )
-        sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
+    def model(sub: Any, many: bool = False, seeds: str = "all of the preset's") -> None:
+        names = "A to G of Table 1, C-small, D-small, longer or third" + ("" if many else "; or teacher")
+        sub.add_argument("--config", default="F", nargs="+" if many else None, help=names)
+        sub.add_argument("--seed", type=int, default=None, help=f"training seed; {seeds} by default")
 
     def sampler(sub: Any) -> None:
         sub.add_argument("--nfe", type=int, default=1, help="evaluations; odd with --solver heun")
@@ -203,16 +202,16 @@ def parser() -> argparse.ArgumentParser:
     command("pairs", _pairs, "make the pairs of the 1-rectified flow")
     model(command("train", _train, "train 2-rectified flows"), many=True)
     sub = command("sample", _sample, "draw a picture of samples")
-    model(sub, many=False)
+    model(sub, seeds="0")
     sampler(sub)
     sub.add_argument("--n", type=int, default=100, help="how many")
     sub.add_argument("--out", type=Path, default=Path("samples.png"), help="where to")
     sub = command("evaluate", _evaluate, "grade a flow with a sampler")
-    model(sub, many=False)
+    model(sub)
     sampler(sub)
     sub.add_argument("--standard", action="store_true", help="FID, inception score, precision, recall on Inception")
     sub.add_argument("--n", type=int, default=None, help="with --standard: images; the preset's number by default")
-    sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; else made of the training images")
+    sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; else made of the dataset's images")
     sub.add_argument("--reference-count", type=int, help="with --reference: images it is of, if the file does not say")
     sub.add_argument("--weights", help="with --standard: Inception's, a file or a URL; else downloaded")
     sub = command("run", _run, "run notebooks", settings=False)

@@ -3,7 +3,8 @@
 A step's key is the hash of its inputs: settings, keys of earlier steps, and the code that computes it. ``Store.get``
 returns the finished step of that key, or computes it in a folder of its own beside the final place and renames the
 folder when it is whole. A process may be killed at any moment: what was finished stays, what was not is never read.
-Each file's checksum is kept and compared before the step is used again; a step with a damaged file is computed anew.
+Each file's checksum is kept and compared before the step is used again (of large steps the sizes are, see
+:data:`HASHED`); a step with a damaged file is computed anew.
 """
 
 from __future__ import annotations

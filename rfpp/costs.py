@@ -81,7 +81,7 @@ class Pace:
 
 
 def measure(experiment: Experiment, repeats: int = 20, lpips: bool = True) -> Pace:
-    """Time the preset's network forward and in training steps of configurations F and D, after a warm-up.
+    """Time the preset's network forward, and forward and backward with the losses of configurations F and D.
 
     Works before anything was made: the weights do not matter. ``lpips=False`` leaves out what needs the perceptual
     network; training steps are then timed without.

@@ -72,9 +72,9 @@ def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attemp
     ``sha256``: 64 hexadecimal digits that the file must have; ``None`` where the publisher states none, for a file that
     is harmless whatever it holds: what came first is then noted beside it, and expected from then on. ``folder``: where
     to, by default :func:`rfpp.paths.downloads`. A download that stops is tried again from where it stopped,
-    ``attempts`` times now and whenever this is called again.
+    ``attempts`` times now and, where there is a checksum, whenever this is called again.
 
-    Raises ``ValueError`` for a malformed checksum or URL, or a file that has another checksum (it is deleted), and
+    Raises ``ValueError`` for a malformed checksum or URL, or a download that has another checksum (it is deleted), and
     ``OSError`` when the file cannot be had, with the place to put it by hand.
     """
     at_least("attempts", attempts, 1)
@@ -109,10 +109,10 @@ def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attemp
             except (OSError, HTTPException) as error:
                 if attempt + 1 < attempts and not isinstance(error, urllib.error.HTTPError):
                     continue
-                kept = f" ({partial.stat().st_size} bytes are kept)" if partial.is_file() else ""
+                kept = f" ({partial.stat().st_size} bytes are kept)" if digest and partial.is_file() else ""
                 raise OSError(
                     f"cannot download {url}: {getattr(error, 'reason', None) or error}{kept}. "
-                    f"Run again to go on, or put the file at {path} yourself"
+                    f"Run again to {'go on' if digest else 'try again'}, or put the file at {path} yourself"
                 ) from error
         found = files.sha256(partial)
         if digest is None:

@@ -1,6 +1,6 @@
 """One training loop for everything, on a laptop, a box with GPUs or several: exact, resumable, in any precision.
 
-What is trained on comes from an :class:`Objective`, which draws row ``i`` of step ``n`` from ``(seed, n, i)`` alone.
+What is trained on comes from an :class:`Objective`, which draws row ``i`` of step ``n`` from the seed, ``n`` and ``i``.
 How many processes share a step, into how many pieces each cuts its part, and whether the run was interrupted therefore
 change neither the data, nor the times, nor the noise. (Dropout belongs to a step and to the piece of it that is taken
 at once: it does not notice an interruption, but it does another cut.)
@@ -66,8 +66,8 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Machinery(BaseModel):
-    """How a training runs on a machine. But for ``precision``, and for the dropout of pieces, it changes no result
-    beyond rounding.
+    """How a training runs on a machine. But for ``precision``, and for which activations dropout takes (another
+    ``micro_batch``, memory layout or compiler draws others), it changes no result beyond rounding.
 
     ``micro_batch``: rows that a process takes at once, all of its part when ``None``; the gradients of several are
     added up, and processes talk to each other once a step. ``compile``, ``channels_last``: for GPUs. ``workers``:
@@ -354,7 +354,8 @@ def fit(
     fall to nought along a cosine; ``ema``: decay of the moving average. ``folder``: where checkpoints go, and where a
     training that was stopped goes on from, to the same weights bit for bit (on a CPU, or with deterministic kernels);
     ``settings``: what else makes it this training and no other. ``on_step(step, average)`` follows each step in the
-    first process; ``pictures(average)`` makes images in [-1, 1] for TensorBoard at each checkpoint.
+    first process; ``pictures(average)`` makes images in [-1, 1] for TensorBoard at each checkpoint but the last. The
+    losses over time that TensorBoard shows are those of the first process's rows.
 
     Raises :class:`Diverged` when a loss is not finite, :class:`CannotResume` when ``folder`` holds another training,
     and :class:`rfpp.processes.Stopped` after SIGINT or SIGTERM, with a checkpoint written. ``model`` is left untouched.

@@ -75,7 +75,7 @@ FLOWS = (*training.ALL, TEACHER)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One flow with one sampler. ``frechet``: distance of samples to the training images in classifier features;
+    """One flow with one sampler. ``frechet``: distance of samples to the training images in the features that grade;
     ``agreement``: share of samples recognised as their label; ``pair_error``: mean ``||sample(z) - x||^2 / d`` over
     held-out pairs, the one-step error at ``nfe = 1``."""
 
@@ -134,7 +134,7 @@ class Step:
     """An arrow of the path: what it depends on, what computes it into a folder, and the steps it ``needs`` first.
 
     For forecasts: ``passes``, forward passes of the network; ``trained``, images of training steps, and whether these
-    are ``with_lpips``; ``stored``, bytes that stay.
+    are ``with_lpips``; ``stored``, bytes that stay, but for checkpoints that are to be kept.
     """
 
     name: str

@@ -172,7 +172,8 @@ def invert(
 
     ``images``: 8-bit pixels ``(N, C, H, W)``; ``labels``: ``(N,)`` or ``None``. The noise is stored as it is, and the
     little noise that inversion starts with is a function of ``(seed, i)``. Shards that are there are kept.
-    Raises ``ValueError`` if ``out_dir`` holds pairs made with other settings or by another flow.
+    Raises ``ValueError`` if ``out_dir`` holds pairs made with other settings or by another flow; that it holds other
+    images, it does not notice.
     """
     samplers.steps_for(nfe, "euler")
     classes = 0 if labels is None else int(labels.max()) + 1

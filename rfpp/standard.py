@@ -321,7 +321,8 @@ class Protocol:
 
     ``dataclasses.asdict`` makes a JSON record of it, ``str`` one line. Of the sampler, ``inner`` are the times of the
     steps after the first, ``None`` if uniform. Checksums are SHA-256s of files: ``flow_sha256`` that of the flow's
-    weights. What is ``None`` is not known.
+    weights. ``manifold``: the real images that precision and recall are taken against, in balls that reach to their
+    third neighbours; the reference is that of FID. What is ``None`` is not known, or was not done.
     """
 
     n: int
@@ -338,6 +339,7 @@ class Protocol:
     first_time: float | None = None
     inner: tuple[float, ...] | None = None
     seed: int | None = None
+    manifold: int | None = None
 
     def __post_init__(self) -> None:
         if self.inner is not None:  # a list, after JSON
@@ -354,6 +356,7 @@ class Protocol:
             f"solver {self.solver}, update {self.update}, from t = {self.first_time}{inner}, seed {self.seed}; "
             f"{of(self.extractor, self.extractor_sha256)} against {of(self.reference, self.reference_sha256)}, "
             f"{size} images"
+            + ("" if self.manifold is None else f"; precision and recall against {self.manifold:,} real images")
         )
 
     def caveats(self, published_n: int = PUBLISHED_N) -> list[str]:
@@ -453,6 +456,7 @@ def grade(
 
     precision = recall = None
     if reference_features is not None:
+        protocol = replace(protocol, manifold=len(reference_features))
         real, generated = (rows.to(extractor.device) for rows in (reference_features, torch.cat(kept)))
         precision, recall = metrics.precision_recall(real, generated, nn.Identity(), NEIGHBOURS)
     protocol = replace(protocol, n=moments.count)

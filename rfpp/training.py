@@ -1,7 +1,7 @@
 """What is trained: the configurations of Table 1, and the objectives that :func:`rfpp.engine.fit` minimises.
 
-A step's randomness depends on nothing but its number: two runs that differ in one choice see the same data, noise and
-times, which is what makes configurations comparable.
+A step's randomness depends on the seed, its number and the size of its batch: two runs that differ in anything else see
+the same data and noise, and of the same distribution the same times, which is what makes configurations comparable.
 """
 
 from __future__ import annotations

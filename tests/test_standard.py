@@ -435,7 +435,7 @@ def test_grades_are_those_of_the_features():
     truth = frechet(features.mean(0), np.cov(features, rowvar=False), given.mu, given.sigma)
     assert grades.fid == pytest.approx(truth, rel=1e-9)
     assert grades.inception_score == pytest.approx(standard.inception_score(logits), rel=1e-6)
-    assert grades.precision is None and grades.recall is None
+    assert grades.precision is None and grades.recall is None and grades.protocol.manifold is None
 
 
 def test_grades_do_not_depend_on_how_images_come():
@@ -455,7 +455,8 @@ def test_precision_and_recall_of_clouds():
     cluster = pixels(10) // 64
     real = Flat()(torch.cat([cluster, 200 + cluster]))[0]
     grades = quietly(cluster, Flat(), reference(), reference_features=real)
-    assert (grades.precision, grades.recall) == (1, 0.5)
+    assert (grades.precision, grades.recall) == (1, 0.5) and grades.protocol.manifold == 20
+    assert str(grades.protocol).endswith("images; precision and recall against 20 real images")
     swapped = quietly(torch.cat([cluster, 200 + cluster]), Flat(), reference(), reference_features=real[:10])
     assert (swapped.precision, swapped.recall) == (0.5, 1)
 
