@@ -686,10 +686,10 @@ class Experiment:
         reference = standard.Statistics.load(self._get(self._reference()) / _REFERENCE)
         return standard.frechet_distance(_moments(self.embedding, pixels).statistics("images"), reference)
 
-    def _agreement(self, images: Tensor, labels: Tensor | None) -> float:
+    def _agreement(self, pixels: Tensor, labels: Tensor | None) -> float:
         if labels is None or self.preset.features.kind == "standard":
             return float("nan")
-        return metrics.label_agreement(images, labels, self.classifier)
+        return metrics.label_agreement(data.to_float(pixels), labels, self.classifier)
 
     def _evaluation(self, config: str, seed: int, sampler: Sampler, advance: Callable[[int], Any] | None) -> Step:
         settings = self.preset.evaluation
@@ -727,7 +727,7 @@ class Experiment:
             labels = everything % self.classes if self.classes else None
             result = Evaluation(
                 frechet=standard.frechet_distance(_moments(embedding, pixels).statistics("samples"), reference),
-                agreement=self._agreement(data.to_float(pixels), labels),
+                agreement=self._agreement(pixels, labels),
                 pair_error=float(torch.cat(errors).mean()),
             )
             (folder / _GRADES).write_text(json.dumps(asdict(result)))
@@ -783,7 +783,7 @@ class Experiment:
         _, _, labels = made.batch(rows)
 
         def grade(pixels: Tensor, wanted: Tensor | None) -> Evaluation:
-            return Evaluation(self._frechet(pixels), self._agreement(data.to_float(pixels), wanted), float("nan"))
+            return Evaluation(self._frechet(pixels), self._agreement(pixels, wanted), float("nan"))
 
         known = held_out.labels if self.classes else None
         return {"real, held out": grade(held_out.pixels, known), "teacher": grade(made.read(rows)["images"], labels)}
