@@ -4,18 +4,21 @@ The images are scikit-learn's digits, coloured and enlarged to 32x32, in the fil
 ``RFPP_CIFAR10`` set to the real ones, those.
 """
 
+import io
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import edm
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from truth import network
 
@@ -26,6 +29,7 @@ from rfpp.data import load as load_data
 from rfpp.data import to_uint8
 from rfpp.denoisers import EDMPrecond
 from rfpp.experiment import Experiment
+from rfpp.networks import DhariwalUNet, SongUNet
 from rfpp.presets import PresetError
 from rfpp.processes import Stopped
 
@@ -157,6 +161,41 @@ def test_standard_grades_from_the_command_line(images, tmp_path, monkeypatch, ca
     assert asked == ["https://127.0.0.1:9/mirror.pth", "https://127.0.0.1:9/other.pth"]
     (made,) = tmp_path.rglob("samples/*/pairs.json")
     assert json.loads(made.read_text())["n"] == 24
+
+
+@pytest.mark.parametrize("name", ["paper-afhq", "paper-ffhq", "paper-imagenet64"])
+def test_the_presets_of_64_pixels(name, tmp_path, monkeypatch):
+    """From an archive in EDM's layout and a teacher in its format, ADM with classes for ImageNet, to a graded flow.
+    Mean colours stand in for Inception."""
+    labelled = name == "paper-imagenet64"
+    source = load_digits()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        labels = []
+        for number, image in enumerate(source.images[:60]):
+            place, buffer = f"00000/img{number:08d}.png", io.BytesIO()
+            Image.fromarray(np.kron(image, np.ones((8, 8))).astype(np.uint8) * 15).convert("RGB").save(buffer, "PNG")
+            archive.writestr(place, buffer.getvalue())
+            labels.append([place, number % 3])
+        archive.writestr("dataset.json", json.dumps({"labels": labels if labelled else None}))
+    kind, shape = (DhariwalUNet, {"label_dim": 3}) if labelled else (SongUNet, {})
+    made = kind(
+        64, 3, 3, model_channels=8, channel_mult=[1, 2, 2], num_blocks=1, attn_resolutions=[16], **shape,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(made))})
+    monkeypatch.setattr(standard, "inception", lambda *arguments: Means())
+    changes = {key: value for key, value in SHRUNK.items() if not key.startswith(("teacher", "features"))}
+    changes |= {"data.path": str(tmp_path / "images.zip"), "teacher.file": str(tmp_path / "edm.pkl")}
+    monkeypatch.setenv("RFPP_CACHE", str(tmp_path / "cache"))
+    experiment = Experiment(name, changes, runs=tmp_path / "runs")
+    assert experiment.data.train.shape == (3, 64, 64) and experiment.classes == (3 if labelled else 0)
+    assert len(experiment.data.train) == 57 and experiment.preset.machinery.precision in ("fp16", "fp32")
+    experiment.train(["A", "D"])
+    assert math.isfinite(experiment.evaluate("D").frechet) and math.isnan(experiment.evaluate("D").agreement)
+    assert len(experiment.history("D").losses) == 1 and math.isfinite(experiment.history("D").losses[0])
+    x, z, known = experiment.inverted().batch(torch.arange(3))
+    assert torch.equal(to_uint8(x), experiment.data.train.pixels[:3]) and z.isfinite().all()
+    assert labelled == (known is not None)
 
 
 def test_a_teacher_of_other_images_is_refused(images, tmp_path):
