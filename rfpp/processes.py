@@ -179,17 +179,22 @@ class Stopped(KeyboardInterrupt):
     """The exit status of the command line."""
 
 
+def _hears_signals() -> bool:
+    """Whether this is the main thread: no other can receive them."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM, where nothing holds it back, end work as Ctrl-C does: files are closed, and finished steps kept.
 
-    Only the main thread can receive signals; elsewhere nothing changes.
+    Outside of the main thread nothing changes.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Stopped("stopped by SIGTERM; finished steps are kept, run the same command to go on")
 
-    if threading.current_thread() is not threading.main_thread():
+    if not _hears_signals():
         yield
         return
     before = signal.signal(signal.SIGTERM, end)
@@ -216,7 +221,7 @@ def stoppable() -> Iterator[Stop]:
     Only the main thread can receive signals; elsewhere nothing is held back.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    if not _hears_signals():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
