@@ -6,7 +6,8 @@ import tempfile
 
 from timing import medians, table
 
-from rfpp import features, pairs, premetrics, shipped, timesteps, training
+from rfpp import features, pairs, premetrics, timesteps, training
+from rfpp.pipeline import shipped
 
 BATCH = 256
 teacher = shipped.load("digits-teacher")

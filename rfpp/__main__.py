@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from rfpp import book, downloads, files, presets, processes
-from rfpp.artifacts import digest
+from rfpp import book, presets
+from rfpp.base import downloads, files, processes
+from rfpp.pipeline.store import digest
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from rfpp import plots
+    from rfpp.book import plots
 
     plots.style()
     z, labels = experiment.noise(arguments.n)
@@ -114,7 +115,7 @@ def _book(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from rfpp import costs
+    from rfpp.pipeline import costs
 
     experiment = _experiment(arguments)
     steps = experiment.plan(arguments.config, [arguments.seed] if arguments.seed is not None else None)
@@ -167,7 +168,7 @@ def _import_pairs(arguments: argparse.Namespace) -> None:
 
 
 def _retrain(arguments: argparse.Namespace) -> None:
-    from rfpp import shipped
+    from rfpp.pipeline import shipped
 
     shipped.retrain(arguments.names or None)
 

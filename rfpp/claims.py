@@ -21,10 +21,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
-from rfpp import files, paths
-from rfpp.artifacts import digest, provenance
-from rfpp.checks import one_of
+from rfpp.base import files, paths
+from rfpp.base.checks import one_of
 from rfpp.experiment import Experiment, compute_digest
+from rfpp.pipeline.store import digest, provenance
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 CONFIDENCE = 0.95

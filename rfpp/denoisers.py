@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfpp.checks import one_of
+from rfpp.base.checks import one_of
 
 
 def expand(scalar: float | Tensor, x: Tensor) -> Tensor:

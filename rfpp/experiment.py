@@ -25,32 +25,27 @@ from rfpp import (
     checkpoints,
     data,
     denoisers,
-    downloads,
     engine,
     features,
-    files,
     intersections,
     metrics,
     networks,
     pairs,
-    paths,
     premetrics,
     presets,
-    processes,
-    progress,
-    rng,
     samplers,
-    shipped,
-    standard,
     timesteps,
     training,
 )
 from rfpp import flow as flows
-from rfpp.artifacts import Artifact, Store, code_digest, digest
-from rfpp.checks import at_least, one_of
+from rfpp.base import downloads, files, paths, processes, progress, rng
+from rfpp.base.checks import at_least, one_of
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
+from rfpp.metrics import standard
 from rfpp.pairs import PairDataset
+from rfpp.pipeline import shipped
+from rfpp.pipeline.store import Artifact, Store, code_digest, digest
 
 _MODELS = (networks, denoisers, flows)
 _PAIRS = (*_MODELS, samplers, pairs, data, rng)

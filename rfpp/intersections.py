@@ -16,8 +16,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torchdiffeq import odeint
 
-from rfpp import rng
-from rfpp.checks import at_least
+from rfpp.base import rng
+from rfpp.base.checks import at_least
 from rfpp.denoisers import GaussianMixtureDenoiser, expand
 from rfpp.flow import RectifiedFlow, interpolate
 

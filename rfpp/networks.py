@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfpp import rng, torchvision_shim
-from rfpp.checks import one_of
+from rfpp.base import rng, torchvision_shim
+from rfpp.base.checks import one_of
 
 Init = Callable[[tuple[int, ...], int, int], Tensor]
 """Draws a tensor of a given shape, from fan-in and fan-out."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from rfpp.checks import one_of
+from rfpp.base.checks import one_of
 from rfpp.denoisers import expand
 
 Premetric = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

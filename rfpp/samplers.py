@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rfpp import rng
-from rfpp.checks import at_least, one_of
+from rfpp.base import rng
+from rfpp.base.checks import at_least, one_of
 from rfpp.flow import T_MAX, Denoiser, RectifiedFlow, interpolate
 
 SOLVERS = ("euler", "heun")

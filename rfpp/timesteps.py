@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rfpp import rng
-from rfpp.checks import at_least
+from rfpp.base import rng
+from rfpp.base.checks import at_least
 from rfpp.flow import T_MAX, T_MIN
 
 _SQRT2 = 2**0.5

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfpp import rng
+from rfpp.base import rng
 from rfpp.data import Images
 from rfpp.denoisers import EDMPrecond, VPPrecond
 from rfpp.engine import Batch, Objective

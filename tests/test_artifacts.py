@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rfpp import artifacts
-from rfpp.artifacts import MANIFEST, StorageError, Store, code_digest, digest
+from rfpp.pipeline import store as artifacts
+from rfpp.pipeline.store import MANIFEST, StorageError, Store, code_digest, digest
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -120,7 +120,7 @@ def run(root, code):
     program = f"""
 import os, signal, sys, time
 from pathlib import Path
-from rfpp.artifacts import Store
+from rfpp.pipeline.store import Store
 root = Path({str(root)!r})
 {textwrap.dedent(code)}
 """

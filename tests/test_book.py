@@ -7,7 +7,8 @@ import re
 import nbformat
 import pytest
 
-from rfpp import book, claims, paths, presets, progress
+from rfpp import book, claims, presets
+from rfpp.base import paths, progress
 from rfpp.book import NotebookFailed, ParameterError
 
 PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []"
@@ -86,7 +87,7 @@ def test_notebooks_are_chosen_by_part_of_their_name(checkout):
 def test_a_run_uses_its_parameters_shows_progress_and_leaves_no_trace_of_the_machine(checkout, tmp_path):
     checkout(
         "01_one",
-        "import time\nfrom rfpp import progress\nfor _ in progress.bar(range(30), desc='counting'): time.sleep(0.05)",
+        "import time\nfrom rfpp.base import progress\nfor _ in progress.bar(range(30), desc='counting'): time.sleep(0.05)",
         "print(steps + 1)",
     )
     terminal = Terminal()

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from truth import DATA, REFERENCES, agrees, arrays, network, rand, randn, reference
 
-from rfpp import checkpoints, files
+from rfpp import checkpoints
+from rfpp.base import files
+from rfpp.base.pickles import Refused
 from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
 from rfpp.features import Classifier
 from rfpp.flow import RectifiedFlow
-from rfpp.pickles import Refused
 
 
 def ask(model):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rfpp import claims, paths
+from rfpp import claims
+from rfpp.base import paths
 from rfpp.claims import Rule, check, interval, judge, ledger, results_page
 
 LEDGER = """

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from rfpp import costs, presets
+from rfpp import presets
 from rfpp.experiment import Experiment
+from rfpp.pipeline import costs
 
 
 def test_the_papers_table_6():

@@ -22,7 +22,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from truth import randn
 
-from rfpp import data, paths
+from rfpp import data
+from rfpp.base import paths
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from truth import network, randn
 
-from rfpp import features, intersections, metrics, premetrics, processes, samplers, shipped, timesteps, training
+from rfpp import features, intersections, metrics, premetrics, samplers, timesteps, training
+from rfpp.base import processes
 from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
+from rfpp.pipeline import shipped
 
 META = torch.device("meta")
 

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from rfpp import downloads, paths
-from rfpp.downloads import fetch
+from rfpp.base import downloads, paths
+from rfpp.base.downloads import fetch
 
 CONTENT = bytes(range(256)) * 10_000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from truth import Function, network, randn
 
-from rfpp import premetrics, processes, timesteps, training
+from rfpp import premetrics, timesteps, training
+from rfpp.base import processes
+from rfpp.base.processes import Stopped
 from rfpp.data import Images, to_uint8
 from rfpp.denoisers import EDMPrecond
 from rfpp.engine import CannotResume, Checkpoints, Diverged, Machinery, fit
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset, generate
-from rfpp.processes import Stopped
 
 
 def linear(n_in=3):
@@ -188,7 +189,8 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_engine import trained
-from rfpp import engine, processes
+from rfpp import engine
+from rfpp.base import processes
 from rfpp.pairs import PairDataset, generate
 from rfpp.denoisers import EDMPrecond
 from truth import network
@@ -243,7 +245,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(pairs, monkeypatch):
 ALONE = """
 import sys
 from pathlib import Path
-from rfpp import processes
+from rfpp.base import processes
 
 def work():
     assert processes.is_main()
@@ -490,7 +492,8 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_engine import trained
-from rfpp import engine, processes
+from rfpp import engine
+from rfpp.base import processes
 from rfpp.pairs import PairDataset
 
 def send(step, average):
@@ -521,7 +524,8 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_engine import trained
 from truth import network
-from rfpp import engine, processes
+from rfpp import engine
+from rfpp.base import processes
 from rfpp.denoisers import EDMPrecond
 from rfpp.pairs import PairDataset, generate
 import torch

@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_metrics import frechet
 
-from rfpp import engine, samplers, shipped, timesteps, training
+from rfpp import engine, samplers, timesteps, training
 from rfpp import pairs as pair_module
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
+from rfpp.pipeline import shipped
 from rfpp.presets import PresetError
 
 

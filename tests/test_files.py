@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rfpp import files
+from rfpp.base import files
 
 KINDS = {
     "text": lambda path, n: files.write_text(path, "x" * n),

@@ -8,7 +8,8 @@ import torch
 from scipy import signal
 from truth import GaussianFlow, rand, randn
 
-from rfpp import intersections, rng
+from rfpp import intersections
+from rfpp.base import rng
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.flow import RectifiedFlow, interpolate
 from rfpp.intersections import autocorrelation, crossing_noise, exceedance, regression_residual

@@ -17,10 +17,10 @@ from torch import nn
 from truth import DATA, Counting, kolmogorov_bound, mixture, randn, released_pairs
 
 from rfpp import pairs
+from rfpp.base.processes import Stopped
 from rfpp.data import to_uint8
 from rfpp.flow import RectifiedFlow, interpolate
 from rfpp.pairs import Damaged, PairDataset, generate, import_released, invert, noise, noise_of_states
-from rfpp.processes import Stopped
 from rfpp.samplers import edm_sample, integrate, inversion_times
 
 SHAPE = (1, 1, 2)

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from rfpp import pickles
-from rfpp.pickles import ALLOWED, Object, Refused, read, read_file, read_torch
+from rfpp.base import pickles
+from rfpp.base.pickles import ALLOWED, Object, Refused, read, read_file, read_torch
 
 
 def loads(content):
@@ -113,7 +113,7 @@ def test_what_is_allowed_cannot_do_anything():
     """No stand-in is a function of the module it stands for, and none comes from a module that reaches outside."""
     for entry in ALLOWED.values():
         for function in (entry.call, entry.new):
-            assert function is None or function in (tuple, dict) or function.__module__ == "rfpp.pickles"
+            assert function is None or function in (tuple, dict) or function.__module__ == "rfpp.base.pickles"
 
 
 # What is refused

@@ -5,9 +5,10 @@ import pytest
 import torch
 from truth import arrays, rand, randn
 
-from rfpp import premetrics, shipped
+from rfpp import premetrics
 from rfpp.features import VGGLPIPS, Classifier, FeatureLPIPS
 from rfpp.flow import interpolate
+from rfpp.pipeline import shipped
 from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, build, pseudo_huber, squared_l2
 
 

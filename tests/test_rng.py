@@ -21,10 +21,8 @@ from truth import GaussianFlow, mixture, network, randn, released_pairs
 
 import rfpp
 from rfpp import (
-    artifacts,
     checkpoints,
     claims,
-    costs,
     data,
     denoisers,
     engine,
@@ -35,17 +33,18 @@ from rfpp import (
     metrics,
     networks,
     pairs,
-    plots,
     premetrics,
     presets,
-    rng,
     samplers,
-    shipped,
-    standard,
     timesteps,
     training,
 )
+from rfpp.base import rng
+from rfpp.book import plots
 from rfpp.denoisers import EDMPrecond, expand
+from rfpp.metrics import standard
+from rfpp.pipeline import costs, shipped
+from rfpp.pipeline import store as artifacts
 
 matplotlib.use("Agg")
 
@@ -453,9 +452,8 @@ def test_every_public_function_and_class_is_called_above():
 def test_importing_draws_nothing():
     """In a fresh process: the state after the imports is the state before."""
     states = "torch.get_rng_state().tolist(), numpy.random.get_state()[2], random.getstate()"
-    code = (
-        f"import torch, numpy, random; before = {states}; import rfpp.claims, rfpp.plots; assert before == ({states})"
-    )
+    imports = "import rfpp.claims, rfpp.book.plots"
+    code = f"import torch, numpy, random; before = {states}; {imports}; assert before == ({states})"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

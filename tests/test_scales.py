@@ -23,15 +23,17 @@ from sklearn.datasets import load_digits
 from truth import network
 
 from rfpp import __main__ as cli
-from rfpp import costs, presets, standard
+from rfpp import presets
+from rfpp.base.processes import Stopped
 from rfpp.checkpoints import load
 from rfpp.data import load as load_data
 from rfpp.data import to_uint8
 from rfpp.denoisers import EDMPrecond
 from rfpp.experiment import Experiment
+from rfpp.metrics import standard
 from rfpp.networks import DhariwalUNet, SongUNet
+from rfpp.pipeline import costs
 from rfpp.presets import PresetError
-from rfpp.processes import Stopped
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from truth import randn
 
-from rfpp import data, metrics, pairs, samplers, shipped
+from rfpp import data, metrics, pairs, samplers
 from rfpp.features import Classifier, Embedding, FeatureLPIPS
+from rfpp.pipeline import shipped
 
 EACH = pytest.mark.parametrize("name", shipped.RECIPES)
 

@@ -16,8 +16,8 @@ import torch
 from scipy import linalg, special
 from truth import randn
 
-from rfpp import standard
-from rfpp.standard import Extractor, Grades, Moments, Protocol, Statistics
+from rfpp.metrics import standard
+from rfpp.metrics.standard import Extractor, Grades, Moments, Protocol, Statistics
 
 FINE = Protocol(
     n=50_000,

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rfpp.artifacts import digest
-from rfpp.checks import nearest
+from rfpp.base.checks import nearest
 from rfpp.engine import Machinery
+from rfpp.pipeline.store import digest
 
 FOLDER = Path(__file__).parent
 DEFAULT = "laptop"

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from rfpp import files, processes, progress, rng
-from rfpp.processes import Stopped
+from rfpp.base import files, processes, progress, rng
+from rfpp.base.processes import Stopped
 
 Batch = tuple[Tensor | None, ...]
 
@@ -358,7 +358,8 @@ def fit(
     losses over time that TensorBoard shows are those of the first process's rows.
 
     Raises :class:`Diverged` when a loss is not finite, :class:`CannotResume` when ``folder`` holds another training,
-    and :class:`rfpp.processes.Stopped` after SIGINT or SIGTERM, with a checkpoint written. ``model`` is left untouched.
+    and :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM, with a checkpoint written. ``model`` is left
+    untouched.
     """
     machinery = machinery or Machinery()
     check(objective.batch_size, machinery)

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from rfpp import downloads, files, paths, progress, rng
-from rfpp.checks import at_least, one_of
+from rfpp.base import downloads, files, paths, progress, rng
+from rfpp.base.checks import at_least, one_of
 
 NAMES = ("digits", "cifar10", "images")
 CROPS = ("center", "dhariwal")
@@ -110,7 +110,7 @@ def load(
     """The dataset called ``name``, one of :data:`NAMES`: see :func:`digits`, :func:`cifar10`, :func:`images`.
 
     ``path``: where it lies; none for ``digits``, optional for ``cifar10``. ``folder``: where what is downloaded or
-    decoded is kept, by default in :func:`rfpp.paths.downloads`. ``resolution``, ``crop`` and ``held_out`` are for
+    decoded is kept, by default in :func:`rfpp.base.paths.downloads`. ``resolution``, ``crop`` and ``held_out`` are for
     ``images`` alone: the other two have a size and a split of their own.
 
     Raises ``ValueError`` for an unknown name, or a path or a resolution where there can be none.
@@ -148,7 +148,8 @@ def cifar10(path: str | Path | None = None, folder: str | Path | None = None) ->
     """CIFAR-10 in its binary version, 32x32 pixels in colour; its test images are the held-out ones.
 
     ``path``: the archive, or a folder with the six ``.bin`` files, there or one folder down; they may be shorter than
-    the official ones. Without it the archive is downloaded to ``folder`` and checked (:func:`rfpp.downloads.fetch`).
+    the official ones. Without it the archive is downloaded to ``folder`` and checked
+    (:func:`rfpp.base.downloads.fetch`).
 
     Raises ``FileNotFoundError`` where the path or one of the files is missing, ``ValueError`` for a damaged one, and
     ``OSError`` when the download cannot be had.

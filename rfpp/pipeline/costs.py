@@ -13,19 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rfpp import (
-    engine,
-    networks,
-    pairs,
-    premetrics,
-    presets,
-    processes,
-    rng,
-    timesteps,
-    torchvision_shim,
-    training,
-)
-from rfpp.checks import one_of
+from rfpp import engine, networks, pairs, premetrics, presets, timesteps, training
+from rfpp.base import processes, rng, torchvision_shim
+from rfpp.base.checks import one_of
 from rfpp.denoisers import EDMPrecond
 from rfpp.experiment import SAMPLES, STATES, Experiment, Step
 from rfpp.flow import interpolate

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from rfpp import torchvision_shim
+from rfpp.base import torchvision_shim
 from rfpp.flow import RectifiedFlow
 from rfpp.samplers import sample
 

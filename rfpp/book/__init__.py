@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rfpp import files, paths, presets, progress
-from rfpp.artifacts import digest
-from rfpp.checks import nearest
+from rfpp import presets
+from rfpp.base import files, paths, progress
+from rfpp.base.checks import nearest
+from rfpp.pipeline.store import digest
 
 _PLAIN_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 

@@ -35,11 +35,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rfpp import files, processes, progress, rng, samplers
-from rfpp.checks import at_least
+from rfpp import samplers
+from rfpp.base import files, processes, progress, rng
+from rfpp.base.checks import at_least
+from rfpp.base.processes import Stopped
 from rfpp.data import to_float, to_uint8
 from rfpp.flow import Denoiser, RectifiedFlow, interpolate
-from rfpp.processes import Stopped
 from rfpp.samplers import edm_sample
 
 INDEX = "pairs.json"
@@ -230,8 +231,8 @@ def _fill(
     """Write the shards that are missing of a folder, and its ``index`` first; process ``k`` of ``K`` every ``K``-th.
 
     ``make(indices, advance)`` makes the tensors of one shard and reports its progress in pairs.
-    Raises ``ValueError`` if the folder holds pairs made with other settings, and :class:`rfpp.processes.Stopped` after
-    SIGINT or SIGTERM: finished shards are kept.
+    Raises ``ValueError`` if the folder holds pairs made with other settings, and
+    :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM: finished shards are kept.
     """
     index = {**index, "format": FORMAT}
     processes.by_main(lambda: _agree(out_dir, index))

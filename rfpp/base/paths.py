@@ -11,7 +11,7 @@ LEDGER = Path("book") / "claims.yml"
 
 @cache
 def _search(start: Path) -> Path | None:
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     candidates = [start, *start.parents, package.parent]
     return next((folder for folder in candidates if (folder / LEDGER).is_file()), None)
 

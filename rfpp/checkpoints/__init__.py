@@ -3,7 +3,7 @@
 Ours are safetensors with the model's make-up and provenance in the header, so that a file alone rebuilds it:
 :func:`save`, :func:`load`. From elsewhere come EDM's pickles (:func:`load_edm_pickle`), the released 2-rectified flow++
 state dicts (:func:`load_released`) and diffusers models (:func:`load_diffusers`). Nothing is ever unpickled:
-:mod:`rfpp.pickles` reads what has to be read.
+:mod:`rfpp.base.pickles` reads what has to be read.
 
 Whatever the format, a network is first made without weights, on the meta device, and the tensors are compared with it
 by name and shape before any of them is used.
@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import rfpp
-from rfpp import downloads, files, networks, pickles
-from rfpp.checks import nearest, one_of
+from rfpp import networks
+from rfpp.base import downloads, files, pickles
+from rfpp.base.checks import nearest, one_of
 from rfpp.denoisers import DiscreteSchedule, EDMPrecond, LinearSchedule, VPPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.networks import DhariwalUNet, DiffusersUNet, SongUNet
@@ -341,8 +342,8 @@ def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecon
     """The denoiser in one of EDM's ``.pkl`` files, read without executing any of it, in evaluation mode on the CPU.
 
     ``key``: the entry of the file's dictionary. Files of class ``EDMPrecond`` and ``VPPrecond`` are understood.
-    Raises ``FileNotFoundError``, :class:`rfpp.pickles.Refused` (a ``ValueError``) for a file that is damaged or names
-    anything weights do not need, and ``ValueError`` naming the tensors that do not fit.
+    Raises ``FileNotFoundError``, :class:`rfpp.base.pickles.Refused` (a ``ValueError``) for a file that is damaged or
+    names anything weights do not need, and ``ValueError`` naming the tensors that do not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -439,7 +440,7 @@ def load_released(
     latter ``weights`` takes the averaged (``"ema"``) or the last (``"model"``) ones, by default the averaged where it
     has them. A released EDM teacher is the flow's ``denoiser``.
 
-    Raises ``FileNotFoundError``, :class:`rfpp.pickles.Refused` for a file that holds more than tensors, and
+    Raises ``FileNotFoundError``, :class:`rfpp.base.pickles.Refused` for a file that holds more than tensors, and
     ``ValueError`` for an unknown network or naming the tensors that do not fit.
     """
     path = Path(path)

@@ -16,13 +16,14 @@ from typing import Any
 
 from torch import nn
 
-from rfpp import checkpoints, data, engine, files, rng, training
-from rfpp.checks import one_of
+from rfpp import checkpoints, data, engine, training
+from rfpp.base import files, rng
+from rfpp.base.checks import one_of
 from rfpp.denoisers import EDMPrecond
 from rfpp.features import Classifier
 from rfpp.networks import SongUNet
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 MANIFEST = ASSETS / "manifest.json"
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -28,8 +28,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rfpp import downloads, files, metrics, pickles, progress, rng, torchvision_shim
-from rfpp.checks import at_least
+from rfpp import metrics
+from rfpp.base import downloads, files, pickles, progress, rng, torchvision_shim
+from rfpp.base.checks import at_least
 
 torchvision_shim.ensure()
 from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: E402 (needs torchvision)

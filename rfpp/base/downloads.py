@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from rfpp import files, paths, progress
-from rfpp.checks import at_least
+from rfpp.base import files, paths, progress
+from rfpp.base.checks import at_least
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
@@ -71,7 +71,7 @@ def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attemp
 
     ``sha256``: 64 hexadecimal digits that the file must have; ``None`` where the publisher states none, for a file that
     is harmless whatever it holds: what came first is then noted beside it, and expected from then on. ``folder``: where
-    to, by default :func:`rfpp.paths.downloads`. A download that stops is tried again from where it stopped,
+    to, by default :func:`rfpp.base.paths.downloads`. A download that stops is tried again from where it stopped,
     ``attempts`` times now and, where there is a checksum, whenever this is called again.
 
     Raises ``ValueError`` for a malformed checksum or URL, or a download that has another checksum (it is deleted), and

@@ -31,7 +31,7 @@ import torch
 from filelock import FileLock
 
 import rfpp
-from rfpp import files, processes
+from rfpp.base import files, processes
 
 MANIFEST = "manifest.json"
 

@@ -243,7 +243,7 @@ def _global(names: Mapping[str, _StandIn], module: Any, name: Any) -> _StandIn:
     full = f"{_PYTHON_2.get(module, module)}.{name}"
     if full not in names:
         shown = full if len(full) <= 100 else full[:100] + "..."
-        raise Refused(f"it names {shown}, which is not among the names that weights need (rfpp.pickles.ALLOWED)")
+        raise Refused(f"it names {shown}, which is not among the names that weights need (rfpp.base.pickles.ALLOWED)")
     return names[full]
 
 
