@@ -87,7 +87,8 @@ def test_notebooks_are_chosen_by_part_of_their_name(checkout):
 def test_a_run_uses_its_parameters_shows_progress_and_leaves_no_trace_of_the_machine(checkout, tmp_path):
     checkout(
         "01_one",
-        "import time\nfrom rfpp.base import progress\nfor _ in progress.bar(range(30), desc='counting'): time.sleep(0.05)",
+        "import time\nfrom rfpp.base import progress\n"
+        "for _ in progress.bar(range(30), desc='counting'): time.sleep(0.05)",
         "print(steps + 1)",
     )
     terminal = Terminal()

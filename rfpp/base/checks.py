@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 
@@ -27,3 +27,15 @@ def at_least(name: str, value: object, minimum: int) -> None:
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; an integer of at least {minimum} is needed")
     if value < minimum:
         raise ValueError(f"{name}={value} is too small; an integer of at least {minimum} is needed")
+
+
+def counts(name: str, values: object, minimum: int = 1) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless ``values`` is a list of different integers ``>= minimum``, not empty."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise TypeError(f"{name}={values!r} is a {type(values).__name__}; a list of integers is needed")
+    if not values:
+        raise ValueError(f"{name}={values!r} is empty; a list of at least one integer of {minimum} or more is needed")
+    for value in values:
+        at_least(f"an entry of {name}", value, minimum)
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={list(values)} has an entry twice; leave one of them out")
