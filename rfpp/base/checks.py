@@ -30,7 +30,7 @@ def at_least(name: str, value: object, minimum: int) -> None:
 
 
 def counts(name: str, values: object, minimum: int = 1) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless ``values`` is a list of different integers ``>= minimum``, not empty."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``values`` are different integers ``>= minimum``, at least one."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise TypeError(f"{name}={values!r} is a {type(values).__name__}; a list of integers is needed")
     if not values:
