@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rfpp import book, presets
-from rfpp.base import downloads, files, processes
-from rfpp.pipeline.store import digest
+from rfpp.base import downloads, processes
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -87,6 +84,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and not arguments.standard:
             raise ValueError(f"--{name.replace('_', '-')} belongs to --standard; add it, or leave the other out")
     experiment = _experiment(arguments)
+    from rfpp.pipeline import standard
+
     seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
     for seed in seeds:
         if arguments.standard:
@@ -95,12 +94,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
                 n=arguments.n, reference=arguments.reference, reference_count=arguments.reference_count,
                 weights=arguments.weights,
             )  # fmt: skip
-            path = (
-                experiment.folder / "grades" / f"{arguments.config}-{seed}-{digest(asdict(grades.protocol))[:8]}.json"
-            )
-            if processes.is_main():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                files.write_text(path, json.dumps(asdict(grades), indent=1))
+            path = standard.write(grades, arguments.config, seed, experiment.folder)
             _say(f"{arguments.config}, seed {seed}: {grades}\n{path}")
         else:
             _say(f"{arguments.config}, seed {seed}: {experiment.evaluate(arguments.config, seed, **options)}")
@@ -118,7 +112,7 @@ def _status(arguments: argparse.Namespace) -> None:
     from rfpp.pipeline import costs
 
     experiment = _experiment(arguments)
-    steps = experiment.plan(arguments.config, [arguments.seed] if arguments.seed is not None else None)
+    steps = experiment.plan.steps(arguments.config, [arguments.seed] if arguments.seed is not None else None)
     forecasts, pace = costs.forecast(experiment, steps), None
     if not arguments.no_measuring and any(entry.done < 1 for entry in forecasts):
         for lpips in (True, False):
@@ -129,11 +123,12 @@ def _status(arguments: argparse.Namespace) -> None:
                 what = "steps with LPIPS are timed without it" if lpips else "no time can be told"
                 print(f"{what}: {error}", file=sys.stderr)
     _say(costs.report(forecasts, pace))
-    finished = experiment.store.finished()
+    store = experiment.run.store
+    finished = store.finished()
     stored = sum(entry["bytes"] for artifact in finished for entry in artifact.manifest["files"].values())
     seconds = sum(artifact.manifest["seconds"] for artifact in finished)
     _say(
-        f"in {experiment.store.root}: {len(finished)} finished steps of this and other settings, {costs.size(stored)}, "
+        f"in {store.root}: {len(finished)} finished steps of this and other settings, {costs.size(stored)}, "
         f"{costs.duration(seconds)} of computing"
     )
 
@@ -191,7 +186,8 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     def model(sub: Any, many: bool = False, seeds: str = "all of the preset's") -> None:
-        names = "A to G of Table 1, C-small, D-small, longer or third" + ("" if many else "; or teacher")
+        names = "A to G of Table 1, C-small, D-small, longer, third, or an import path module:NAME"
+        names += "" if many else "; or teacher"
         sub.add_argument("--config", default="F", nargs="+" if many else None, help=names)
         sub.add_argument("--seed", type=int, default=None, help=f"training seed; {seeds} by default")
 

@@ -23,8 +23,13 @@ from scipy import stats
 
 from rfpp.base import files, paths
 from rfpp.base.checks import one_of
-from rfpp.experiment import Experiment, compute_digest
-from rfpp.pipeline.store import digest, provenance
+from rfpp.configurations import TEACHER, Configuration, find, imported
+from rfpp.experiment import Experiment
+from rfpp.pipeline.digests import code_digest, identity
+from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
+from rfpp.pipeline.grades import GradeFlow
+from rfpp.pipeline.steps import Step, in_order
+from rfpp.pipeline.store import Artifact, digest, provenance
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 CONFIDENCE = 0.95
@@ -70,6 +75,27 @@ class Claim(BaseModel):
     notebook: str
     quantity: str
     rule: Rule
+    rests_on: list[str] = []
+    """The configurations whose flows are measured, ``"teacher"`` for the pairs alone; empty where nothing is computed
+    that would be kept."""
+    code: list[str] = []
+    """Import paths of what computes the quantity."""
+
+    def configurations(self) -> list[Configuration]:
+        """The configurations that it rests on."""
+        return [find(name) for name in self.rests_on if name != TEACHER]
+
+    def code_digest(self) -> str:
+        """Hash of the code that its quantity depends on."""
+        steps: list[type[Step]] = [MakePairs] if self.rests_on else []
+        rows = self.configurations()
+        if rows:
+            steps += [TrainFlow, GradeFlow]
+            steps += [InvertImages] if any(row.pairs == "real" for row in rows) else []
+            steps += [OwnPairs] if any(row.pairs == "own" for row in rows) else []
+        roots = [root for step in steps for root in (step, *step.code)]
+        functions = [imported(path, f"code of {self.id}") for path in self.code]
+        return digest([code_digest(*roots, *functions), [identity(row) for row in rows]])
 
 
 @dataclass(frozen=True)
@@ -97,7 +123,7 @@ class Record:
 
     def stale(self, claim: Claim) -> bool:
         """Whether the claim or the code changed since this was measured."""
-        return self.claim != digest(claim.model_dump(mode="json")) or self.code != compute_digest()
+        return self.claim != digest(claim.model_dump(mode="json")) or self.code != claim.code_digest()
 
 
 def ledger() -> dict[str, Claim]:
@@ -151,6 +177,7 @@ def check(
     count = f"{len(values)} seeds" if len(values) > 1 else "one run"
     print(f"{id} {verdict} ({count}): {claim.quantity}; rule: {claim.rule}")
     if experiment is not None:
+        artifacts = _evidence(claims[id], seeds, experiment)
         record = Record(
             id=id,
             preset=experiment.preset.name,
@@ -160,22 +187,32 @@ def check(
             interval=span,
             verdict=verdict,
             claim=digest(claim.model_dump(mode="json")),
-            code=compute_digest(),
+            code=claim.code_digest(),
             commit=_commit(),
-            seconds=round(sum(artifact.manifest["seconds"] for artifact in experiment.used.values()), 1),
+            seconds=round(sum(artifact.manifest["seconds"] for artifact in artifacts.values()), 1),
             provenance=provenance(),
-            artifacts={name: digest(artifact.manifest["files"]) for name, artifact in experiment.used.items()},
+            artifacts={name: digest(artifact.manifest["files"]) for name, artifact in artifacts.items()},
         )
         _write(record, experiment.folder / "claims")
 
 
+def _evidence(claim: Claim, seeds: Sequence[int], experiment: Experiment) -> dict[str, Artifact]:
+    """The finished steps that a claim rests on, whatever else a notebook has asked for."""
+    plan, steps = experiment.plan, []
+    if claim.rests_on:
+        steps += [plan.pairs("train"), plan.pairs("held_out")]
+    steps += [plan.flow(row, seed) for row in claim.configurations() for seed in seeds]
+    found = {f"{step.name}/{step.key}": experiment.run.find(step) for step in in_order(steps)}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
 def skip(id: str, reason: str) -> None:
-    """Say why a claim cannot be measured at this scale, where it stays "not run".
+    """Say why a claim is not judged by this run; its record, if there is one, stays.
 
     Raises ``ValueError`` for an unknown claim.
     """
     one_of("id", id, ledger())
-    print(f"{id} not run: {reason}")
+    print(f"{id} not judged: {reason}")
 
 
 def _write(record: Record, folder: Path) -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rfpp.base.checks import one_of
 from rfpp.denoisers import expand
 
 Premetric = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 
-NAMES = ("squared_l2", "pseudo_huber", "lpips_huber", "lpips_huber_over_t")
 HUBER_SCALE = 0.00054
 """Pseudo-Huber's ``c`` per dimension, so that ``c = 0.00054 d`` (Section 4.2)."""
 
@@ -76,13 +76,11 @@ class LPIPSHuberOverT(LPIPSHuber):
         return 1 / t
 
 
-def build(name: str, perceptual: PerceptualDistance | None = None) -> Premetric:
-    """The premetric called ``name``; the LPIPS ones need a ``perceptual`` distance."""
-    one_of("premetric", name, NAMES)
-    if name == "squared_l2":
-        return squared_l2
-    if name == "pseudo_huber":
-        return pseudo_huber
-    if perceptual is None:
-        raise ValueError(f"premetric={name!r} needs a perceptual distance; none was given")
-    return LPIPSHuber(perceptual) if name == "lpips_huber" else LPIPSHuberOverT(perceptual)
+def bind(premetric: Any, perceptual: Callable[[], PerceptualDistance]) -> Premetric:
+    """A configuration's premetric, ready to use: a class, or a ``partial`` of one, is given the perceptual distance.
+
+    ``perceptual()`` fetches that distance; it is called only where it is needed.
+    """
+    made = premetric.func if isinstance(premetric, partial) else premetric
+    found: Premetric = premetric(perceptual()) if isinstance(made, type) else premetric
+    return found

@@ -1,4 +1,4 @@
-"""What is trained: the configurations of Table 1, and the objectives that :func:`rfpp.engine.fit` minimises.
+"""The objectives that :func:`rfpp.engine.fit` minimises: reflow, and what trains a teacher and feature networks.
 
 A step's randomness depends on the seed, its number and the size of its batch: two runs that differ in anything else see
 the same data and noise, and of the same distribution the same times, which is what makes configurations comparable.
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfpp.base import rng
+from rfpp.base.checks import one_of
+from rfpp.configurations import ALL, CONFIGURATIONS, STARTS, VARIANTS, Configuration
 from rfpp.data import Images
 from rfpp.denoisers import EDMPrecond, VPPrecond
 from rfpp.engine import Batch, Objective
@@ -22,40 +24,10 @@ from rfpp.pairs import PairDataset
 from rfpp.premetrics import Premetric
 from rfpp.timesteps import TimestepDistribution
 
-
-@dataclass(frozen=True)
-class Configuration:
-    """A row of Table 1: what 2-rectified flow training starts from and minimises."""
-
-    summary: str
-    start: str  # "random", "teacher", or another configuration
-    batch: str  # "small" or "large"; the preset says how many
-    timesteps: str  # "uniform" or "u_shaped"
-    premetric: str  # a name of rfpp.premetrics
-    pairs: str = "teacher"  # whose: the "teacher"'s, those of inverted "real" images, or the start's "own"
-
-
-CONFIGURATIONS = {
-    "A": Configuration("vanilla 2-rectified flow", "random", "small", "uniform", "squared_l2"),
-    "B": Configuration("A + teacher's weights, larger batch", "teacher", "large", "uniform", "squared_l2"),
-    "C": Configuration("B + U-shaped timesteps", "teacher", "large", "u_shaped", "squared_l2"),
-    "D": Configuration("C + pseudo-Huber", "teacher", "large", "u_shaped", "pseudo_huber"),
-    "E": Configuration("C + LPIPS-Huber", "teacher", "large", "u_shaped", "lpips_huber"),
-    "F": Configuration("C + LPIPS-Huber-1/t", "teacher", "large", "u_shaped", "lpips_huber_over_t"),
-    "G": Configuration("F + real data", "F", "large", "u_shaped", "lpips_huber_over_t", "real"),
-}
-"""Table 1, each adding to the one before."""
-
-VARIANTS = {
-    "C-small": Configuration("C with the small batch", "teacher", "small", "u_shaped", "squared_l2"),
-    "D-small": Configuration("D with the small batch", "teacher", "small", "u_shaped", "pseudo_huber"),
-    "longer": Configuration("F, trained on", "F", "large", "u_shaped", "lpips_huber_over_t"),
-    "third": Configuration("F, trained on its own pairs", "F", "large", "u_shaped", "lpips_huber_over_t", "own"),
-}
-"""What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), and another round of reflow
-(Section 3), with a second round that is trained as long to compare it with."""
-
-ALL = {**CONFIGURATIONS, **VARIANTS}
+__all__ = [
+    "ALL", "CONFIGURATIONS", "VARIANTS", "Classification", "Configuration", "Denoising", "Reflow", "initial_flow",
+    "losses_over_time",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,13 +138,16 @@ class Classification(Objective):
         return F.cross_entropy(model(x), labels, reduction="none", label_smoothing=0.05)
 
 
-def initial_flow(
-    teacher: EDMPrecond | VPPrecond, configuration: Configuration, dropout: float, seed: int
-) -> RectifiedFlow:
-    """The flow that training starts from: fresh weights of the teacher's network, or the teacher's (Proposition 1)."""
+def initial_flow(teacher: EDMPrecond | VPPrecond, start: str, dropout: float, seed: int) -> RectifiedFlow:
+    """The flow that training starts from: ``"random"`` weights of the teacher's network, or the ``"teacher"``'s, which
+    is the 1-rectified flow (Proposition 1).
+
+    Raises ``ValueError`` for another ``start``.
+    """
+    one_of("start", start, STARTS)
     trained: Any = teacher.model
     config = {**trained.config, "dropout": dropout}
     network = type(trained)(**config, generator=rng.generator(seed, "initialisation"))
-    if configuration.start != "random":
+    if start == "teacher":
         network.load_state_dict(trained.state_dict())
     return RectifiedFlow(teacher.around(network))

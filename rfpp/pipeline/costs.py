@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rfpp import engine, networks, pairs, premetrics, presets, timesteps, training
+from rfpp import engine, networks, pairs, premetrics, presets, training
 from rfpp.base import processes, rng, torchvision_shim
 from rfpp.base.checks import one_of
+from rfpp.configurations import CONFIGURATIONS
 from rfpp.denoisers import EDMPrecond
-from rfpp.experiment import SAMPLES, STATES, Experiment, Step
+from rfpp.experiment import Experiment
 from rfpp.flow import interpolate
+from rfpp.pipeline.grades import SAMPLES
+from rfpp.pipeline.networks import STATES, Published, perceptual_distance
+from rfpp.pipeline.steps import Cost, Size, Step
 
 METHODS = {"reflow": 1, "consistency distillation": 4, "consistency training": 2}
 """Forward passes per image of a training step: reflow's student; distillation's student, average, and the two of a Heun
@@ -76,23 +83,25 @@ def measure(experiment: Experiment, repeats: int = 20, lpips: bool = True) -> Pa
     Works before anything was made: the weights do not matter. ``lpips=False`` leaves out what needs the perceptual
     network; training steps are then timed without.
     """
-    settings, machinery = experiment.preset.training, experiment.preset.machinery
-    device, share = processes.device(), max(1, settings.large_batch // processes.count())
+    plan, machinery = experiment.plan, experiment.preset.machinery
+    best = CONFIGURATIONS["F"]
+    device, share = processes.device(), max(1, plan.batch_size(best) // processes.count())
     batch = min(share, machinery.micro_batch or share)
-    rows, density = range(batch), timesteps.UShaped(settings.u_shape)
-    teacher, perceptual = experiment.stand_ins(lpips)
-    student = training.initial_flow(teacher, training.CONFIGURATIONS["F"], settings.dropout, 0).train().to(device)
+    rows, teacher = range(batch), copy.deepcopy(plan.teacher.untrained())
+    student = training.initial_flow(teacher, "teacher", experiment.preset.training.dropout, 0).train().to(device)
     if machinery.channels_last:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if machinery.compile and device.type == "cuda":  # elsewhere it can take longer than all that is measured
         student.compile()
     teacher = teacher.to(device)
     z = pairs.noise(0, rows, experiment.data.train.shape).to(device)
-    x, t = z.clamp(-1, 1), density.sample(batch, generator=rng.generator(0, "pace")).to(device)
+    x, t = z.clamp(-1, 1), best.timesteps.sample(batch, generator=rng.generator(0, "pace")).to(device)
     labels = torch.arange(batch, device=device) % teacher.label_dim if teacher.label_dim else None
     x_t, precision = interpolate(x, z, t), engine.PRECISIONS[machinery.precision]
-    names = ("lpips_huber_over_t", "pseudo_huber") if lpips else ("pseudo_huber",) * 2
-    with_lpips, without = (premetrics.build(name, perceptual) for name in names)
+    without: premetrics.Premetric = premetrics.pseudo_huber
+    with_lpips = without
+    if lpips:
+        with_lpips = premetrics.bind(best.premetric, lambda: perceptual_distance(plan.perceptual.untrained()))
 
     def forward(step: int) -> None:
         with torch.no_grad():
@@ -137,6 +146,7 @@ class Forecast:
     """What is left of a step: the ``share`` that is ``done``, and what the rest costs."""
 
     step: Step
+    cost: Cost
     done: float
 
     @property
@@ -146,17 +156,26 @@ class Forecast:
 
     def seconds(self, pace: Pace) -> float:
         """Time that the rest takes at this pace, on one device."""
-        training_pace = pace.step if self.step.with_lpips else pace.plain
-        return (1 - self.done) * (self.step.passes / pace.forward + self.step.trained / training_pace)
+        training_pace = pace.step if self.cost.with_lpips else pace.plain
+        return (1 - self.done) * (self.cost.passes / pace.forward + self.cost.trained / training_pace)
+
+
+def size_of(experiment: Experiment) -> Size:
+    """What the costs of an experiment's steps depend on."""
+    dataset, teacher = experiment.data, experiment.plan.teacher
+    fetched = isinstance(teacher, Published) and not Path(teacher.file).expanduser().exists()
+    parameters = 0 if fetched else sum(p.numel() for p in teacher.untrained().parameters())
+    return Size(math.prod(dataset.train.shape), parameters, len(dataset.train))
 
 
 def forecast(experiment: Experiment, steps: Sequence[Step]) -> list[Forecast]:
     """How far each of an experiment's steps is: finished, or what of it lies in its folder."""
+    size, store = size_of(experiment), experiment.run.store
 
     def done(step: Step) -> float:
-        if experiment.store.peek(step.name, step.inputs) is not None:
+        if experiment.run.find(step) is not None:
             return 1.0
-        folder = experiment.store.partial(step.name, step.key)
+        folder = store.partial(step.name, step.key)
         states = engine.Checkpoints(folder / STATES).steps()
         if states and (note := engine.Checkpoints(folder / STATES).note(states[-1])):
             return min(0.999, states[-1] / note["settings"]["steps"])
@@ -165,7 +184,7 @@ def forecast(experiment: Experiment, steps: Sequence[Step]) -> list[Forecast]:
                 return min(0.999, pairs.share_done(place))
         return 0.0
 
-    return [Forecast(step, done(step)) for step in steps]
+    return [Forecast(step, step.cost(size), done(step)) for step in steps]
 
 
 def duration(seconds: float) -> str:
@@ -196,13 +215,13 @@ def report(forecasts: Sequence[Forecast], pace: Pace | None) -> str:
     for entry in forecasts:
         step = entry.step
         # A training step is a forward pass, and one backwards that costs two.
-        count = (1 - entry.done) * (step.passes + 3 * step.trained)
+        count = (1 - entry.done) * (entry.cost.passes + 3 * entry.cost.trained)
         seconds = entry.seconds(pace) if pace else 0.0
         left, passes = left + seconds, passes + count
         shown = duration(seconds) if pace and entry.done < 1 else ""
-        stored = size(step.stored) if step.stored else ""
+        stored = size(entry.cost.stored) if entry.cost.stored else ""
         lines.append(f"{step.title:<36}{entry.state:<10}{entry.done:>6.0%}{count:>15,.0f}{stored:>10}{shown:>14}")
-    disk = sum(entry.step.stored for entry in forecasts if entry.done < 1)
+    disk = sum(entry.cost.stored for entry in forecasts if entry.done < 1)
     lines.append(f"left: {passes:,.0f} forward passes (a training step of an image counts three), {size(disk)} of disk")
     if pace:
         shared = processes.count()

@@ -35,14 +35,18 @@ class _Settings(BaseModel):
 
 
 class Data(_Settings):
-    """Which images: the digits, CIFAR-10, or ``images``, a folder or archive of them at ``path``.
+    """Which images: the digits, CIFAR-10, ``images``, a folder or archive of them at ``path``, or ``custom`` ones.
+
+    ``custom`` ones come from ``function``, the import path of a function ``module:name`` that returns a
+    :class:`rfpp.data.Dataset`, or are given to :class:`rfpp.experiment.Experiment`.
 
     A relative ``path`` is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout. ``resolution``, ``crop`` and
     ``held_out`` are for ``images``, as for :func:`rfpp.data.load`.
     """
 
-    name: Literal["digits", "cifar10", "images"]
+    name: Literal["digits", "cifar10", "images", "custom"]
     path: str | None = None
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     resolution: Count | None = None
     crop: Literal["center", "dhariwal"] | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -68,12 +72,6 @@ class TeacherRecipe(_Recipe):
     log_std: Positive = 1.2
     flip: bool = False
 
-    def objective(self, images: Any, seed: int) -> Any:
-        """What is minimised."""
-        from rfpp.training import Denoising
-
-        return Denoising(images, self.batch, seed, self.sigma_data, self.log_mean, self.log_std, self.flip)
-
 
 class FeatureRecipe(_Recipe):
     """Two small classifiers: one grades samples, the other, three quarters as wide, is the trunk of LPIPS."""
@@ -83,12 +81,6 @@ class FeatureRecipe(_Recipe):
     shift: Annotated[int, Field(ge=0)] = 4
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     flip: bool = False
-
-    def objective(self, images: Any, seed: int) -> Any:
-        """What is minimised."""
-        from rfpp.training import Classification
-
-        return Classification(images, self.batch, seed, self.shift, self.noise, self.flip)
 
 
 class Teacher(_Settings):
@@ -147,7 +139,6 @@ class Training(_Settings):
     warmup: Annotated[int, Field(ge=0)]
     ema: Share
     dropout: Share
-    u_shape: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class RealData(_Settings):
@@ -199,7 +190,11 @@ class Preset(_Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Preset:
+        if self.data.function is not None and self.data.name != "custom":
+            raise ValueError("data.function belongs to data.name: custom")
         digits = self.data.name == "digits"
+        if self.data.name == "custom":  # whether a teacher fits is seen when the images are there
+            return self
         if digits != (self.teacher.name is not None) or digits != (self.features.kind == "shipped"):
             raise ValueError(
                 "the shipped teacher and features are for digits: other data need teacher.file or teacher.train, and "

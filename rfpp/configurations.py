@@ -1,0 +1,188 @@
+"""Table 1 as values: what a 2-rectified flow is trained with, from the paper or from a reader.
+
+A :class:`Configuration` holds a timestep law, a premetric, what training starts from, whose pairs it sees, and a batch.
+Where Table 1 leaves numbers to the scale (how large a batch, how many steps), the preset has them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rfpp.base import rng
+from rfpp.base.checks import at_least, nearest, one_of
+from rfpp.engine import Optimisation
+from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, bind, pseudo_huber, squared_l2
+from rfpp.timesteps import TimestepDistribution, Uniform, UShaped
+
+STARTS, BATCHES, PAIRS = ("random", "teacher"), ("small", "large"), ("teacher", "real", "own")
+SCHEDULES = ("training", "real_data", "third_round")
+
+TEACHER = "teacher"
+"""Stands where a configuration does: the 1-rectified flow, which is the teacher itself (Proposition 1)."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a 2-rectified flow starts from and minimises.
+
+    ``start``: ``"random"`` weights, the ``"teacher"``'s, or those of a flow of another configuration. ``batch``:
+    ``"small"`` or ``"large"``, which the preset says, or a number of rows. ``premetric``: a callable as those of
+    :mod:`rfpp.premetrics`, or a class that makes one of a perceptual distance. ``pairs``: the ``"teacher"``'s, those of
+    inverted ``"real"`` images, or the start's ``"own"``. ``schedule``: the section of the preset that says for how
+    long, or an :class:`rfpp.engine.Optimisation`. ``summary`` is for people: two configurations that differ only there
+    are equal.
+
+    Raises ``ValueError`` or ``TypeError`` for parts that do not fit, naming the part.
+    """
+
+    summary: str = field(compare=False)
+    start: str | Configuration = "teacher"
+    batch: str | int = "large"
+    timesteps: TimestepDistribution = UShaped(4.0)  # noqa: RUF009 (frozen)
+    premetric: Any = squared_l2
+    pairs: str = "teacher"
+    schedule: str | Optimisation = "training"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.start, Configuration):
+            one_of("start", self.start, STARTS)
+        if isinstance(self.batch, str):
+            one_of("batch", self.batch, BATCHES)
+        else:
+            at_least("batch", self.batch, 1)
+        if not isinstance(self.timesteps, TimestepDistribution):
+            raise TypeError(
+                f"timesteps={self.timesteps!r} is a {type(self.timesteps).__name__}; a rfpp.timesteps."
+                "TimestepDistribution is needed, such as UShaped(4.0)"
+            )
+        if not callable(self.premetric):
+            raise TypeError(
+                f"premetric={self.premetric!r} is a {type(self.premetric).__name__}; a callable m(a, b, x_t, t) is "
+                "needed, or a class that makes one of a perceptual distance"
+            )
+        one_of("pairs", self.pairs, PAIRS)
+        if self.pairs == "own" and not isinstance(self.start, Configuration):
+            raise ValueError(f"pairs='own' are those of the flow in start, but start={self.start!r}; name a flow there")
+        if not isinstance(self.schedule, Optimisation):
+            one_of("schedule", self.schedule, SCHEDULES)
+
+    @property
+    def is_perceptual(self) -> bool:
+        """Whether the premetric is made of a perceptual distance."""
+        made = self.premetric.func if isinstance(self.premetric, partial) else self.premetric
+        return isinstance(made, type)
+
+    def __str__(self) -> str:
+        return next((name for name, known in ALL.items() if known == self), self.summary)
+
+
+_A = Configuration("vanilla 2-rectified flow", "random", "small", Uniform())
+_B = Configuration("A + teacher's weights, larger batch", timesteps=Uniform())
+_C = Configuration("B + U-shaped timesteps")
+_D = Configuration("C + pseudo-Huber", premetric=pseudo_huber)
+_E = Configuration("C + LPIPS-Huber", premetric=LPIPSHuber)
+_F = Configuration("C + LPIPS-Huber-1/t", premetric=LPIPSHuberOverT)
+_G = Configuration("F + real data", _F, premetric=LPIPSHuberOverT, pairs="real", schedule="real_data")
+
+CONFIGURATIONS = {"A": _A, "B": _B, "C": _C, "D": _D, "E": _E, "F": _F, "G": _G}
+"""Table 1; E and F each replace D's premetric in C."""
+
+VARIANTS = {
+    "C-small": Configuration("C with the small batch", batch="small"),
+    "D-small": Configuration("D with the small batch", batch="small", premetric=pseudo_huber),
+    "longer": Configuration("F, trained on", _F, premetric=LPIPSHuberOverT, schedule="third_round"),
+    "third": Configuration(
+        "F, trained on its own pairs", _F, premetric=LPIPSHuberOverT, pairs="own", schedule="third_round"
+    ),
+}
+"""What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), and another round of reflow
+(Section 3), with a second round that is trained as long to compare it with."""
+
+ALL = {**CONFIGURATIONS, **VARIANTS}
+
+
+def imported(path: str, what: str) -> Any:
+    """The object of an import path such as ``"my_module:MINE"``; ``what`` names the setting in an error.
+
+    Raises ``ValueError`` when there is no such module or name.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{what}={path!r} cannot be imported: {error}") from error
+
+
+def find(config: str | Configuration) -> Configuration:
+    """The configuration that a letter of Table 1, a name of :data:`VARIANTS` or an import path stands for.
+
+    Raises ``ValueError`` for a name that is none of these, ``TypeError`` for what is no configuration.
+    """
+    if isinstance(config, Configuration):
+        return config
+    if isinstance(config, str) and ":" in config:
+        found = imported(config, "config")
+        if not isinstance(found, Configuration):
+            raise TypeError(
+                f"config={config!r} is a {type(found).__name__}; a rfpp.configurations.Configuration is needed"
+            )
+        return found
+    if config not in ALL:
+        options = ", ".join(map(repr, ALL))
+        raise ValueError(
+            f"config={str(config)[:100]!r} is unknown; allowed: {options}, a Configuration, or its import path "
+            f"'module:NAME'{nearest(config, ALL)}"
+        )
+    return ALL[config]
+
+
+_DRAWS, _PROBES = 256, 4
+
+
+def check_timesteps(law: TimestepDistribution) -> None:
+    """Raise ``ValueError`` for a law whose draws have another shape or lie outside [0, 1]."""
+    t = law.sample(_DRAWS, generator=rng.generator(0, "probe", "timesteps"))
+    name = f"timesteps={law!r}"
+    if not isinstance(t, Tensor) or t.shape != (_DRAWS,):
+        shape = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+        raise ValueError(f"{name}: sample({_DRAWS}) gives {shape}; a tensor of shape ({_DRAWS},) is needed")
+    if not ((t >= 0) & (t <= 1)).all():  # NaN is refused, too
+        raise ValueError(f"{name} draws times from {t.min():g} to {t.max():g}; all must lie in [0, 1]")
+
+
+def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` for a premetric that gives another shape than ``(B,)``, or anything but numbers from 0 on.
+
+    It is tried on noise of images of ``shape`` ``(C, H, W)``; a squared distance stands in for a perceptual one.
+    """
+    name = f"premetric={getattr(premetric, '__name__', premetric)}"
+
+    def stand_in(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().flatten(1).mean(dim=1)
+
+    generator = rng.generator(0, "probe", "premetric")
+    a, b, x_t = torch.randn((3, _PROBES, *shape), generator=generator)
+    t = torch.rand(_PROBES, generator=generator).clamp(0.1, 0.9)
+    try:
+        values = bind(premetric, lambda: stand_in)(a, b, x_t, t)
+    except Exception as error:
+        raise ValueError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}") from error
+    if not isinstance(values, Tensor) or values.shape != (_PROBES,):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"{name} gives {found} for {_PROBES} images; one value for each, shape (B,), is needed")
+    if not (values >= 0).all() or not values.isfinite().all():
+        raise ValueError(f"{name} gives {values.min():g} for different images; finite numbers of at least 0 are needed")
+
+
+def check(configuration: Configuration, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` for parts that cannot train on images of ``shape`` ``(C, H, W)``, before any work."""
+    check_timesteps(configuration.timesteps)
+    check_premetric(configuration.premetric, shape)
+    if isinstance(configuration.start, Configuration):
+        check(configuration.start, shape)

@@ -1,0 +1,215 @@
+"""The steps from a teacher to trained flows: pairs of three kinds, and reflow on them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rfpp import checkpoints, engine, features, pairs, premetrics, training
+from rfpp.base import files, processes, rng
+from rfpp.engine import Optimisation
+from rfpp.flow import RectifiedFlow
+from rfpp.pairs import PairDataset
+from rfpp.pipeline.digests import presentation
+from rfpp.pipeline.networks import MODEL, STATES, Weights, is_kept, keep, perceptual_distance
+from rfpp.pipeline.sampling import Sampler, draw, labels_in_turn
+from rfpp.pipeline.sources import Given, Source
+from rfpp.pipeline.steps import Cost, Run, Size, Step
+from rfpp.timesteps import TimestepDistribution
+
+_SNAPSHOT = "samples-{}.safetensors"
+_SHOWN, _SHOWN_AT = 16, (0, 0.03, 0.1, 0.3, 1)
+_SHOWN_FROM = 0.999
+"""Where one-step pictures of a training start. They depend on nothing but the training."""
+
+
+@dataclass(frozen=True)
+class MakePairs(Step):
+    """Pairs of the 1-rectified flow, by EDM's sampler with ``2 num_steps - 1`` evaluations (Algorithm 1)."""
+
+    teacher: Weights
+    n: int
+    seed: int
+    num_steps: int
+
+    name: ClassVar[str] = "pairs"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load,)
+
+    @property
+    @presentation
+    def title(self) -> str:
+        return f"{self.n:,} pairs"
+
+    def compute(self, folder: Path, run: Run) -> None:
+        teacher = processes.place(copy.deepcopy(self.teacher.load(run)))
+        pairs.generate(
+            teacher, self.n, folder, seed=self.seed, num_steps=self.num_steps, batch_size=run.batch_size,
+            device=processes.device(),
+        )  # fmt: skip
+
+    @presentation
+    def cost(self, size: Size) -> Cost:
+        return Cost(passes=self.n * (2 * self.num_steps - 1), stored=self.n * size.pixels)
+
+
+@dataclass(frozen=True)
+class InvertImages(Step):
+    """Configuration G's pairs: real training images, and the noise that the 1-rectified flow carries each to."""
+
+    images: Source | Given
+    teacher: Weights
+    nfe: int
+    seed: int
+
+    name: ClassVar[str] = "inverted"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load,)
+
+    @property
+    @presentation
+    def title(self) -> str:
+        return "invert the real images, for G"
+
+    def compute(self, folder: Path, run: Run) -> None:
+        teacher = processes.place(copy.deepcopy(self.teacher.load(run)))
+        real = self.images.load().train
+        pairs.invert(
+            RectifiedFlow(teacher), real.pixels, real.labels if teacher.label_dim else None, folder, nfe=self.nfe,
+            seed=self.seed, batch_size=run.batch_size, device=processes.device(),
+        )  # fmt: skip
+
+    @presentation
+    def cost(self, size: Size) -> Cost:
+        stored = 5 * size.images * size.pixels  # the noise in floats beside the pixels
+        return Cost(passes=size.images * self.nfe, stored=stored)
+
+
+@dataclass(frozen=True)
+class OwnPairs(Step):
+    """Pairs that a trained flow makes itself: the start of another round of reflow."""
+
+    flow: TrainFlow
+    sampler: Sampler
+    n: int
+    seed: int
+
+    name: ClassVar[str] = "own_pairs"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load,)
+
+    @property
+    @presentation
+    def title(self) -> str:
+        return f"{self.n:,} pairs of a flow's own, seed {self.flow.seed}"
+
+    def compute(self, folder: Path, run: Run) -> None:
+        flow = placed(self.flow.load(run))
+        draw(flow, self.sampler, folder, n=self.n, seed=self.seed, batch_size=run.batch_size)
+
+    @presentation
+    def cost(self, size: Size) -> Cost:
+        return Cost(passes=self.n * self.sampler.nfe, stored=self.n * size.pixels)
+
+
+@dataclass(frozen=True)
+class TrainFlow(Step):
+    """A 2-rectified flow: reflow (Algorithm 1) on ``pairs`` from ``start``, with a timestep law and a premetric.
+
+    ``start``: ``"random"``, ``"teacher"``, or the step of another flow; ``perceptual``: the weights behind the
+    premetric's distance, where it is made of one. ``label`` is what progress bars call it.
+    """
+
+    teacher: Weights
+    start: str | TrainFlow
+    pairs: MakePairs | InvertImages | OwnPairs
+    timesteps: TimestepDistribution
+    premetric: Any
+    perceptual: Weights | None
+    batch_size: int
+    optimisation: Optimisation
+    dropout: float
+    precision: str
+    seed: int
+    label: Any = field(default="", compare=False)
+
+    name: ClassVar[str] = "flow"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load, features.FeatureLPIPS, features.VGGLPIPS)
+
+    @property
+    @presentation
+    def title(self) -> str:
+        return f"train {self.label}, seed {self.seed}"
+
+    def _initial(self, run: Run) -> RectifiedFlow:
+        if isinstance(self.start, TrainFlow):
+            return self.start.load(run)
+        return training.initial_flow(self.teacher.load(run), self.start, self.dropout, self.seed)
+
+    def compute(self, folder: Path, run: Run) -> None:
+        if is_kept(folder):
+            return
+        weights = self.perceptual
+        premetric = premetrics.bind(
+            self.premetric, lambda: perceptual_distance(weights.load(run) if weights else nn.Identity())
+        )
+        trained_on = PairDataset(run.get(self.pairs).folder)
+        objective = training.Reflow(trained_on, self.timesteps, premetric, self.batch_size, self.seed)
+        pictures = _Pictures(trained_on.shape, trained_on.classes)
+        flow, history = engine.fit(
+            self._initial(run), objective, self.optimisation, seed=self.seed, desc=f"{self.title}{run.position}",
+            machinery=run.machinery.model_copy(update={"precision": self.precision}), folder=folder / STATES,
+            identity=self.inputs, on_step=pictures.writer(folder, self.optimisation.steps), pictures=pictures,
+        )  # fmt: skip
+        keep(folder, flow, history, run)
+
+    def load(self, run: Run) -> RectifiedFlow:
+        """The trained flow, in evaluation mode on the CPU."""
+        flow = checkpoints.load(run.get(self) / MODEL)
+        assert isinstance(flow, RectifiedFlow)
+        return flow
+
+    @presentation
+    def cost(self, size: Size) -> Cost:
+        images = self.optimisation.steps * self.batch_size
+        return Cost(trained=images, with_lpips=self.perceptual is not None, stored=4 * size.parameters)
+
+
+def placed(flow: RectifiedFlow) -> RectifiedFlow:
+    """A flow whose network is on this process's device."""
+    assert isinstance(flow.denoiser, nn.Module)
+    processes.place(flow.denoiser)
+    return flow
+
+
+class _Pictures:
+    """One-step samples from the same noise at a few steps of a training, further and further apart."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        self.z = pairs.noise(rng.derive(0, "snapshots"), range(_SHOWN), shape)
+        self.labels = labels_in_turn(_SHOWN, classes)
+
+    def __call__(self, average: nn.Module) -> Tensor:
+        assert isinstance(average, RectifiedFlow)
+        return Sampler(1, first_time=_SHOWN_FROM)(average.eval(), self.z, self.labels)
+
+    def writer(self, folder: Path, steps: int) -> Callable[[int, nn.Module], None]:
+        """What follows each step of the training, and writes the pictures of some."""
+        shown = {max(1, round(steps * part)) for part in _SHOWN_AT}
+
+        def look(step: int, average: nn.Module) -> None:
+            if step in shown:
+                files.write_tensors(folder / _SNAPSHOT.format(step), {"samples": self(average)})
+
+        return look
+
+
+def snapshots(folder: Path) -> dict[int, Tensor]:
+    """The one-step samples ``(16, C, H, W)`` of a training, by the step they were taken at."""
+    found = {
+        int(path.stem.partition("-")[2]): load_file(path)["samples"] for path in folder.glob(_SNAPSHOT.format("*"))
+    }
+    return dict(sorted(found.items()))

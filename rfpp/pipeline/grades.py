@@ -1,0 +1,177 @@
+"""The steps from flows to grades."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rfpp import checkpoints, data, features, metrics
+from rfpp.base import files, processes
+from rfpp.flow import RectifiedFlow
+from rfpp.metrics import Moments, Statistics
+from rfpp.pairs import PairDataset
+from rfpp.pipeline.digests import presentation
+from rfpp.pipeline.flows import MakePairs, TrainFlow, placed
+from rfpp.pipeline.networks import Weights, embedding
+from rfpp.pipeline.sampling import Samples, draw, labels_in_turn
+from rfpp.pipeline.sources import Given, Source
+from rfpp.pipeline.steps import Cost, Run, Size, Step
+
+_REFERENCE, SAMPLES, _GRADES = "reference.npz", "samples", "evaluation.json"
+SHARD = 1024
+_GRADED = 128
+"""Images that a network grades at once: Inception sees them at 299x299."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One flow with one sampler. ``frechet``: distance of samples to the training images in the features that grade;
+    ``agreement``: share of samples recognised as their label; ``pair_error``: mean ``||sample(z) - x||^2 / d`` over
+    held-out pairs, the one-step error at ``nfe = 1``."""
+
+    frechet: float
+    agreement: float
+    pair_error: float
+
+
+@torch.no_grad()
+def moments(network: nn.Module, batches: Tensor | Iterator[Tensor]) -> Moments:
+    """Of the features of 8-bit images, in batches that a network can grade at once."""
+    found = Moments(int(network.num_features))  # type: ignore[arg-type]
+    for batch in (batches,) if isinstance(batches, Tensor) else batches:
+        for rows in batch.split(_GRADED):
+            found.add(network(data.to_float(rows)))
+    return found
+
+
+def agreement(grader: nn.Module, pixels: Tensor, labels: Tensor | None) -> float:
+    """Share of 8-bit images recognised as their label; NaN without labels or a classifier of their classes."""
+    if labels is None or not isinstance(grader, features.Classifier):
+        return float("nan")
+    return metrics.label_agreement(data.to_float(pixels), labels, processes.place(grader))
+
+
+@dataclass(frozen=True)
+class MeasureReference(Step):
+    """Moments of the real training images' features."""
+
+    images: Source | Given
+    grader: Weights
+
+    name: ClassVar[str] = "reference"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load, features.Embedding, features.EightBit)
+
+    @property
+    @presentation
+    def title(self) -> str:
+        return "features of the real images"
+
+    def compute(self, folder: Path, run: Run) -> None:
+        network = embedding(self.grader.load(run))  # in all processes: it may have to be trained
+        if processes.is_main():
+            dataset = self.images.load()
+            found = moments(network, dataset.train.pixels)
+            found.statistics(f"{dataset.name}, training images").save(folder / _REFERENCE)
+
+    def load(self, run: Run) -> Statistics:
+        """The moments."""
+        return Statistics.load(run.get(self) / _REFERENCE)
+
+
+@dataclass(frozen=True)
+class GradeFlow(Step):
+    """Samples of a flow, compared with the real images and with the teacher's on held-out pairs.
+
+    ``flow``: a trained one, or the teacher's weights, which are the 1-rectified flow (Proposition 1).
+    """
+
+    flow: TrainFlow | Weights
+    sampler: Samples
+    samples: int
+    seed: int
+    held_out: MakePairs
+    reference: MeasureReference
+
+    name: ClassVar[str] = "evaluation"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load, features.Embedding, features.EightBit)
+
+    @property
+    @presentation
+    def title(self) -> str:
+        of = f"{self.flow.label}, seed {self.flow.seed}" if isinstance(self.flow, TrainFlow) else "the teacher"
+        return f"grade {of}, {self.sampler.nfe} NFE"
+
+    def compute(self, folder: Path, run: Run) -> None:
+        flow, held_out = load_flow(self.flow, run), PairDataset(run.get(self.held_out).folder)
+        drawn = draw(
+            flow, self.sampler, folder / SAMPLES, n=self.samples, seed=self.seed, batch_size=run.batch_size,
+            shard_size=SHARD, advance=lambda images: self._count(images, run),
+        )  # fmt: skip
+        reference, grader = self.reference.load(run), self.reference.grader.load(run)
+        network = embedding(grader)
+        if not processes.is_main():  # nothing below may wait for the others
+            return
+        pixels = drawn.read(torch.arange(self.samples))["images"]
+        found = Evaluation(
+            frechet=metrics.frechet_distance(moments(network, pixels).statistics("samples"), reference),
+            agreement=agreement(grader, pixels, labels_in_turn(self.samples, drawn.classes)),
+            pair_error=self._pair_error(flow, held_out, run),
+        )
+        files.write_text(folder / _GRADES, json.dumps(asdict(found)))
+        shutil.rmtree(folder / SAMPLES)  # gigabytes at the paper's size, and made again in minutes
+
+    def _count(self, images: int, run: Run) -> None:
+        if run.advance is not None:
+            run.advance(images * self.sampler.nfe)
+
+    def _pair_error(self, flow: RectifiedFlow, held_out: PairDataset, run: Run) -> float:
+        """The mean of ``||sample(z) - x||^2 / d`` over held-out pairs."""
+        errors = []
+        for rows in torch.arange(len(held_out)).split(SHARD):
+            x, z, labels = held_out.batch(rows)
+            errors.append((self.sampler(flow, z, labels) - x).square().flatten(1).mean(dim=1))
+            self._count(len(rows), run)
+        return float(torch.cat(errors).mean())
+
+    def load(self, run: Run) -> Evaluation:
+        """The grades."""
+        return Evaluation(**json.loads((run.get(self) / _GRADES).read_text()))
+
+    @presentation
+    def cost(self, size: Size) -> Cost:
+        return Cost(passes=(self.samples + self.held_out.n) * self.sampler.nfe)
+
+
+@dataclass(frozen=True)
+class DrawSamples(Step):
+    """Samples of a flow that are kept, for the standard evaluation."""
+
+    flow: TrainFlow | Weights
+    sampler: Samples
+    n: int
+    seed: int
+
+    name: ClassVar[str] = "samples"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load,)
+
+    def compute(self, folder: Path, run: Run) -> None:
+        flow = load_flow(self.flow, run)
+        draw(flow, self.sampler, folder, n=self.n, seed=self.seed, batch_size=run.batch_size, shard_size=SHARD)
+
+    def load(self, run: Run) -> PairDataset:
+        """The samples as pairs with their noise."""
+        return PairDataset(run.get(self).folder)
+
+
+def load_flow(weights: TrainFlow | Weights, run: Run) -> RectifiedFlow:
+    """A trained flow, or the teacher as the 1-rectified flow, on this process's device."""
+    model = weights.load(run)
+    return placed(model if isinstance(model, RectifiedFlow) else RectifiedFlow(copy.deepcopy(model)))

@@ -1,0 +1,216 @@
+"""The plan: which steps a preset asks for. Nothing else reads a preset's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rfpp import engine
+from rfpp.base import rng
+from rfpp.base.checks import at_least, one_of
+from rfpp.configurations import CONFIGURATIONS, TEACHER, Configuration, check, find
+from rfpp.data import Dataset
+from rfpp.engine import Optimisation
+from rfpp.pipeline.digests import identity
+from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
+from rfpp.pipeline.grades import DrawSamples, GradeFlow, MeasureReference
+from rfpp.pipeline.networks import (
+    VGG,
+    Inception,
+    Published,
+    Shipped,
+    TrainFeatures,
+    TrainTeacher,
+    Weights,
+)
+from rfpp.pipeline.sampling import Sampler, Samples
+from rfpp.pipeline.sources import Given, Source, checked
+from rfpp.pipeline.steps import Run, Step, in_order
+from rfpp.pipeline.store import Store
+from rfpp.presets import Preset, PresetError
+
+SPLITS = ("train", "held_out")
+
+
+class Plan:
+    """The steps of a preset, as values; ``dataset``: a reader's own images in place of the preset's."""
+
+    def __init__(self, preset: Preset, dataset: Dataset | None = None) -> None:
+        self.preset = preset
+        settings = preset.data
+        self.images: Source | Given = (
+            Source(
+                settings.name, settings.path, settings.resolution, settings.crop, settings.held_out, settings.function
+            )
+            if dataset is None
+            else Given(checked(dataset))
+        )
+        if dataset is None and settings.name == "custom" and settings.function is None:
+            raise PresetError("data.name='custom' needs data.function, the import path of a function 'module:name'")
+        self.teacher = self._teacher()
+        self.grader, self.perceptual = self._features("classifier"), self._features("perceptual")
+
+    # Networks
+
+    def _teacher(self) -> Weights:
+        settings = self.preset.teacher
+        if settings.name is not None:
+            return Shipped(settings.name)
+        if settings.file is not None:
+            return Published(settings.file, settings.sha256)
+        assert settings.train is not None  # exactly one of the three
+        return TrainTeacher(self.images, settings.train, self.preset.machinery.precision)
+
+    def _features(self, kind: str) -> Weights:
+        settings = self.preset.features
+        if settings.kind == "shipped":
+            return Shipped(f"digits-{kind}")
+        if settings.train is not None:
+            return TrainFeatures(self.images, settings.train, kind, self.preset.machinery.precision)
+        return Inception(settings.inception) if kind == "classifier" else VGG(settings.vgg)
+
+    def fit(self, teacher: Any) -> None:
+        """Raise :class:`rfpp.presets.PresetError` for a teacher of other images or classes than the dataset's."""
+        dataset, settings = self.images.load(), self.preset.teacher
+        shape = (teacher.model.in_channels, teacher.model.img_resolution, teacher.model.img_resolution)
+        if shape != dataset.train.shape:
+            raise PresetError(
+                f"teacher.{'name' if settings.name else 'file'} makes images of shape {shape}, "
+                f"data.name={dataset.name!r} has {dataset.train.shape}; choose others that fit"
+            )
+        if teacher.label_dim not in (0, dataset.classes):
+            raise PresetError(
+                f"the teacher knows {teacher.label_dim} classes, data.name={dataset.name!r} has "
+                f"{dataset.classes}; choose others that fit"
+            )
+
+    def run(self, store: Store) -> Run:
+        """How the preset's steps are computed."""
+        return Run(store, self.preset.machinery, self.preset.pairs.batch_size)
+
+    # Pairs
+
+    def pairs(self, split: str = "train") -> MakePairs:
+        """Pairs of the 1-rectified flow, to train on or held out."""
+        one_of("split", split, SPLITS)
+        settings = self.preset.pairs
+        n = settings.train if split == "train" else settings.held_out
+        return MakePairs(self.teacher, n, rng.derive(settings.seed, split), settings.num_steps)
+
+    def inverted(self) -> InvertImages:
+        """Real images and the noise that the teacher carries them to."""
+        settings = self.preset.real_data
+        return InvertImages(self.images, self.teacher, settings.nfe, rng.derive(settings.seed, "inversion"))
+
+    def own_pairs(self, flow: TrainFlow) -> OwnPairs:
+        """Pairs of a trained flow, on its own times: EDM's noise levels hardly touch the middle of a flow."""
+        settings = self.preset.third_round
+        return OwnPairs(flow, self.sampler(settings.nfe), settings.pairs, rng.derive(flow.seed, "third"))
+
+    # Flows
+
+    def optimisation(self, configuration: Configuration) -> Optimisation:
+        """The configuration's own, or that of the preset's section that it names."""
+        if isinstance(configuration.schedule, Optimisation):
+            return configuration.schedule
+        general, fine, third = self.preset.training, self.preset.real_data, self.preset.third_round
+        steps, lr, warmup = {
+            "training": (general.steps, general.lr, general.warmup),
+            "real_data": (fine.steps, fine.lr, fine.warmup),
+            "third_round": (third.steps, general.lr, general.warmup),
+        }[configuration.schedule]
+        return Optimisation(steps, lr, warmup, ema=general.ema)
+
+    def batch_size(self, configuration: Configuration) -> int:
+        """Rows of a training step."""
+        sizes = {"small": self.preset.training.small_batch, "large": self.preset.training.large_batch}
+        return sizes[configuration.batch] if isinstance(configuration.batch, str) else configuration.batch
+
+    def flow(self, config: str | Configuration, seed: int) -> TrainFlow:
+        """The training of a configuration."""
+        at_least("seed", seed, 0)
+        configuration = find(config)
+        start: str | TrainFlow
+        if isinstance(configuration.start, Configuration):
+            start = self.flow(configuration.start, seed)
+        else:
+            start = configuration.start
+        pairs: MakePairs | InvertImages | OwnPairs
+        if configuration.pairs == "own":
+            assert isinstance(start, TrainFlow)  # the configuration sees to it
+            pairs = self.own_pairs(start)
+        else:
+            pairs = self.inverted() if configuration.pairs == "real" else self.pairs("train")
+        return TrainFlow(
+            teacher=self.teacher,
+            start=start,
+            pairs=pairs,
+            timesteps=configuration.timesteps,
+            premetric=configuration.premetric,
+            perceptual=self.perceptual if configuration.is_perceptual else None,
+            batch_size=self.batch_size(configuration),
+            optimisation=self.optimisation(configuration),
+            dropout=self.preset.training.dropout,
+            precision=self.preset.machinery.precision,
+            seed=seed,
+            label=str(configuration),
+        )
+
+    def check(self, configs: Iterable[str | Configuration]) -> None:
+        """Raise ``ValueError`` or ``OSError`` for what trainings would complain about, before their pairs are made."""
+        configurations = [find(config) for config in configs]
+        if not configurations:
+            return
+        recipes = [recipe for recipe in (self.preset.teacher.train, self.preset.features.train) if recipe is not None]
+        sizes = {self.batch_size(configuration) for configuration in configurations}
+        for size in (*sizes, *(recipe.batch for recipe in recipes)):
+            engine.check(size, self.preset.machinery)
+        shape = self.images.load().train.shape
+        for configuration in configurations:
+            check(configuration, shape)
+            for part in (configuration.timesteps, configuration.premetric):
+                identity(part)
+        if any(configuration.is_perceptual for configuration in configurations):
+            self.perceptual.untrained()
+
+    # Grades
+
+    def sampler(
+        self, nfe: int = 1, solver: str = "euler", update: str = "standard", inner: Sequence[float] | None = None
+    ) -> Sampler:
+        """A sampler that starts at the preset's first time; ``inner``: the times of the steps after it."""
+        first_time = self.preset.evaluation.first_time
+        return Sampler(nfe, solver, update, first_time, None if inner is None else tuple(inner))
+
+    @property
+    def noise_seed(self) -> int:
+        """Of the evaluation's noise."""
+        return rng.derive(self.preset.evaluation.seed, "evaluation")
+
+    def reference(self) -> MeasureReference:
+        """What samples are compared with."""
+        return MeasureReference(self.images, self.grader)
+
+    def _graded(self, config: str | Configuration, seed: int) -> TrainFlow | Weights:
+        return self.teacher if config == TEACHER else self.flow(config, seed)
+
+    def grade(self, config: str | Configuration, seed: int, sampler: Samples) -> GradeFlow:
+        """The grades of a configuration's flow, or of the ``"teacher"``, with a sampler."""
+        return GradeFlow(
+            self._graded(config, seed), sampler, self.preset.evaluation.samples, self.noise_seed,
+            self.pairs("held_out"), self.reference(),
+        )  # fmt: skip
+
+    def samples(self, config: str | Configuration, seed: int, sampler: Samples, n: int) -> DrawSamples:
+        """Samples that are kept."""
+        return DrawSamples(self._graded(config, seed), sampler, n, self.noise_seed)
+
+    def steps(
+        self, configs: Iterable[str | Configuration] | None = None, seeds: Sequence[int] | None = None
+    ) -> list[Step]:
+        """All steps up to graded flows of ``configs`` (A to G) at one evaluation, each after those it needs."""
+        return in_order(
+            self.grade(config, seed, self.sampler())
+            for seed in seeds or self.preset.seeds
+            for config in configs or CONFIGURATIONS
+        )

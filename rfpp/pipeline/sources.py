@@ -1,0 +1,101 @@
+"""Which images a run is about: a dataset by name, by import path, or a reader's own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from rfpp import data
+from rfpp.base import paths
+from rfpp.configurations import imported
+from rfpp.pipeline.store import digest
+
+
+def fingerprint(images: data.Images) -> str:
+    """What stands for a set of images: its size, labels, and a thousand of the images."""
+    rows = torch.linspace(0, len(images) - 1, min(len(images), 1000)).long()
+    content = hashlib.sha256(images.labels.numpy().tobytes())
+    content.update(images.pixels[rows].numpy().tobytes())
+    return digest([len(images), list(images.shape), content.hexdigest()])
+
+
+def _content(dataset: data.Dataset) -> Any:
+    """What stands for a dataset; the digits come with a package and are always the same."""
+    return "digits" if dataset.name == "digits" else [fingerprint(dataset.train), fingerprint(dataset.held_out)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset by its name and settings, as :func:`rfpp.data.load` takes them; ``function`` is the import path of a
+    function that returns one, for ``name="custom"``."""
+
+    name: str
+    path: str | None = None
+    resolution: int | None = None
+    crop: str | None = None
+    held_out: float = data.HELD_OUT
+    function: str | None = None
+
+    def load(self) -> data.Dataset:
+        """The dataset; raises as :func:`rfpp.data.load` does, and ``TypeError`` where ``function`` gives no dataset."""
+        return _load(self)
+
+    def identity(self) -> Any:
+        """What stands for the images in keys: their content, wherever they lie."""
+        return "digits" if self.name == "digits" else _content(self.load())
+
+
+@lru_cache(maxsize=4)
+def _load(source: Source) -> data.Dataset:
+    if source.function is not None:
+        made = imported(source.function, "data.function")()
+        return checked(made)
+    path = None if source.path is None else paths.datasets(source.path)
+    return data.load(source.name, path, resolution=source.resolution, crop=source.crop, held_out=source.held_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A reader's dataset, known by its content."""
+
+    dataset: data.Dataset
+
+    def load(self) -> data.Dataset:
+        """The dataset."""
+        return self.dataset
+
+    def identity(self) -> Any:
+        """What stands for the images in keys."""
+        return _content(self.dataset)
+
+
+def checked(dataset: Any) -> data.Dataset:
+    """A reader's dataset; raises ``TypeError`` or ``ValueError`` for one whose images or labels do not fit."""
+    if not isinstance(dataset, data.Dataset):
+        raise TypeError(f"data is a {type(dataset).__name__}; a rfpp.data.Dataset is needed")
+    for name, part in (("train", dataset.train), ("held_out", dataset.held_out)):
+        pixels, labels = part.pixels, part.labels
+        if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[2] != pixels.shape[3] or not len(pixels):
+            raise ValueError(
+                f"data.{name}.pixels are {pixels.dtype} of shape {tuple(pixels.shape)}; 8-bit square images "
+                "(N, C, H, H) are needed"
+            )
+        if labels.shape != (len(pixels),) or labels.dtype != torch.int64:
+            raise ValueError(
+                f"data.{name}.labels are {labels.dtype} of shape {tuple(labels.shape)}; int64 of shape "
+                f"({len(pixels)},) is needed"
+            )
+        if not 0 <= int(labels.min()) <= int(labels.max()) <= max(dataset.classes - 1, 0):
+            raise ValueError(
+                f"data.{name}.labels lie between {int(labels.min())} and {int(labels.max())}; data.classes="
+                f"{dataset.classes} allows 0 to {max(dataset.classes - 1, 0)}"
+            )
+    if dataset.train.shape != dataset.held_out.shape:
+        raise ValueError(
+            f"data.train has images of shape {dataset.train.shape}, data.held_out {dataset.held_out.shape}"
+        )
+    return dataset

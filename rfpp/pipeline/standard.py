@@ -1,0 +1,82 @@
+"""The standard evaluation of a flow: FID, inception score, precision and recall, with the protocol they follow."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from rfpp.base import files, processes
+from rfpp.configurations import Configuration
+from rfpp.metrics import INCEPTION_URL, Extractor, Grades, Moments, Statistics, embed, inception
+from rfpp.metrics import grade as grade_images
+from rfpp.pipeline.flows import TrainFlow
+from rfpp.pipeline.grades import SHARD
+from rfpp.pipeline.networks import MODEL
+from rfpp.pipeline.plan import Plan
+from rfpp.pipeline.sampling import Sampler, Samples
+from rfpp.pipeline.steps import Run
+from rfpp.pipeline.store import digest
+
+
+def grade(
+    plan: Plan,
+    run: Run,
+    folder: Path,
+    config: str | Configuration,
+    seed: int,
+    sampler: Samples,
+    *,
+    n: int | None = None,
+    reference: str | Path | None = None,
+    reference_count: int | None = None,
+    weights: str | Path | None = None,
+) -> Grades:
+    """Grade ``n`` samples of a flow, which are kept; of several processes the first one grades.
+
+    ``reference``: statistics of real images in EDM's ``.npz`` format, made here when ``None``: of the training images,
+    of a folder or archive with the held-out ones. ``reference_count``: the images they are of, where the file does not
+    say; ``weights``: Inception's, the preset's when ``None``.
+    """
+    n = n or plan.preset.evaluation.samples
+    extractor = inception(weights or plan.preset.features.inception or INCEPTION_URL, processes.device())
+    published = None if reference is None else Statistics.load(reference, reference_count)
+    step = plan.samples(config, seed, sampler, n)
+    samples, dataset = step.load(run), plan.images.load()
+    is_trained = isinstance(step.flow, TrainFlow)
+    weights_of = files.sha256(run.get(step.flow) / MODEL) if is_trained else plan.teacher.identity()
+
+    def work() -> Grades:
+        real = torch.cat([found for found, _ in embed(dataset.train.pixels[:n], extractor)])
+        batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(SHARD))
+        described = asdict(sampler) if isinstance(sampler, Sampler) else {"nfe": sampler.nfe, "solver": str(sampler)}
+        return grade_images(
+            batches, extractor, published or own_reference(plan, folder, extractor), reference_features=real,
+            dataset=dataset.name, flow_sha256=str(weights_of), seed=plan.noise_seed, **described,
+        )  # fmt: skip
+
+    return processes.by_main(work)
+
+
+def own_reference(plan: Plan, folder: Path, extractor: Extractor) -> Statistics:
+    """Statistics of the images that published ones are of: of archives, all; else those of the training split."""
+    dataset = plan.images.load()
+    parts = [dataset.train, *([dataset.held_out] if dataset.name == "images" else [])]
+    moments = Moments(extractor.num_features)
+    for found, _ in embed((rows for part in parts for rows in part.pixels.split(128)), extractor):
+        moments.add(found)
+    name = f"{dataset.name}-{extractor.sha256[:8] if extractor.sha256 else 'own'}.npz"
+    (folder / "references").mkdir(parents=True, exist_ok=True)
+    return moments.statistics(name).save(folder / "references" / name)
+
+
+def write(grades: Grades, config: object, seed: int, folder: Path) -> Path:
+    """Keep grades as JSON among a preset's results, named by their protocol."""
+    protocol = digest(asdict(grades.protocol))[:8]
+    path = folder / "grades" / f"{config}-{seed}-{protocol}.json"
+    if processes.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(asdict(grades), indent=1))
+    return path
