@@ -113,11 +113,11 @@ def _status(arguments: argparse.Namespace) -> None:
 
     experiment = _experiment(arguments)
     steps = experiment.plan.steps(arguments.config, [arguments.seed] if arguments.seed is not None else None)
-    forecasts, pace = costs.forecast(experiment, steps), None
+    forecasts, pace = costs.forecast(experiment.plan, experiment.run, steps), None
     if not arguments.no_measuring and any(entry.done < 1 for entry in forecasts):
         for lpips in (True, False):
             try:
-                pace = costs.measure(experiment, arguments.repeats, lpips)
+                pace = costs.measure(experiment.plan, arguments.repeats, lpips)
                 break
             except OSError as error:  # VGG-16, or even the teacher, cannot be had here
                 what = "steps with LPIPS are timed without it" if lpips else "no time can be told"

@@ -23,13 +23,15 @@ from scipy import stats
 
 from rfpp.base import files, paths
 from rfpp.base.checks import one_of
+from rfpp.base.files import digest
 from rfpp.configurations import TEACHER, Configuration, find, imported
 from rfpp.experiment import Experiment
-from rfpp.pipeline.digests import code_digest, identity
+from rfpp.pipeline.digests import code_digest
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
 from rfpp.pipeline.grades import GradeFlow
+from rfpp.pipeline.identities import identity
 from rfpp.pipeline.steps import Step, in_order
-from rfpp.pipeline.store import Artifact, digest, provenance
+from rfpp.pipeline.store import Artifact, provenance
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 CONFIDENCE = 0.95

@@ -134,10 +134,10 @@ def find(config: str | Configuration) -> Configuration:
             )
         return found
     if config not in ALL:
-        options = ", ".join(map(repr, ALL))
+        options = ", ".join(map(repr, (*ALL, TEACHER)))
         raise ValueError(
-            f"config={str(config)[:100]!r} is unknown; allowed: {options}, a Configuration, or its import path "
-            f"'module:NAME'{nearest(config, ALL)}"
+            f"config={str(config)[:100]!r} is unknown; allowed: {options} (which is not trained), a Configuration, or "
+            f"its import path 'module:NAME'{nearest(config, (*ALL, TEACHER))}"
         )
     return ALL[config]
 

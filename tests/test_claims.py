@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rfpp import claims
+from rfpp import claims, presets
 from rfpp.base import paths
 from rfpp.claims import Rule, check, interval, judge, ledger, results_page
+from rfpp.pipeline.plan import Plan
 
 LEDGER = """
 - id: c01
@@ -20,6 +21,7 @@ LEDGER = """
   paper: "12.21 -> 3.38"
   notebook: training
   quantity: share that F removes
+  rests_on: [F]
   rule: {above: 0.5}
 - id: c02
   where: Section 5
@@ -55,9 +57,18 @@ def checkout(tmp_path, monkeypatch):
 @pytest.fixture
 def experiment(tmp_path):
     """What a record asks of an experiment."""
+    return stand_in("smoke", tmp_path / "runs" / "smoke")
+
+
+def stand_in(name, folder):
+    """An experiment of which everything but the held-out pairs is finished."""
     manifest = {"seconds": 12.5, "files": {"a": {"sha256": "00", "bytes": 1}}}
-    used = {f"flow/{n}": SimpleNamespace(manifest=manifest) for n in range(2)}
-    return SimpleNamespace(preset=SimpleNamespace(name="smoke"), folder=tmp_path / "runs" / "smoke", used=used)
+
+    def find(step):
+        return None if getattr(step, "label", "") == ", held out" else SimpleNamespace(manifest=manifest)
+
+    plan = Plan(presets.load("smoke"))
+    return SimpleNamespace(preset=SimpleNamespace(name=name), folder=folder, plan=plan, run=SimpleNamespace(find=find))
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.61, 0.58, 0.66], [3.0] * 4, [-1e-3, 1e3, 7.0, 2.5, 0.0]])
@@ -147,7 +158,8 @@ def test_check_writes_a_record(checkout, experiment, capsys):
     assert record["measured"] == [0.61, 0.6, 0.62] and record["seeds"] == [4, 5, 6]
     assert record["value"] == pytest.approx(0.61) and record["verdict"] == "reproduced" and record["preset"] == "smoke"
     assert record["interval"] == pytest.approx(list(interval([0.61, 0.6, 0.62])))
-    assert record["seconds"] == 25.0 and set(record["artifacts"]) == {"flow/0", "flow/1"}
+    wanted = [experiment.plan.pairs(), *(experiment.plan.flow("F", seed) for seed in (4, 5, 6))]
+    assert set(record["artifacts"]) == {f"{step.name}/{step.key}" for step in wanted} and record["seconds"] == 50.0
     assert {"rfpp", "torch", "python", "device"} <= set(record["provenance"]) and record["commit"]
     assert claims.records(experiment.folder / "claims")["c01"].interval == tuple(record["interval"])
     assert sorted(path.name for path in (experiment.folder / "claims").iterdir()) == ["c01.json"]
@@ -255,7 +267,7 @@ def test_a_record_is_stale_when_what_it_rests_on_changes(checkout, experiment, m
     if what == "claim":
         checkout("rule: {above: 0.5}", "rule: {above: 0.6}")
     else:
-        monkeypatch.setattr(claims, "compute_digest", lambda: "of other code")
+        monkeypatch.setattr(claims.Claim, "code_digest", lambda claim: "of other code")
     rows = table(results_page(experiment.folder))
     assert "stale" in rows["c01"] and ("stale" in rows["c02"]) == (what == "code")
 
@@ -264,7 +276,7 @@ def test_records_of_other_scales_have_columns_of_their_own(checkout, experiment,
     """Kept with the book; those of this run come first, and stand for their scale."""
     check("c01", 0.7, experiment=experiment)
     for name, value in (("big", 0.2), ("smoke", 0.9)):
-        other = SimpleNamespace(preset=SimpleNamespace(name=name), folder=tmp_path / "elsewhere" / name, used={})
+        other = stand_in(name, tmp_path / "elsewhere" / name)
         check("c01", value, experiment=other)
         shutil.copytree(other.folder / "claims", tmp_path / "book" / "records" / name)
     page = results_page(experiment.folder)
@@ -283,6 +295,6 @@ def test_the_page_says_where_numbers_come_from(checkout, experiment):
 
 def test_a_claim_that_cannot_be_measured_says_why(capsys):
     claims.skip("c22", "it needs more than there is")
-    assert capsys.readouterr().out == "c22 not run: it needs more than there is\n"
+    assert capsys.readouterr().out == "c22 not judged: it needs more than there is\n"
     with pytest.raises(ValueError, match="id='c99' is unknown"):
         claims.skip("c99", "there is no such claim")

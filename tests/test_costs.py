@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from rfpp import presets
-from rfpp.experiment import Experiment
 from rfpp.pipeline import costs
+from rfpp.pipeline.plan import Plan
 
 
 def test_the_papers_table_6():
@@ -40,7 +40,7 @@ def test_vgg_has_the_operations_that_are_published():
 
 
 def test_a_pace_is_measured():
-    pace = costs.measure(Experiment("smoke"), repeats=2)
+    pace = costs.measure(Plan(presets.load("smoke")), repeats=2)
     assert pace.forward > pace.step > 0 and pace.plain > 0 and "images a second" in str(pace)
     assert costs.Pace(100, 8, 10, "cpu").lpips == pytest.approx(0.25)  # 1/8 s instead of 1/10 s
 

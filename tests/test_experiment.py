@@ -1,6 +1,7 @@
 """The whole path at the scale of ``smoke``: everything is computed once, from what it depends on."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from test_metrics import frechet
 
 from rfpp import engine, samplers, timesteps, training
 from rfpp import pairs as pair_module
+from rfpp.base import rng
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pipeline import shipped
@@ -67,10 +69,10 @@ def test_flows_are_trained_and_differ(experiment):
     [
         ("A", timesteps.Uniform(), 8, "squared_l2"),
         ("B", timesteps.Uniform(), 16, "squared_l2"),
-        ("C", timesteps.UShaped(3.0), 16, "squared_l2"),
-        ("D", timesteps.UShaped(3.0), 16, "pseudo_huber"),
-        ("E", timesteps.UShaped(3.0), 16, "LPIPSHuber"),
-        ("F", timesteps.UShaped(3.0), 16, "LPIPSHuberOverT"),
+        ("C", timesteps.UShaped(4.0), 16, "squared_l2"),
+        ("D", timesteps.UShaped(4.0), 16, "pseudo_huber"),
+        ("E", timesteps.UShaped(4.0), 16, "LPIPSHuber"),
+        ("F", timesteps.UShaped(4.0), 16, "LPIPSHuberOverT"),
     ],
 )
 def test_a_training_is_the_row_of_table_1_at_the_presets_settings(
@@ -84,13 +86,13 @@ def test_a_training_is_the_row_of_table_1_at_the_presets_settings(
         seen["premetric"] = getattr(premetric, "__name__", type(premetric).__name__)
         return reflow(pairs, times, premetric, batch_size, seed)
 
-    def see_fit(model, objective, steps, **options):
-        seen.update(options, steps=steps, dropout=model.denoiser.model.config["dropout"])
-        return fit(model, objective, steps, **options)
+    def see_fit(model, objective, optimisation, **options):
+        seen.update(options, **asdict(optimisation), dropout=model.denoiser.model.config["dropout"])
+        return fit(model, objective, optimisation, **options)
 
     monkeypatch.setattr(training, "Reflow", see_reflow)
     monkeypatch.setattr(engine, "fit", see_fit)
-    changes = {"steps": 2, "lr": 3e-3, "warmup": 5, "ema": 0.6, "dropout": 0.25, "u_shape": 3.0}
+    changes = {"steps": 2, "lr": 3e-3, "warmup": 5, "ema": 0.6, "dropout": 0.25}
     Experiment("smoke", {f"training.{name}": value for name, value in changes.items()}, tmp_path).train(config, [1])
     expected = {"pairs": 96, "times": times, "batch_size": batch_size, "premetric": premetric, "reflow_seed": 1}
     expected |= {"steps": 2, "lr": 3e-3, "warmup": 5, "ema": 0.6, "dropout": 0.25, "seed": 1}
@@ -143,11 +145,11 @@ def test_noise_is_the_same_for_every_flow_and_labels_take_turns(experiment, fold
 def test_a_second_experiment_finds_everything(experiment, folder, no_work):
     """As after a restart: nothing is computed."""
     again = Experiment("smoke", runs=folder)
-    again.train("AF", [0])
+    again.train(["A", "F"], [0])
     assert again.evaluate("F") == experiment.evaluate("F")
     assert again.history("F") == experiment.history("F") and again.flow_file("A") == experiment.flow_file("A")
     assert len(again.pairs("train")) == 96
-    assert {key.partition("/")[0] for key in again.used} == {"pairs", "flow", "evaluation", "reference"}
+    assert all(again.run.find(step) for step in again.plan.steps(["A", "F"], [0]) if step.title != "grade A, seed 0, 1 NFE")
 
 
 @pytest.mark.parametrize("call", [lambda e: e.train("A"), lambda e: e.pairs(), lambda e: e.evaluate("teacher")])
@@ -190,12 +192,11 @@ def test_a_setting_changes_what_depends_on_it_and_nothing_else(experiment, folde
     other = Experiment("smoke", overrides, runs=folder)
 
     def places(made):
-        made.used.clear()
         made.evaluate("F")
         return {
-            "evaluation": [key for key in made.used if key.startswith("evaluation")],
-            "train": made._pairs("train").key,
-            "held_out": made._pairs("held_out").key,
+            "evaluation": made.plan.grade("F", 0, made.sampler()).key,
+            "train": made.plan.pairs("train").key,
+            "held_out": made.plan.pairs("held_out").key,
             "A": made.flow_file("A"),
             "F": made.flow_file("F"),
         }
@@ -208,7 +209,7 @@ def test_samplers_and_seeds_are_results_of_their_own(experiment):
     experiment.evaluate("F", nfe=2)
     experiment.evaluate("F", nfe=2, update="straight")
     experiment.evaluate("F", 1, nfe=2)
-    inputs = [a.manifest["inputs"] for a in experiment.store.finished() if a.step == "evaluation"]
+    inputs = [a.manifest["inputs"] for a in experiment.run.store.finished() if a.step == "evaluation"]
     assert len({json.dumps([i["flow"], i["sampler"]], sort_keys=True) for i in inputs}) >= 4
     assert experiment.flow_file("F", 0) != experiment.flow_file("F", 1)
 
@@ -216,7 +217,7 @@ def test_samplers_and_seeds_are_results_of_their_own(experiment):
 def test_a_changed_preset_has_claims_of_its_own_and_shares_results(experiment, folder):
     other = Experiment("smoke", {"training.lr": 5e-4}, runs=folder)
     assert other.folder != experiment.folder and other.folder.name.startswith("smoke+")
-    assert other.store.root == experiment.store.root == folder / "smoke"
+    assert other.run.store.root == experiment.run.store.root == folder / "smoke"
 
 
 def test_results_go_where_the_environment_says(runs):
@@ -291,7 +292,7 @@ def test_g_is_f_fine_tuned_on_inverted_real_images(others):
 
 def test_a_third_round_trains_on_pairs_that_f_makes(others):
     """Their images are F's own, of noise that no other pairs have."""
-    made = pair_module.PairDataset(others._get(others._own_pairs("F", 0)).folder)
+    made = pair_module.PairDataset(others.run.get(others.plan.own_pairs(others.plan.flow("F", 0))).folder)
     x, z, labels = made.batch(torch.arange(20))
     truth = others.sampler(others.preset.third_round.nfe)(others.flow("F"), z, labels)
     assert (x - truth.clamp(-1, 1)).abs().max() < 1.1 / 127.5
@@ -304,18 +305,24 @@ def test_what_rests_on_a_flow_changes_with_it(folder, others):
     """Another F is another G and another third round, though their own settings are the same."""
     changed = Experiment("smoke", {"training.steps": 4}, runs=folder)
     for config in ("F", "third"):
-        assert changed._flow(config, 0).key != others._flow(config, 0).key
-    assert changed._flow("G", 0).inputs["start"] == changed._flow("F", 0).key
+        assert changed.plan.flow(config, 0).key != others.plan.flow(config, 0).key
+    assert changed.plan.flow("G", 0).inputs["start"] == ["flow", changed.plan.flow("F", 0).key]
 
 
 def test_snapshots_show_the_training(others):
     """One-step samples of the same noise at a few steps; the last are the finished flow's."""
     found = others.snapshots("D-small")
     assert list(found)[-1] == others.preset.training.steps and len(found) > 1
-    z, labels = others.noise(16)
-    torch.testing.assert_close(
-        found[others.preset.training.steps], others.sampler(1)(others.flow("D-small"), z, labels)
-    )
+    z = pair_module.noise(rng.derive(0, "snapshots"), range(16), (1, 8, 8))
+    truth = samplers.sample(others.flow("D-small"), z, 1, times=[0.999], labels=torch.arange(16) % 10)
+    torch.testing.assert_close(found[others.preset.training.steps], truth)
+
+
+def test_snapshots_do_not_depend_on_the_evaluation(folder, others):
+    """They are part of a flow, whose key has nothing of the evaluation's settings."""
+    other = Experiment("smoke", {"evaluation.seed": 5, "evaluation.first_time": 0.95}, runs=folder)
+    for step, images in others.snapshots("D-small").items():
+        assert torch.equal(other.snapshots("D-small")[step], images)
 
 
 @pytest.mark.parametrize(("nfe", "solver", "inner"), [(2, "euler", ()), (2, "euler", (0.8, 0.5)), (1, "euler", (0.8,))])

@@ -1,15 +1,16 @@
 """Training losses: the released code's numbers, other ways to compute them, and what makes them premetrics."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from truth import arrays, rand, randn
 
-from rfpp import premetrics
 from rfpp.features import VGGLPIPS, Classifier, FeatureLPIPS
 from rfpp.flow import interpolate
 from rfpp.pipeline import shipped
-from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, build, pseudo_huber, squared_l2
+from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, bind, pseudo_huber, squared_l2
 
 
 def absolute(first, second):
@@ -18,10 +19,11 @@ def absolute(first, second):
 
 
 def everyone():
-    return [build(name, absolute) for name in premetrics.NAMES]
+    return [squared_l2, pseudo_huber, LPIPSHuber(absolute), LPIPSHuberOverT(absolute)]
 
 
-EVERY = pytest.mark.parametrize("premetric", everyone(), ids=premetrics.NAMES)
+NAMES = ("squared_l2", "pseudo_huber", "lpips_huber", "lpips_huber_over_t")
+EVERY = pytest.mark.parametrize("premetric", everyone(), ids=NAMES)
 
 
 @pytest.mark.parametrize(("function", "key"), [(squared_l2, "l2_squared"), (pseudo_huber, "huber")])
@@ -159,24 +161,20 @@ def test_lpips_on_digits_is_lpips():
     np.testing.assert_allclose(FeatureLPIPS(trunk)(first, second).detach().flatten().numpy(), truth, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("lpips_huber", LPIPSHuber), ("lpips_huber_over_t", LPIPSHuberOverT)])
-def test_build_gives_what_was_named(name, kind):
-    assert type(build(name, absolute)) is kind
-    with pytest.raises(ValueError, match=f"premetric='{name}' needs a perceptual distance"):
-        build(name)
-
-
-def test_build_refuses_an_unknown_name():
-    assert build("squared_l2") is squared_l2 and build("pseudo_huber") is pseudo_huber
-    with pytest.raises(ValueError, match="premetric='psuedo_huber' is unknown; allowed: .*did you mean 'pseudo_huber'"):
-        build("psuedo_huber")
+def test_a_class_is_given_the_distance_and_anything_else_is_left_alone():
+    """The distance is fetched only where it is needed."""
+    for kind in (LPIPSHuber, LPIPSHuberOverT, partial(LPIPSHuber)):
+        assert bind(kind, lambda: absolute).perceptual is absolute
+    own = LPIPSHuber(absolute)
+    for premetric in (squared_l2, pseudo_huber, own):
+        assert bind(premetric, None) is premetric
 
 
 def test_lpips_keeps_its_precision_where_autocast_would_not():
     """Two images that differ by less than bfloat16 resolves, at a small time: the value of full precision."""
     t, b = torch.full((4,), 1e-3), randn(4, 1, 8, 8, seed=1)
     a, x_t = randn(4, 1, 8, 8), randn(4, 1, 8, 8, seed=2)
-    premetric = build("lpips_huber_over_t", FeatureLPIPS(shipped.load("digits-perceptual")))
+    premetric = LPIPSHuberOverT(FeatureLPIPS(shipped.load("digits-perceptual")))
     with torch.autocast("cpu", torch.bfloat16):
         found = premetric(a, b, x_t, t)
     torch.testing.assert_close(found, premetric(a, b, x_t, t))

@@ -60,8 +60,6 @@ def test_a_file_of_ones_own(file):
         ("lr: 1.0e-3", "lr: .inf", "training.lr=inf"),
         ("ema: 0.9", "ema: 1.0", "training.ema=1.0: input should be less than 1"),
         ("dropout: 0.0", "dropout: -0.1", "training.dropout=-0.1"),
-        ("u_shape: 4.0", "u_shape: .nan", "training.u_shape=nan"),
-        ("u_shape: 4.0", "u_shape: .inf", "training.u_shape=inf"),
         ("num_steps: 4", "num_steps: 1", "pairs.num_steps=1: input should be greater than or equal to 2"),
         ("samples: 64", "samples: 1", "evaluation.samples=1"),
         ("first_time: 0.999", "first_time: 1.0", "evaluation.first_time=1.0: input should be less than or equal"),

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from rfpp import presets
 from rfpp.base import files, paths, progress
 from rfpp.base.checks import nearest
-from rfpp.pipeline.store import digest
+from rfpp.base.files import digest
 
 _PLAIN_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 

@@ -92,6 +92,15 @@ class Machinery(BaseModel):
     tensorboard: bool = False
 
 
+@dataclass(frozen=True)
+class Optimisation:
+    steps: int
+    lr: float
+    warmup: int = 0
+    decay: bool = False
+    ema: float = 0.9999
+
+
 BINS, WINDOWS = 20, 10
 
 
@@ -334,17 +343,13 @@ def _means_over_time(over_time: Tensor) -> list[list[float | None]]:
 def fit(
     model: nn.Module,
     objective: Objective,
-    steps: int,
+    optimisation,
     *,
-    lr: float,
-    warmup: int = 0,
-    decay: bool = False,
-    ema: float = 0.9999,
     seed: int = 0,
     desc: str = "training",
     machinery: Machinery | None = None,
     folder: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
     on_step: Callable[[int, nn.Module], None] | None = None,
     pictures: Callable[[nn.Module], Tensor] | None = None,
 ) -> tuple[nn.Module, History]:
@@ -361,6 +366,14 @@ def fit(
     and :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM, with a checkpoint written. ``model`` is left
     untouched.
     """
+    settings = identity
+    steps, lr, warmup, decay, ema = (
+        optimisation.steps,
+        optimisation.lr,
+        optimisation.warmup,
+        optimisation.decay,
+        optimisation.ema,
+    )
     machinery = machinery or Machinery()
     check(objective.batch_size, machinery)
     pieces = _pieces(objective.batch_size, machinery.micro_batch)

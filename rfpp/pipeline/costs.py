@@ -21,11 +21,11 @@ from rfpp.base import processes, rng, torchvision_shim
 from rfpp.base.checks import one_of
 from rfpp.configurations import CONFIGURATIONS
 from rfpp.denoisers import EDMPrecond
-from rfpp.experiment import Experiment
 from rfpp.flow import interpolate
 from rfpp.pipeline.grades import SAMPLES
 from rfpp.pipeline.networks import STATES, Published, perceptual_distance
-from rfpp.pipeline.steps import Cost, Size, Step
+from rfpp.pipeline.plan import Plan
+from rfpp.pipeline.steps import Cost, Run, Size, Step
 
 METHODS = {"reflow": 1, "consistency distillation": 4, "consistency training": 2}
 """Forward passes per image of a training step: reflow's student; distillation's student, average, and the two of a Heun
@@ -42,10 +42,10 @@ class Training:
     batch: int
 
     @staticmethod
-    def of(experiment: Experiment) -> Training:
-        """Configuration F's at the experiment's preset."""
-        pairs, settings = experiment.preset.pairs, experiment.preset.training
-        return Training(pairs.train, 2 * pairs.num_steps - 1, settings.steps, settings.large_batch)
+    def of(plan: Plan) -> Training:
+        """Configuration F's at the plan's preset."""
+        pairs, best = plan.pairs(), CONFIGURATIONS["F"]
+        return Training(pairs.n, 2 * pairs.num_steps - 1, plan.optimisation(best).steps, plan.batch_size(best))
 
 
 def forward_passes(size: Training, method: str) -> dict[str, int]:
@@ -77,24 +77,23 @@ class Pace:
         return f"{self.forward:,.0f} images a second forward, {self.step:,.0f} in a training step, on {self.device}"
 
 
-def measure(experiment: Experiment, repeats: int = 20, lpips: bool = True) -> Pace:
+def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
     """Time the preset's network forward, and forward and backward with the losses of configurations F and D.
 
     Works before anything was made: the weights do not matter. ``lpips=False`` leaves out what needs the perceptual
     network; training steps are then timed without.
     """
-    plan, machinery = experiment.plan, experiment.preset.machinery
-    best = CONFIGURATIONS["F"]
+    machinery, best = plan.preset.machinery, CONFIGURATIONS["F"]
     device, share = processes.device(), max(1, plan.batch_size(best) // processes.count())
     batch = min(share, machinery.micro_batch or share)
     rows, teacher = range(batch), copy.deepcopy(plan.teacher.untrained())
-    student = training.initial_flow(teacher, "teacher", experiment.preset.training.dropout, 0).train().to(device)
+    student = training.initial_flow(teacher, "teacher", plan.preset.training.dropout, 0).train().to(device)
     if machinery.channels_last:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if machinery.compile and device.type == "cuda":  # elsewhere it can take longer than all that is measured
         student.compile()
     teacher = teacher.to(device)
-    z = pairs.noise(0, rows, experiment.data.train.shape).to(device)
+    z = pairs.noise(0, rows, plan.images.load().train.shape).to(device)
     x, t = z.clamp(-1, 1), best.timesteps.sample(batch, generator=rng.generator(0, "pace")).to(device)
     labels = torch.arange(batch, device=device) % teacher.label_dim if teacher.label_dim else None
     x_t, precision = interpolate(x, z, t), engine.PRECISIONS[machinery.precision]
@@ -160,22 +159,22 @@ class Forecast:
         return (1 - self.done) * (self.cost.passes / pace.forward + self.cost.trained / training_pace)
 
 
-def size_of(experiment: Experiment) -> Size:
-    """What the costs of an experiment's steps depend on."""
-    dataset, teacher = experiment.data, experiment.plan.teacher
+def size_of(plan: Plan) -> Size:
+    """What the costs of a plan's steps depend on."""
+    dataset, teacher = plan.images.load(), plan.teacher
     fetched = isinstance(teacher, Published) and not Path(teacher.file).expanduser().exists()
     parameters = 0 if fetched else sum(p.numel() for p in teacher.untrained().parameters())
     return Size(math.prod(dataset.train.shape), parameters, len(dataset.train))
 
 
-def forecast(experiment: Experiment, steps: Sequence[Step]) -> list[Forecast]:
-    """How far each of an experiment's steps is: finished, or what of it lies in its folder."""
-    size, store = size_of(experiment), experiment.run.store
+def forecast(plan: Plan, run: Run, steps: Sequence[Step]) -> list[Forecast]:
+    """How far each of a plan's steps is: finished, or what of it lies in its folder."""
+    size = size_of(plan)
 
     def done(step: Step) -> float:
-        if experiment.run.find(step) is not None:
+        if run.find(step) is not None:
             return 1.0
-        folder = store.partial(step.name, step.key)
+        folder = run.store.partial(step.name, step.key)
         states = engine.Checkpoints(folder / STATES).steps()
         if states and (note := engine.Checkpoints(folder / STATES).note(states[-1])):
             return min(0.999, states[-1] / note["settings"]["steps"])

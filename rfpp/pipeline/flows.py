@@ -37,6 +37,7 @@ class MakePairs(Step):
     n: int
     seed: int
     num_steps: int
+    label: str = field(default="", compare=False)
 
     name: ClassVar[str] = "pairs"
     code: ClassVar[tuple[Any, ...]] = (checkpoints.load,)
@@ -44,7 +45,7 @@ class MakePairs(Step):
     @property
     @presentation
     def title(self) -> str:
-        return f"{self.n:,} pairs"
+        return f"{self.n:,} pairs{self.label}"
 
     def compute(self, folder: Path, run: Run) -> None:
         teacher = processes.place(copy.deepcopy(self.teacher.load(run)))
@@ -137,7 +138,7 @@ class TrainFlow(Step):
     label: Any = field(default="", compare=False)
 
     name: ClassVar[str] = "flow"
-    code: ClassVar[tuple[Any, ...]] = (checkpoints.load, features.FeatureLPIPS, features.VGGLPIPS)
+    code: ClassVar[tuple[Any, ...]] = (features.Classifier,)
 
     @property
     @presentation

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rfpp import checkpoints, data, features, metrics
 from rfpp.base import files, processes
 from rfpp.flow import RectifiedFlow
-from rfpp.metrics import Moments, Statistics
+from rfpp.metrics.standard import Moments, Statistics, frechet_distance
 from rfpp.pairs import PairDataset
 from rfpp.pipeline.digests import presentation
 from rfpp.pipeline.flows import MakePairs, TrainFlow, placed
@@ -121,7 +121,7 @@ class GradeFlow(Step):
             return
         pixels = drawn.read(torch.arange(self.samples))["images"]
         found = Evaluation(
-            frechet=metrics.frechet_distance(moments(network, pixels).statistics("samples"), reference),
+            frechet=frechet_distance(moments(network, pixels).statistics("samples"), reference),
             agreement=agreement(grader, pixels, labels_in_turn(self.samples, drawn.classes)),
             pair_error=self._pair_error(flow, held_out, run),
         )

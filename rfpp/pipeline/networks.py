@@ -21,9 +21,9 @@ from rfpp.base import downloads, files, processes, rng
 from rfpp.denoisers import EDMPrecond
 from rfpp.engine import Optimisation
 from rfpp.flow import RectifiedFlow
-from rfpp.metrics import inception as grading
+from rfpp.metrics import standard as grading
 from rfpp.pipeline import shipped
-from rfpp.pipeline.digests import presentation
+from rfpp.pipeline.digests import code_digest, presentation
 from rfpp.pipeline.sources import Given, Source
 from rfpp.pipeline.steps import Cost, Run, Size, Step
 from rfpp.presets import FeatureRecipe, PresetError, TeacherRecipe
@@ -52,7 +52,7 @@ class Shipped:
     name: str
 
     def identity(self) -> Any:
-        return shipped.sha256(self.name)
+        return [shipped.sha256(self.name), code_digest(Shipped)]
 
     def load(self, run: Run) -> Any:
         return shipped.load(self.name)
@@ -76,7 +76,8 @@ class Published:
 
     def identity(self) -> Any:
         local = Path(self.file).expanduser()
-        return self.sha256 or (files.sha256(local) if local.is_file() else self.file)
+        weights = self.sha256 or (files.sha256(local) if local.is_file() else self.file)
+        return [weights, code_digest(Published)]
 
     def load(self, run: Run) -> Any:
         return _published(self.file, self.sha256)
@@ -85,7 +86,7 @@ class Published:
         return _published(self.file, self.sha256)
 
 
-def _file_identity(file: str | None, url: str, sha256: str) -> str:
+def _checksum(file: str | None, url: str, sha256: str) -> str:
     """The checksum of published weights, or of the local file in their place."""
     if file is None or downloads.is_address(file):
         return sha256
@@ -99,7 +100,7 @@ class VGG:
     file: str | None = None
 
     def identity(self) -> Any:
-        return _file_identity(self.file, features.VGG_URL, features.VGG_SHA256)
+        return [_checksum(self.file, features.VGG_URL, features.VGG_SHA256), code_digest(VGG)]
 
     def load(self, run: Run) -> Any:
         return self.untrained()
@@ -115,7 +116,7 @@ class Inception:
     file: str | None = None
 
     def identity(self) -> Any:
-        return _file_identity(self.file, grading.INCEPTION_URL, grading.INCEPTION_SHA256)
+        return [_checksum(self.file, grading.INCEPTION_URL, grading.INCEPTION_SHA256), code_digest(Inception)]
 
     def load(self, run: Run) -> Any:
         return self.untrained()

@@ -11,9 +11,9 @@ from rfpp.base.checks import at_least, one_of
 from rfpp.configurations import CONFIGURATIONS, TEACHER, Configuration, check, find
 from rfpp.data import Dataset
 from rfpp.engine import Optimisation
-from rfpp.pipeline.digests import identity
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
 from rfpp.pipeline.grades import DrawSamples, GradeFlow, MeasureReference
+from rfpp.pipeline.identities import identity
 from rfpp.pipeline.networks import (
     VGG,
     Inception,
@@ -95,7 +95,8 @@ class Plan:
         one_of("split", split, SPLITS)
         settings = self.preset.pairs
         n = settings.train if split == "train" else settings.held_out
-        return MakePairs(self.teacher, n, rng.derive(settings.seed, split), settings.num_steps)
+        label = f", {split.replace('_', ' ')}"
+        return MakePairs(self.teacher, n, rng.derive(settings.seed, split), settings.num_steps, label)
 
     def inverted(self) -> InvertImages:
         """Real images and the noise that the teacher carries them to."""

@@ -11,8 +11,8 @@ import torch
 
 from rfpp import data
 from rfpp.base import paths
+from rfpp.base.files import digest
 from rfpp.configurations import imported
-from rfpp.pipeline.store import digest
 
 
 def fingerprint(images: data.Images) -> str:
@@ -24,8 +24,8 @@ def fingerprint(images: data.Images) -> str:
 
 
 def _content(dataset: data.Dataset) -> Any:
-    """What stands for a dataset; the digits come with a package and are always the same."""
-    return "digits" if dataset.name == "digits" else [fingerprint(dataset.train), fingerprint(dataset.held_out)]
+    """What stands for a dataset: its images and classes, whatever code decoded them."""
+    return [fingerprint(dataset.train), fingerprint(dataset.held_out), dataset.classes]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Source:
 
     def identity(self) -> Any:
         """What stands for the images in keys: their content, wherever they lie."""
-        return "digits" if self.name == "digits" else _content(self.load())
+        return _content(self.load())
 
 
 @lru_cache(maxsize=4)

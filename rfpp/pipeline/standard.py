@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from rfpp.base import files, processes
+from rfpp.base.files import digest
 from rfpp.configurations import Configuration
-from rfpp.metrics import INCEPTION_URL, Extractor, Grades, Moments, Statistics, embed, inception
-from rfpp.metrics import grade as grade_images
+from rfpp.metrics.standard import INCEPTION_URL, Extractor, Grades, Moments, Statistics, embed, inception
+from rfpp.metrics.standard import grade as grade_images
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.grades import SHARD
 from rfpp.pipeline.networks import MODEL
 from rfpp.pipeline.plan import Plan
 from rfpp.pipeline.sampling import Sampler, Samples
 from rfpp.pipeline.steps import Run
-from rfpp.pipeline.store import digest
 
 
 def grade(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rfpp.engine import Machinery
-from rfpp.pipeline.digests import code_digest, identity, presentation
+from rfpp.pipeline.digests import code_digest, presentation
+from rfpp.pipeline.identities import identity
 from rfpp.pipeline.store import Artifact, Store
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
-import hashlib
 import inspect
 import json
 import os
@@ -32,17 +31,13 @@ from filelock import FileLock
 
 import rfpp
 from rfpp.base import files, processes
+from rfpp.base.files import digest
 
 MANIFEST = "manifest.json"
 
 
 class StorageError(OSError):
     """A result could not be written; earlier results are intact."""
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, the same for equal values whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _shape(node: Any) -> Any:

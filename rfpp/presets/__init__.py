@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rfpp.base.checks import nearest
+from rfpp.base.files import digest
 from rfpp.engine import Machinery
-from rfpp.pipeline.store import digest
 
 FOLDER = Path(__file__).parent
 DEFAULT = "laptop"

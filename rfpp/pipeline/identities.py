@@ -1,0 +1,201 @@
+"""What stands for a value in a key: its type, its parameters and its code, also for values of a reader's own."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+import functools
+import hashlib
+import inspect
+import linecache
+import sys
+import sysconfig
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from rfpp.base.files import digest
+from rfpp.pipeline.digests import Normal, code_digest, free_names, is_own, package, reached, shape
+
+_NOTHING = object()
+_ADVICE = "write it into a module or a notebook's cell, as a class or function with a name"
+
+
+class Unidentified(ValueError):
+    """Nothing can stand for a value in a key, so that a result could be taken for another's."""
+
+
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _array(value: Tensor | np.ndarray[Any, Any]) -> dict[str, Any]:
+    array = value.detach().cpu().contiguous()[...].numpy() if isinstance(value, Tensor) else np.ascontiguousarray(value)
+    content = hashlib.sha256(array.tobytes()).hexdigest()
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": content}
+
+
+def identity(value: Any) -> Any:
+    """What stands for a value in a key, as a JSON value.
+
+    An object may say it itself, as ``identity()``; else an instance is its class, the class's code, and its fields (of
+    a dataclass those that are compared). Raises :class:`Unidentified` for a lambda, a class whose source cannot be had,
+    and anything else that cannot be told from another.
+    """
+    if isinstance(value, type) or inspect.isfunction(value):
+        return {"type": _name(value), "code": code_digest(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path | torch.dtype | torch.device):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [identity(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): identity(item) for key, item in value.items()}
+    if isinstance(value, Tensor | np.ndarray):
+        return _array(value)
+    if callable(own := getattr(value, "identity", None)):
+        return own()
+    if isinstance(value, functools.partial):
+        return [identity(value.func), identity(value.args), identity(value.keywords)]
+    if isinstance(value, BaseModel):
+        return {"type": _name(type(value)), "fields": identity(value.model_dump())}
+    return _instance(value)
+
+
+def _instance(value: Any) -> dict[str, Any]:
+    """An object: its class, and what it is made of."""
+    kind = type(value)
+    if dataclasses.is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare}
+    elif isinstance(value, nn.Module):
+        parts = {**value.state_dict(), "made as": repr(value)}
+    elif kind.__module__ == "builtins" or not hasattr(value, "__dict__"):
+        raise Unidentified(f"{value!r} cannot be identified: it is a {kind.__name__}; {_ADVICE}")
+    else:
+        parts = vars(value)
+    return {"type": _name(kind), "fields": identity(parts), "code": code_digest(kind)}
+
+
+# Readers' code
+
+_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def _is_installed(thing: Any) -> bool:
+    """Whether something belongs to Python or to an installed package: its name stands for it."""
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    if module is None or module.__name__ == "__main__":
+        return False
+    file = getattr(module, "__file__", None)
+    return file is None or str(Path(file).resolve()).startswith(_INSTALLED) or module.__name__ == "builtins"
+
+
+def _code(thing: Any) -> types.CodeType | None:
+    """The code of a function, or of any function of a class."""
+    if inspect.isfunction(thing):
+        return thing.__code__
+    for part in vars(thing).values() if isinstance(thing, type) else ():
+        part = getattr(part, "fget", None) or getattr(part, "__func__", part)
+        if (
+            inspect.isfunction(part)
+            and part.__module__ == thing.__module__
+            and "<string>" not in part.__code__.co_filename
+        ):
+            return part.__code__
+    return None
+
+
+def _source(thing: Any) -> ast.AST:
+    """The definition of a reader's class or function in the cell or file that it stands in."""
+    if thing.__name__ == "<lambda>":
+        raise Unidentified(f"a lambda ({thing!r}) cannot be identified: it has no name; {_ADVICE}")
+    code = _code(thing)
+    file = code.co_filename if code is not None else getattr(sys.modules.get(thing.__module__), "__file__", None)
+    lines = linecache.getlines(file) if file else []
+    try:
+        tree = ast.parse("".join(lines))
+    except SyntaxError:  # a cell with magic commands
+        tree = ast.parse("".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))
+    kinds = (ast.ClassDef,) if isinstance(thing, type) else (ast.FunctionDef, ast.AsyncFunctionDef)
+    named = [node for node in ast.walk(tree) if isinstance(node, kinds) and node.name == thing.__name__]
+    if code is not None and len(named) > 1:  # several of this name: the one around its code
+        first = code.co_firstlineno
+        named = [node for node in named if node.lineno - len(node.decorator_list) <= first <= (node.end_lineno or 0)]
+    if not named:
+        raise Unidentified(f"{_name(thing)} cannot be identified: its source cannot be had; {_ADVICE}")
+    return named[-1]
+
+
+def _namespace(thing: Any) -> dict[str, Any]:
+    """The global names of the module that a class or function belongs to, and those that its closure holds."""
+    found = dict(vars(sys.modules.get(thing.__module__, builtins)))
+    functions = (
+        [thing] if inspect.isfunction(thing) else [part for part in vars(thing).values() if inspect.isfunction(part)]
+    )
+    for function in functions:
+        found |= function.__globals__
+    for function in functions:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name != "__class__":
+                found[name] = cell.cell_contents
+    return found
+
+
+def _follow(parts: list[str], namespace: Mapping[str, Any], found: dict[str, str]) -> None:
+    """Add what a dotted name of a reader's code stands for."""
+    value, rest = namespace[parts[0]], parts[1:]
+    while isinstance(value, types.ModuleType) and rest:
+        if not hasattr(value, rest[0]):
+            raise Unidentified(f"{'.'.join(parts)} cannot be identified: {value.__name__} has no {rest[0]}")
+        value, rest = getattr(value, rest[0]), rest[1:]
+    if isinstance(value, types.ModuleType):
+        if value.__name__.partition(".")[0] == "rfpp":
+            found |= package().reached({(value.__name__, "*")})
+        return
+    if isinstance(value, type) or inspect.isfunction(value):
+        if is_own(value):
+            found |= reached(value)
+        elif not _is_installed(value):
+            _read(value, found)
+    elif not _is_installed(value) or not callable(value):
+        found[f"value of {'.'.join(parts)}"] = digest(identity(value))
+
+
+def _read(thing: Any, found: dict[str, str]) -> None:
+    """Add a reader's definition and all that it names."""
+    name = _name(thing)
+    if name in found:
+        return
+    found[name] = ""  # it may mention itself
+    plain = Normal(lambda parts: False).visit(_source(thing))
+    found[name] = digest(shape(plain))
+    namespace = _namespace(thing)
+    for parts in free_names(plain):
+        if parts[0] in namespace and not (
+            hasattr(builtins, parts[0]) and namespace[parts[0]] is getattr(builtins, parts[0])
+        ):
+            _follow(parts, namespace, found)
+        elif not hasattr(builtins, parts[0]) and parts[0] != "__class__":
+            raise Unidentified(f"{name} cannot be identified: it names {parts[0]}, which is not there")
+
+
+def reader_code(thing: Any) -> dict[str, str]:
+    """The hash of a reader's class or function, and of all that it names, by name.
+
+    Raises :class:`Unidentified` where the source of one of them cannot be had.
+    """
+    if not (isinstance(thing, type) or inspect.isfunction(thing)):
+        raise Unidentified(f"{thing!r} cannot be identified: it is a {type(thing).__name__}; {_ADVICE}")
+    found: dict[str, str] = {}
+    if _is_installed(thing):
+        return {_name(thing): ""}
+    _read(thing, found)
+    return found
