@@ -168,6 +168,31 @@ def _retrain(arguments: argparse.Namespace) -> None:
     shipped.retrain(arguments.names or None)
 
 
+def _add_imports(commands: Any) -> None:
+    """The commands that bring in what others have published, and that make anew what ships."""
+    text = "turn a published checkpoint into a file of ours, without executing any of it"
+    sub = commands.add_parser("import", help=text, description=text)
+    sub.add_argument("source", help="EDM's .pkl, a released .pth, the folder of a diffusers model, or a URL")
+    sub.add_argument("out", type=Path, help="the .safetensors file to write")
+    sub.add_argument("--network", help="for a .pth: cifar10, afhq, ffhq, imagenet64, or a .json configuration")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="for a .pth: replace one of its arguments"
+    )
+    sub.add_argument("--weights", help="for a training state: ema or model; ema by default where it has them")
+    sub.add_argument("--sha256", help="for a URL: what the file must be")
+    sub.set_defaults(function=_import)
+    text = "take over pairs that the paper's released code made"
+    sub = commands.add_parser("import-pairs", help=text, description=text)
+    sub.add_argument("samples", type=Path, help="samples.zip")
+    sub.add_argument("z", type=Path, help="z.zip")
+    sub.add_argument("out", type=Path, help="the folder to write")
+    sub.add_argument("--labels", type=Path, help="images_labels.csv")
+    sub.set_defaults(function=_import_pairs)
+    sub = commands.add_parser("retrain", help="train the shipped networks again")
+    sub.add_argument("names", nargs="*", help="which; all by default")
+    sub.set_defaults(function=_retrain)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(prog="python -m rfpp", description="2-rectified flow++ at any scale.")
@@ -223,27 +248,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
     sub.add_argument("--repeats", type=int, default=5, help="steps that are timed")
     sub.add_argument("--no-measuring", action="store_true", help="do not time anything")
-    text = "turn a published checkpoint into a file of ours, without executing any of it"
-    sub = commands.add_parser("import", help=text, description=text)
-    sub.add_argument("source", help="EDM's .pkl, a released .pth, the folder of a diffusers model, or a URL")
-    sub.add_argument("out", type=Path, help="the .safetensors file to write")
-    sub.add_argument("--network", help="for a .pth: cifar10, afhq, ffhq, imagenet64, or a .json configuration")
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="for a .pth: replace one of its arguments"
-    )
-    sub.add_argument("--weights", help="for a training state: ema or model; ema by default where it has them")
-    sub.add_argument("--sha256", help="for a URL: what the file must be")
-    sub.set_defaults(function=_import)
-    text = "take over pairs that the paper's released code made"
-    sub = commands.add_parser("import-pairs", help=text, description=text)
-    sub.add_argument("samples", type=Path, help="samples.zip")
-    sub.add_argument("z", type=Path, help="z.zip")
-    sub.add_argument("out", type=Path, help="the folder to write")
-    sub.add_argument("--labels", type=Path, help="images_labels.csv")
-    sub.set_defaults(function=_import_pairs)
-    sub = commands.add_parser("retrain", help="train the shipped networks again")
-    sub.add_argument("names", nargs="*", help="which; all by default")
-    sub.set_defaults(function=_retrain)
+    _add_imports(commands)
     return top
 
 

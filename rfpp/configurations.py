@@ -122,14 +122,14 @@ def imported(path: str, what: str) -> Any:
 def find(config: str | Configuration) -> Configuration:
     """The configuration that a letter of Table 1, a name of :data:`VARIANTS` or an import path stands for.
 
-    Raises ``ValueError`` for a name that is none of these, ``TypeError`` for what is no configuration.
+    Raises ``ValueError`` for a name that is none of these, or leads to something else.
     """
     if isinstance(config, Configuration):
         return config
     if isinstance(config, str) and ":" in config:
         found = imported(config, "config")
         if not isinstance(found, Configuration):
-            raise TypeError(
+            raise ValueError(
                 f"config={config!r} is a {type(found).__name__}; a rfpp.configurations.Configuration is needed"
             )
         return found

@@ -149,7 +149,9 @@ def test_a_second_experiment_finds_everything(experiment, folder, no_work):
     assert again.evaluate("F") == experiment.evaluate("F")
     assert again.history("F") == experiment.history("F") and again.flow_file("A") == experiment.flow_file("A")
     assert len(again.pairs("train")) == 96
-    assert all(again.run.find(step) for step in again.plan.steps(["A", "F"], [0]) if step.title != "grade A, seed 0, 1 NFE")
+    assert all(
+        again.run.find(step) for step in again.plan.steps(["A", "F"], [0]) if step.title != "grade A, seed 0, 1 NFE"
+    )
 
 
 @pytest.mark.parametrize("call", [lambda e: e.train("A"), lambda e: e.pairs(), lambda e: e.evaluate("teacher")])

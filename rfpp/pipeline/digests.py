@@ -338,6 +338,9 @@ class Package:
             module = self.module(source)
             if source in self.silent or module is None:
                 continue
+            if name not in ("*", *module.definitions):
+                waiting |= self.resolve(module, [name])
+                continue
             if name == "*":
                 waiting |= {(source, each) for each in module.definitions if f"{source}:{each}" not in found}
                 continue

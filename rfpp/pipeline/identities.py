@@ -104,11 +104,7 @@ def _code(thing: Any) -> types.CodeType | None:
         return thing.__code__
     for part in vars(thing).values() if isinstance(thing, type) else ():
         part = getattr(part, "fget", None) or getattr(part, "__func__", part)
-        if (
-            inspect.isfunction(part)
-            and part.__module__ == thing.__module__
-            and "<string>" not in part.__code__.co_filename
-        ):
+        if inspect.isfunction(part) and part.__code__.co_filename != "<string>":  # as a dataclass's own methods have
             return part.__code__
     return None
 
@@ -137,9 +133,8 @@ def _source(thing: Any) -> ast.AST:
 def _namespace(thing: Any) -> dict[str, Any]:
     """The global names of the module that a class or function belongs to, and those that its closure holds."""
     found = dict(vars(sys.modules.get(thing.__module__, builtins)))
-    functions = (
-        [thing] if inspect.isfunction(thing) else [part for part in vars(thing).values() if inspect.isfunction(part)]
-    )
+    parts = [thing] if inspect.isfunction(thing) else list(vars(thing).values())
+    functions = [part for part in parts if inspect.isfunction(part)]
     for function in functions:
         found |= function.__globals__
     for function in functions:
@@ -159,13 +154,19 @@ def _follow(parts: list[str], namespace: Mapping[str, Any], found: dict[str, str
     if isinstance(value, types.ModuleType):
         if value.__name__.partition(".")[0] == "rfpp":
             found |= package().reached({(value.__name__, "*")})
+        else:
+            found[f"name {'.'.join(parts)}"] = value.__name__
         return
     if isinstance(value, type) or inspect.isfunction(value):
         if is_own(value):
             found |= reached(value)
-        elif not _is_installed(value):
+        elif _is_installed(value):
+            found[f"name {'.'.join(parts)}"] = _name(value)
+        else:
             _read(value, found)
-    elif not _is_installed(value) or not callable(value):
+    elif callable(value) and _is_installed(value):
+        found[f"name {'.'.join(parts)}"] = str(getattr(value, "__qualname__", value))
+    else:
         found[f"value of {'.'.join(parts)}"] = digest(identity(value))
 
 
@@ -179,9 +180,7 @@ def _read(thing: Any, found: dict[str, str]) -> None:
     found[name] = digest(shape(plain))
     namespace = _namespace(thing)
     for parts in free_names(plain):
-        if parts[0] in namespace and not (
-            hasattr(builtins, parts[0]) and namespace[parts[0]] is getattr(builtins, parts[0])
-        ):
+        if parts[0] in namespace and namespace[parts[0]] is not getattr(builtins, parts[0], _NOTHING):
             _follow(parts, namespace, found)
         elif not hasattr(builtins, parts[0]) and parts[0] != "__class__":
             raise Unidentified(f"{name} cannot be identified: it names {parts[0]}, which is not there")

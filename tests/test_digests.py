@@ -1,0 +1,375 @@
+"""What a step's key has of the code: all that it runs, and nothing that changes no result."""
+
+import dataclasses
+import linecache
+import shutil
+import sys
+import types
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import rfpp
+from rfpp import presets
+from rfpp.configurations import Configuration
+from rfpp.engine import Optimisation
+from rfpp.pipeline import digests
+from rfpp.pipeline.digests import PRESENTATION, Package, code_digest, reached
+from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
+from rfpp.pipeline.grades import DrawSamples, GradeFlow, MeasureReference
+from rfpp.pipeline.identities import Unidentified, identity
+from rfpp.pipeline.networks import Shipped, TrainFeatures, TrainTeacher
+from rfpp.pipeline.plan import Plan
+from rfpp.pipeline.sampling import Sampler
+from rfpp.pipeline.steps import Step, in_order
+from rfpp.pipeline.store import Store
+from rfpp.premetrics import LPIPSHuberOverT, pseudo_huber, squared_l2
+from rfpp.timesteps import Exponential, Uniform, UShaped
+
+# Edits of the package
+
+KINDS = {
+    "pairs": (MakePairs, *MakePairs.code, Shipped),
+    "inverted": (InvertImages, *InvertImages.code, Shipped),
+    "own pairs": (OwnPairs, *OwnPairs.code, Sampler),
+    "A": (TrainFlow, *TrainFlow.code, Uniform, squared_l2),
+    "D": (TrainFlow, *TrainFlow.code, UShaped, pseudo_huber),
+    "F": (TrainFlow, *TrainFlow.code, UShaped, LPIPSHuberOverT, Shipped),
+    "grades": (GradeFlow, *GradeFlow.code, Sampler),
+    "reference": (MeasureReference, *MeasureReference.code, Shipped),
+    "teacher": (TrainTeacher, *TrainTeacher.code),
+    "features": (TrainFeatures, *TrainFeatures.code),
+}
+FLOWS = {"A", "D", "F"}
+TRAINED = {*FLOWS, "teacher", "features"}
+DRAWN = {"pairs", "own pairs", "grades"}  # all through ``generate``, which has EDM's sampler as its default
+SAMPLED = {*FLOWS, "own pairs", "grades"}  # a training draws one-step pictures
+NEW_LAW = "\n\nclass Beta(TimestepDistribution):\n    def icdf(self, p):\n        return p**2\n"
+
+EDITS = {
+    # what was added, and nobody uses
+    "a law": ("timesteps.py", None, NEW_LAW, set()),
+    "a premetric": ("premetrics.py", None, "\n\ndef l1(a, b, x_t=None, t=None):\n    return (a - b).abs()\n", set()),
+    "a configuration": ("configurations.py", None, "\nALL['H'] = Configuration('mine', 'teacher', 'small')\n", set()),
+    "a solver": ("samplers.py", None, "\n\ndef midpoint_step(velocity, x, t, s):\n    return x\n", set()),
+    "a step": ("pipeline/flows.py", None, "\n\nclass Other(Step):\n    name = 'other'\n", set()),
+    # words
+    "an error": ("timesteps.py", "is not a finite number", "must be finite", set()),
+    "a docstring": ("flow.py", '"""``x_t = (1 - t) x + t z``;', '"""The line;', set()),
+    "an annotation": ("flow.py", "def interpolate(x: Tensor,", "def interpolate(x: Any,", set()),
+    "a comment": ("timesteps.py", "# beyond this, 1 - exp(-a) is 1", "# steep", set()),
+    "a title": ("pipeline/flows.py", 'return "invert the real images, for G"', 'return "invert"', set()),
+    "a progress bar": ("pipeline/flows.py", 'desc=f"{self.title}{run.position}"', 'desc="training"', set()),
+    "a refusal": ("samplers.py", 'one_of("solver", solver, SOLVERS)', 'one_of("the solver", solver, SOLVERS)', set()),
+    # formulas
+    "Uniform": ("timesteps.py", "def icdf(self, p: float | Tensor) -> Tensor:\n        return _tensor(p)",
+                "def icdf(self, p: float | Tensor) -> Tensor:\n        return _tensor(p) ** 2", {"A"}),
+    "the U-shape": ("timesteps.py", "math.sinh(a / 2)) / a", "math.sinh(a / 2)) / (2 * a)", {"D", "F"}),
+    "pseudo-Huber": ("premetrics.py", "return squared / ((squared", "return 2 * squared / ((squared", {"D", "F"}),
+    "its constant": ("premetrics.py", "HUBER_SCALE = 0.00054", "HUBER_SCALE = 0.0005", {"D", "F"}),
+    "1/t": ("premetrics.py", "return 1 / t", "return 2 / t", {"F"}),
+    "the squared distance": ("premetrics.py", "return (a - b).square().flatten(1).mean(dim=1)",
+                             "return (a - b).square().flatten(1).sum(dim=1)", {"A"}),
+    "reflow's loss": ("training.py", "self.premetric(z - x, model", "self.premetric(x - z, model", FLOWS),
+    "a teacher's loss": ("training.py", "return weight * (denoised - x)", "return (denoised - x)", {"teacher"}),
+    "a default": ("pipeline/sampling.py", "first_time: float = T_MAX", "first_time: float = 0.5", SAMPLED),
+    "Proposition 1": ("flow.py", "return (x_t - self.x_prediction(x_t, t, labels)) / t",
+                      "return (x_t - self.x_prediction(x_t, t, labels)) * t", set(KINDS)),
+    "EDM's noise levels": ("samplers.py", "rho: float = 7.0", "rho: float = 5.0", DRAWN),
+    "the mean of samples' features": ("pipeline/grades.py", "_GRADED = 128", "_GRADED = 64", {"grades", "reference"}),
+}  # fmt: skip
+"""A file, a text in it (``None``: the end), what stands there then, and the kinds of steps that it changes."""
+
+
+def of_package(root):
+    package = Package("rfpp", root)
+    return {
+        kind: package.reached({(root.__module__, root.__name__) for root in roots}) for kind, roots in KINDS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def before():
+    return of_package(Path(rfpp.__file__).parent)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_changes_the_steps_that_use_it_and_no_others(tmp_path, before, edit):
+    file, old, new, expected = EDITS[edit]
+    shutil.copytree(Path(rfpp.__file__).parent, tmp_path / "rfpp", ignore=shutil.ignore_patterns("assets", "*.pyc"))
+    path = find(tmp_path / "rfpp", file, old)
+    text = path.read_text()
+    path.write_text(text + new if old is None else text.replace(old, new, 1))
+    after = of_package(tmp_path / "rfpp")
+    assert {kind for kind in KINDS if before[kind] != after[kind]} == expected
+
+
+def find(root, file, text):
+    """The file, or of a folder the module that has the text."""
+    path = root / file
+    if path.is_file():
+        assert text is None or path.read_text().count(text) >= 1, f"{file} has no {text!r}"
+        return path
+    return next(each for each in sorted(path.with_suffix("").glob("*.py")) if text is None or text in each.read_text())
+
+
+def test_a_small_part_of_the_package_is_reached():
+    """A law reaches itself and what it is made of; a flow does not reach what it is not trained with."""
+    assert {name.partition(":")[2] for name in reached(UShaped)} >= {"UShaped", "TimestepDistribution", "_tensor"}
+    assert "rfpp.timesteps:Exponential" not in reached(UShaped)
+    flow = reached(TrainFlow, *TrainFlow.code)
+    assert "rfpp.flow:interpolate" in flow and "rfpp.training:Reflow" in flow
+    assert not {"rfpp.timesteps:LogitNormal", "rfpp.training:Denoising", "rfpp.pairs:import_released"} & set(flow)
+
+
+# A small package
+
+
+SMALL = {
+    "__init__.py": "from small.a import f\n",
+    "a.py": "from small import b\nfrom small.inner import g as inner_g\nimport small.c\n\n\n"
+            "def f(x: int) -> int:\n    return b.g(x) + inner_g(x) + small.c.h(x)\n",
+    "b.py": "from small.c import LIMIT as MOST\n\n\ndef g(x):\n    return min(x, MOST)\n\n\n"
+            "def unused(x):\n    return x\n",
+    "c.py": "LIMIT = 3\nTABLE = {}\nTABLE.update(a=LIMIT)\n\n\ndef h(x):\n    return x * len(TABLE)\n",
+    "inner/__init__.py": "from small.inner.deep import g\n",
+    "inner/deep.py": "class Base:\n    k = 1\n\n\nclass Derived(Base):\n    pass\n\n\ndef g(x):\n    unused = x\n"
+                     "    return Derived.k + unused\n\n\ndef alone(x):\n    return 1\n",
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path):
+    def make(file="", old="", new=""):
+        folder = tmp_path / f"{abs(hash((file, old, new)))}" / "small"
+        for name, text in SMALL.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert name != file or old in text
+            path.write_text(text.replace(old, new) if name == file else text)
+        return Package("small", folder).reached({("small", "f")})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changes"),
+    [
+        ("b.py", "return min(x, MOST)", "return max(x, MOST)", True),
+        ("c.py", "LIMIT = 3", "LIMIT = 4", True),
+        ("c.py", "TABLE.update(a=LIMIT)", "TABLE.update(b=LIMIT)", True),
+        ("b.py", "import LIMIT as MOST", "import h as MOST", True),
+        ("inner/deep.py", "k = 1", "k = 2", True),
+        ("inner/deep.py", "class Derived(Base):\n    pass", "class Derived(Base):\n    k = 1", True),
+        ("inner/deep.py", "unused = x", "unused = x + 1", True),
+        ("inner/deep.py", "return Derived.k", "return what.k", True),
+        ("b.py", "def unused(x):\n    return x", "def unused(x):\n    return x + 1", False),
+        ("inner/deep.py", "def alone(x):\n    return 1", "def alone(x):\n    return 2", False),
+        ("a.py", "def f(x: int) -> int:", 'def f(x: float):\n    """Words."""', False),
+        ("b.py", "    return min", "    if x < 0:\n        raise ValueError('one')\n    return min", True),
+    ],
+)
+def test_what_is_reached_in_a_small_package(small, file, old, new, changes):
+    assert (small() != small(file, old, new)) == changes
+
+
+def test_a_name_that_cannot_be_resolved_pulls_in_its_module(small):
+    found = small("inner/deep.py", "return Derived.k", "return globals_of_another[0]")
+    assert "small.inner.deep:alone" in found and "small.inner.deep:alone" not in small()
+
+
+def test_a_module_that_is_passed_on_is_reached_as_a_whole(small):
+    assert "small.b:unused" in small("a.py", "b.g(x)", "getattr(b, 'g')(x)")
+
+
+def test_words_of_an_error_do_not_count(small):
+    first, second = (
+        small("b.py", "    return min", f"    if x < 0:\n        raise ValueError(f'{words} {{x}}')\n    return min")
+        for words in ("one", "another")
+    )
+    assert first == second != small()
+
+
+# What is executed
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """Every kind of step, as small as can be."""
+    values = presets.load("smoke").model_dump()
+    recipe = {"batch": 8, "steps": 2, "lr": 1e-3, "warmup": 0, "ema": 0.5}
+    network = {"model_channels": 16, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [8]}
+    values["data"], values["teacher"] = {"name": "custom"}, {"train": {**recipe, "network": network}}
+    values["features"] = {"kind": "trained", "train": {**recipe, "widths": [4, 8]}}
+    from rfpp import data
+
+    return Plan(presets.Preset.model_validate(values), data.digits())
+
+
+def covered(value):
+    """The definitions that a value's key has."""
+    if isinstance(value, Step):
+        return set(reached(type(value), *value.code)).union(
+            *(covered(getattr(value, field.name)) for field in dataclasses.fields(value))
+        )
+    if isinstance(value, type) or (callable(value) and not dataclasses.is_dataclass(value)):
+        return set(reached(value))
+    return set(reached(type(value))) if dataclasses.is_dataclass(value) else set()
+
+
+def executed(work):
+    """The top-level definitions of the package that run during ``work()``, but for modules and what only shows."""
+    root, found = str(Path(rfpp.__file__).parent), set()
+
+    def see(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(root) and not code.co_name.startswith("<module"):
+            found.add((frame.f_globals["__name__"], code.co_qualname))
+
+    sys.setprofile(see)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return {
+        f"{module}:{qualname.partition('.')[0]}"
+        for module, qualname in found
+        if module not in PRESENTATION and qualname.rpartition(".")[2] not in ("title", "cost", "__repr__", "__str__")
+    }
+
+
+NO_RESULT = {"rfpp.base.paths", "rfpp.pipeline.sources", "rfpp.data.digits", "rfpp.data", "rfpp.base.files:digest"}
+"""Where images come from is not in a key, their content is; and ``digest`` makes keys."""
+
+
+@pytest.mark.parametrize("kind", ["shipped", "trained"])
+def test_all_that_a_step_runs_is_in_its_digest(tmp_path, plan, kind):
+    """Every kind of step, computed under a profiler: whatever is executed is among the definitions of its key."""
+    plan = plan if kind == "trained" else Plan(presets.load("smoke"))
+    run = plan.run(Store(tmp_path))
+    last = [plan.grade(config, 0, plan.sampler()) for config in ("A", "D", "F", "G", "third", "teacher")]
+    steps = in_order([*last, plan.samples("F", 0, plan.sampler(3, "heun"), 20)])
+    kinds = {type(step) for step in steps}
+    assert kinds >= {MakePairs, InvertImages, OwnPairs, TrainFlow, GradeFlow, MeasureReference, DrawSamples}
+    assert kind == "shipped" or kinds >= {TrainTeacher, TrainFeatures}
+    _ = [step.inputs for step in steps]  # keys are made of digests, not of results
+    for step in steps:
+        folder = tmp_path / "work" / step.key
+        folder.mkdir(parents=True)
+        seen = executed(lambda step=step, folder=folder: step.compute(folder, run))
+        missing = {name for name in seen - covered(step) if not {name, name.partition(":")[0]} & NO_RESULT}
+        assert not missing, f"{step.title}: {sorted(missing)}"
+        run.get(step)
+
+
+def test_the_guard_notices_what_is_executed():
+    """What the test above rests on."""
+    assert "rfpp.timesteps:UShaped" in executed(lambda: UShaped(4.0).sample(3, torch.Generator()))
+
+
+# Values
+
+
+def test_an_identity_has_type_parameters_and_code():
+    assert identity(UShaped(4.0)) == identity(UShaped(4.0)) != identity(UShaped(3.0))
+    assert identity(UShaped(4.0)) != identity(Exponential(4.0))
+    assert identity(partial(pseudo_huber, t=1)) != identity(partial(pseudo_huber, t=2))
+    assert identity(torch.zeros(2)) != identity(torch.zeros(3)) != identity(torch.ones(3))
+    assert identity(Optimisation(3, 1e-3)) != identity(Optimisation(4, 1e-3))
+    first, second = Configuration("some words"), Configuration("other words")
+    assert identity(first) == identity(second) != identity(replace(first, batch=3))
+
+
+# Code of a reader's own
+
+
+def cell(source, name="mine", **names):
+    """What a notebook's cell makes, in a ``__main__`` of its own."""
+    file = f"<cell {abs(hash(source))}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    module = types.ModuleType("__main__")
+    module.__dict__.update(names)
+    before, sys.modules["__main__"] = sys.modules["__main__"], module
+    try:
+        exec(compile(source, file, "exec"), module.__dict__)
+        made = module.__dict__[name]
+        return identity(made() if name == "Mine" else made)
+    finally:
+        sys.modules["__main__"] = before
+
+
+LAW = """
+from dataclasses import dataclass
+from rfpp.timesteps import TimestepDistribution
+import rfpp.flow as flow
+
+POWER = 2
+
+def power(p):
+    return p ** POWER
+
+@dataclass(frozen=True)
+class Mine(TimestepDistribution):
+    a: float = 1.0
+    def pdf(self, t): return t
+    def cdf(self, t): return t
+    def icdf(self, p):
+        # a comment
+        return power(p) * self.a * flow.T_MAX
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changes"),
+    [
+        ("# a comment", "# another", False),
+        ("def power(p):", 'def power(p):\n    """Words."""', False),
+        ("POWER = 2", "POWER = 3", True),
+        ("p ** POWER", "p ** POWER + 1", True),
+        ("a: float = 1.0", "a: float = 2.0", True),
+        ("flow.T_MAX", "flow.T_MIN", True),
+        ("import rfpp.flow as flow\n", "import rfpp.flow as flow\nOTHER = 3\n", False),
+    ],
+)
+def test_a_readers_class_is_known_by_its_code_and_what_that_names(old, new, changes):
+    assert (cell(LAW, "Mine") != cell(LAW.replace(old, new), "Mine")) == changes
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("mine = lambda a, b, x_t, t: a", "a lambda .* cannot be identified"),
+        ("class Mine:\n    pass", "its source cannot be had|has no functions"),
+        ("mine = open", "cannot be identified"),
+        ("f = lambda x: x\ndef mine(a):\n    return f(a)", "a lambda"),
+        ("thing = object()\ndef mine(a):\n    return thing", "cannot be identified"),
+        ("def mine(a):\n    return nowhere", "it names nowhere, which is not there"),
+    ],
+)
+def test_what_cannot_be_identified_is_refused(source, complaint):
+    with pytest.raises(Unidentified, match=complaint):
+        cell(source, "Mine" if "class" in source else "mine")
+
+
+def test_code_of_installed_packages_stands_by_its_name():
+    assert cell("from math import sqrt\ndef mine(a):\n    return sqrt(a)") != cell(
+        "from math import sin as sqrt\ndef mine(a):\n    return sqrt(a)"
+    )
+
+
+@dataclass(frozen=True)
+class OfAFile:
+    """A reader's class in a module."""
+
+    k: int = 3
+
+    def f(self):
+        return self.k
+
+
+def test_a_class_of_a_module_is_known():
+    assert identity(OfAFile(2)) != identity(OfAFile(3)) and len(code_digest(OfAFile)) == 64
+    assert digests.is_own(UShaped) and not digests.is_own(OfAFile)

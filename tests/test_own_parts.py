@@ -1,0 +1,224 @@
+"""Parts of a reader's own: a premetric, a law, a configuration, a sampler and a dataset, with all that ours have."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rfpp import __main__ as cli
+from rfpp import data, samplers
+from rfpp.configurations import Configuration
+from rfpp.engine import Optimisation
+from rfpp.experiment import Experiment
+from rfpp.pipeline.identities import Unidentified
+from rfpp.premetrics import LPIPSHuber
+from rfpp.timesteps import TimestepDistribution, UShaped
+
+
+def l1(a, b, x_t=None, t=None):
+    """The mean absolute difference."""
+    return (a - b).abs().flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Power(TimestepDistribution):
+    """``p(t) = k t^(k - 1)``."""
+
+    k: float = 2.0
+
+    def pdf(self, t):
+        return self.k * t ** (self.k - 1)
+
+    def cdf(self, t):
+        return t**self.k
+
+    def icdf(self, p):
+        return torch.as_tensor(p) ** (1 / self.k)
+
+
+class Late(Power):
+    """Draws beyond 1."""
+
+    def sample(self, n, generator=None, device=None):
+        return 1.5 * torch.rand(n, generator=generator)
+
+
+@dataclass(frozen=True)
+class Jump:
+    """One step to the prediction of the image, and ``extra`` ones from a little noise."""
+
+    extra: int = 0
+
+    @property
+    def nfe(self):
+        return 1 + self.extra
+
+    def __call__(self, flow, z, labels=None):
+        return samplers.sample(flow, z, self.nfe, labels=labels)
+
+
+MINE = Configuration("L1 at late times", timesteps=Power(3.0), premetric=l1, batch=12)
+NO_CONFIGURATION = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def experiment(folder):
+    return Experiment("smoke", runs=folder)
+
+
+def test_a_configuration_trains_is_kept_and_is_graded(experiment, folder):
+    """It is another flow than C's, found again by a second experiment, and nothing of Table 1 is trained for it."""
+    first = experiment.evaluate(MINE)
+    again = Experiment("smoke", runs=folder)
+    assert again.run.find(again.plan.flow(MINE, 0)) and again.evaluate(MINE) == first
+    assert not again.run.find(again.plan.flow("C", 0))
+    z, labels = again.noise(5)
+    assert not torch.equal(again.flow(MINE).velocity(z, 0.5, labels), again.flow("C").velocity(z, 0.5, labels))
+    assert again.history(MINE).steps == [3] and again.snapshots(MINE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Configuration("another power", timesteps=Power(2.0), premetric=l1, batch=12),
+        Configuration("another batch", timesteps=Power(3.0), premetric=l1, batch=13),
+        Configuration("its own length", timesteps=Power(3.0), premetric=l1, batch=12, schedule=Optimisation(2, 1e-3)),
+        Configuration("a perceptual one", timesteps=Power(3.0), premetric=LPIPSHuber, batch=12),
+    ],
+    ids=str,
+)
+def test_each_part_tells_flows_apart(experiment, other):
+    assert experiment.plan.flow(other, 0).key != experiment.plan.flow(MINE, 0).key
+    words = Configuration("other words", timesteps=Power(3.0), premetric=l1, batch=12)
+    assert experiment.plan.flow(words, 0).key == experiment.plan.flow(MINE, 0).key
+
+
+def test_a_configuration_can_start_from_another(experiment):
+    """Its training goes on from the other's weights, on that flow's own pairs."""
+    further = Configuration("on its own pairs", MINE, premetric=l1, pairs="own", schedule=Optimisation(1, 1e-9))
+    z, labels = experiment.noise(5)
+    found, start = (experiment.flow(config).velocity(z, 0.5, labels) for config in (further, MINE))
+    torch.testing.assert_close(found, start, atol=1e-4, rtol=1e-4)
+    assert experiment.plan.flow(further, 0).pairs.name == "own_pairs"
+
+
+def test_a_sampler_is_graded_and_told_apart(experiment):
+    """One step is Euler's; two are others."""
+    one, two = experiment.evaluate(MINE, sampler=Jump()), experiment.evaluate(MINE, sampler=Jump(1))
+    assert one != two and experiment.evaluate(MINE, sampler=Jump()) == one
+    keys = {experiment.plan.grade(MINE, 0, sampler).key for sampler in (Jump(), Jump(1), experiment.sampler())}
+    assert len(keys) == 3
+
+
+def test_a_dataset_makes_pairs_flows_and_grades_of_its_own(folder):
+    """The digits, mirrored: another key of what depends on the images, and none where it does not."""
+    digits = data.digits()
+    mirrored = [data.Images(part.pixels.flip(-1), part.labels) for part in (digits.train, digits.held_out)]
+    own = Experiment("smoke", runs=folder, dataset=data.Dataset("mirrored digits", *mirrored, classes=10))
+    ours = Experiment("smoke", runs=folder)
+    assert own.evaluate("A").frechet != ours.evaluate("A").frechet
+    assert own.plan.pairs().key == ours.plan.pairs().key and own.plan.inverted().key != ours.plan.inverted().key
+    assert own.data.name == "mirrored digits" and own.folder != ours.folder
+
+
+# Several ways in
+
+
+def test_the_command_line_takes_an_import_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    config = "test_own_parts:MINE"
+    assert cli.main(["train", "--preset", "smoke", "--seed", "0", "--config", config]) == 0
+    assert f"{config}, seed 0: " in capsys.readouterr().out
+    assert cli.main(["train", "--preset", "smoke", "--config", "test_own_parts:NO_CONFIGURATION"]) == 2
+    assert "is a int; a rfpp.configurations.Configuration is needed" in capsys.readouterr().err
+    assert cli.main(["train", "--preset", "smoke", "--config", "nowhere:MINE"]) == 2
+    assert "config='nowhere:MINE' cannot be imported" in capsys.readouterr().err
+
+
+def test_two_processes_train_a_readers_configuration(tmp_path):
+    """As one process does, to rounding: the weights after three steps."""
+    file = tmp_path / "mine.py"
+    source = Path(__file__).read_text().partition("MINE = ")[0]
+    file.write_text(f'{source}\nMINE = Configuration("mine", timesteps=Power(3.0), premetric=l1, batch=12)\n')
+    command = ["-m", "rfpp", "train", "--preset", "smoke", "--seed", "0", "--config", "mine:MINE"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    found = []
+    for start, name in (([sys.executable], "one"), (torchrun, "two")):
+        environment["RFPP_RUNS"] = str(tmp_path / name)
+        subprocess.run(
+            [*start, *command], check=True, env=environment, capture_output=True, cwd=Path(__file__).parents[1]
+        )
+
+        found.append(load_file(next((tmp_path / name / "smoke" / "flow").glob("*/model.safetensors"))))
+    for name, weights in found[0].items():
+        torch.testing.assert_close(found[1][name], weights, atol=1e-5, rtol=1e-4)
+
+
+# What is refused
+
+
+def negative(a, b, x_t=None, t=None):
+    return -l1(a, b)
+
+
+def scalar(a, b, x_t=None, t=None):
+    return l1(a, b).mean()
+
+
+def failing(a, b, x_t=None, t=None):
+    return a @ 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "complaint"),
+    [
+        ({"premetric": negative}, ValueError, "premetric=negative gives -.* numbers of at least 0 are needed"),
+        ({"premetric": scalar}, ValueError, r"premetric=scalar gives shape \(\) for 4 images; .* shape \(B,\)"),
+        ({"premetric": failing}, ValueError, "premetric=failing fails on images of shape"),
+        ({"premetric": lambda a, b, x_t, t: l1(a, b)}, Unidentified, "a lambda .* cannot be identified"),
+        ({"premetric": 3}, TypeError, "premetric=3 is a int; a callable"),
+        ({"timesteps": Late()}, ValueError, r"timesteps=Late.* draws times from .* to 1\..*; all must lie in \[0, 1\]"),
+        ({"timesteps": "uniform"}, TypeError, "timesteps='uniform' is a str"),
+        ({"start": "techer"}, ValueError, "start='techer' is unknown; .*did you mean 'teacher'"),
+        ({"pairs": "own"}, ValueError, "pairs='own' are those of the flow in start"),
+        ({"batch": 0}, ValueError, "batch=0 is too small"),
+        ({"schedule": "long"}, ValueError, "schedule='long' is unknown"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_any_work(tmp_path, parts, error, complaint):
+    with pytest.raises(error, match=complaint):
+        Experiment("smoke", runs=tmp_path).train(Configuration("mine", **parts), [0])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d.train, "data is a Images; a rfpp.data.Dataset is needed"),
+        (lambda d: data.Dataset("x", data.Images(d.train.pixels.float(), d.train.labels), d.held_out, 10), "8-bit"),
+        (
+            lambda d: data.Dataset("x", d.train, d.held_out, 9),
+            "labels lie between 0 and 9; data.classes=9 allows 0 to 8",
+        ),
+        (lambda d: data.Dataset("x", data.Images(d.train.pixels, d.train.labels[:5]), d.held_out, 10), "labels are"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(tmp_path, change, complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        Experiment("smoke", runs=tmp_path, dataset=change(data.digits()))
+
+
+def test_a_law_of_table_1_is_no_readers():
+    assert Configuration("C again") == Configuration("words") and str(Configuration("C again")) == "C"
+    assert str(MINE) == "L1 at late times" and Configuration("x").timesteps == UShaped(4.0)
