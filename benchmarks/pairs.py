@@ -48,7 +48,7 @@ def run(n: int, folder: str) -> None:
         objective.draw(step, range(BATCH))
     drawn = STEPS / (time.perf_counter() - start)
     small = dataclasses.replace(objective, batch_size=32)
-    engine.fit(RectifiedFlow(EDMPrecond(network)), small, STEPS, lr=1e-4)
+    engine.fit(RectifiedFlow(EDMPrecond(network)), small, engine.Optimisation(STEPS, 1e-4))
     print(f"{n:>10,}{n / made:>12,.0f}{generating:>14,.0f}{1000 * opened:>12,.1f}{drawn:>12,.1f}{peak():>14,.0f}")
 
 

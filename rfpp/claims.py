@@ -200,7 +200,8 @@ def check(
 
 def _evidence(claim: Claim, seeds: Sequence[int], experiment: Experiment) -> dict[str, Artifact]:
     """The finished steps that a claim rests on, whatever else a notebook has asked for."""
-    plan, steps = experiment.plan, []
+    plan = experiment.plan
+    steps: list[Step] = []
     if claim.rests_on:
         steps += [plan.pairs("train"), plan.pairs("held_out")]
     steps += [plan.flow(row, seed) for row in claim.configurations() for seed in seeds]

@@ -4,18 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from truth import DATA
+from truth import DATA, fit
 
 from rfpp import engine, samplers, timesteps
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.pairs import PairDataset
-
-
-def fit(model, objective, steps, lr=1e-3, **options):
-    """The training loop, called with what these tests need."""
-    return engine.fit(model, objective, steps, lr=lr, **options)
-
 
 # Dropout
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from truth import Function, network, randn
+from truth import Function, fit, network, randn
 
 from rfpp import premetrics, timesteps, training
 from rfpp.base import processes
 from rfpp.base.processes import Stopped
 from rfpp.data import Images, to_uint8
 from rfpp.denoisers import EDMPrecond
-from rfpp.engine import CannotResume, Checkpoints, Diverged, Machinery, fit
+from rfpp.engine import CannotResume, Checkpoints, Diverged, Machinery
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset, generate
 
@@ -169,7 +169,7 @@ def pairs(tmp_path_factory, tiny):
 def trained(pairs, steps=12, dropout=0.3, batch_size=8, dtype=torch.float32, start=None, **options):
     """A small flow, trained from random weights."""
     teacher = EDMPrecond(network())
-    flow = training.initial_flow(teacher, training.CONFIGURATIONS["B"], dropout, seed=0).to(dtype)
+    flow = training.initial_flow(teacher, "teacher", dropout, seed=0).to(dtype)
     objective = training.Reflow(pairs, timesteps.UShaped(), premetrics.pseudo_huber, batch_size, 0)
     flow, history = fit(flow, objective, steps, lr=1e-3, warmup=3, ema=0.9, **options)
     return weights(flow), history
@@ -392,13 +392,13 @@ def test_without_a_whole_state_there_is_none(tmp_path):
         ({"steps": 13}, "steps: 12 there, 13 now"),
         ({"batch_size": 4}, "batch_size: 8 there, 4 now"),
         ({"machinery": Machinery(precision="bf16")}, "precision: fp32 there, bf16 now"),
-        ({"settings": {"pairs": "b"}}, "pairs: a there, b now"),
-        ({"settings": {}}, "pairs: a there, None now"),
+        ({"identity": {"pairs": "b"}}, "pairs: a there, b now"),
+        ({"identity": {}}, "pairs: a there, None now"),
         ({"seed": 3}, "seed: 0 there, 3 now"),
     ],
 )
 def test_another_training_does_not_go_on_from_there(pairs, tmp_path, changes, complaint):
-    options = {"folder": tmp_path / "states", "settings": {"pairs": "a"}}
+    options = {"folder": tmp_path / "states", "identity": {"pairs": "a"}}
     trained(pairs, **options)
     with pytest.raises(CannotResume, match=complaint):
         trained(pairs, **{**options, **changes})

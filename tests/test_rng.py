@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
-from truth import GaussianFlow, mixture, network, randn, released_pairs
+from truth import GaussianFlow, fit, mixture, network, randn, released_pairs
 
 import rfpp
 from rfpp import (
@@ -99,26 +99,26 @@ def things(tmp_path_factory):
 
 def reflow_once(things):
     objective = training.Reflow(things.pairs, timesteps.UShaped(), premetrics.pseudo_huber, 4, 0)
-    engine.fit(things.flow, objective, 2, lr=1e-3)
+    fit(things.flow, objective, 2)
 
 
 def lpips_loss(things):
-    premetric = premetrics.build("lpips_huber_over_t", features.FeatureLPIPS(things.digits))
+    premetric = premetrics.LPIPSHuberOverT(features.FeatureLPIPS(things.digits))
     return premetric(things.x, things.z, things.x, things.t)
 
 
 def dropout_training(things):
-    start = training.initial_flow(things.denoiser, training.CONFIGURATIONS["A"], 0.5, 0)
-    engine.fit(start, training.Reflow(things.pairs, timesteps.Uniform(), premetrics.squared_l2, 4, 0), 2, lr=1e-3)
+    start = training.initial_flow(things.denoiser, "random", 0.5, 0)
+    fit(start, training.Reflow(things.pairs, timesteps.Uniform(), premetrics.squared_l2, 4, 0), 2)
 
 
 def teacher_training(things):
     objective = training.Denoising(things.images, 4, 0, 0.5)
-    engine.fit(EDMPrecond(network(label_dim=10, dropout=0.5)), objective, 2, lr=1e-3)
+    fit(EDMPrecond(network(label_dim=10, dropout=0.5)), objective, 2)
 
 
 def classifier_training(things):
-    engine.fit(things.digits, training.Classification(things.images, 4, 0, 1, 0.3), 2, lr=1e-3)
+    fit(things.digits, training.Classification(things.images, 4, 0, 1, 0.3), 2)
 
 
 def whole_experiment(things):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rfpp import engine
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
 from rfpp.engine import Objective
 from rfpp.flow import RectifiedFlow
@@ -187,3 +188,8 @@ def released_pairs(folder, n, classes=None, size=4, channels=3, per_folder=None,
         torch.from_numpy(np.stack(noises)),
         labels,
     )
+
+
+def fit(model, objective, steps, *, lr=1e-3, warmup=0, decay=False, ema=0.9999, **options):
+    """``rfpp.engine.fit`` with the optimisation spelt out."""
+    return engine.fit(model, objective, engine.Optimisation(steps, lr, warmup, decay, ema), **options)

@@ -76,7 +76,8 @@ def train(name: str) -> nn.Module:
     else:
         model = Classifier(**recipe["network"], seed=seed)
         objective = training.Classification(images, seed=seed, **recipe["loss"])
-    model, _ = engine.fit(model, objective, desc=name, **recipe["fit"])
+    settings = {key: value for key, value in recipe["fit"].items() if key != "seed"}
+    model, _ = engine.fit(model, objective, engine.Optimisation(**settings), seed=seed, desc=name)
     return model
 
 

@@ -45,8 +45,8 @@ def grade(
     published = None if reference is None else Statistics.load(reference, reference_count)
     step = plan.samples(config, seed, sampler, n)
     samples, dataset = step.load(run), plan.images.load()
-    is_trained = isinstance(step.flow, TrainFlow)
-    weights_of = files.sha256(run.get(step.flow) / MODEL) if is_trained else plan.teacher.identity()
+    trained = step.flow if isinstance(step.flow, TrainFlow) else None
+    weights_of = files.sha256(run.get(trained) / MODEL) if trained else plan.teacher.identity()[0]
 
     def work() -> Grades:
         real = torch.cat([found for found, _ in embed(dataset.train.pixels[:n], extractor)])
