@@ -373,3 +373,79 @@ class OfAFile:
 def test_a_class_of_a_module_is_known():
     assert identity(OfAFile(2)) != identity(OfAFile(3)) and len(code_digest(OfAFile)) == 64
     assert digests.is_own(UShaped) and not digests.is_own(OfAFile)
+
+
+# Source code
+
+ORIGINAL = '''
+"""A module."""
+import math
+
+FACTOR = 3.0
+
+
+def area(radius, scale=1):
+    """The area."""
+    if radius:  # not nought
+        return math.pi * radius**2 * FACTOR
+    return None
+
+
+class Thing:
+    """A thing."""
+
+    size: int = 0
+'''
+
+
+def code(folder, source):
+    """The digest of a module with this source."""
+    path = folder / f"{abs(hash(source))}" / "original"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "__init__.py").write_text(source)
+    return Package("original", path).reached({("original", "*")})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  # not nought", "  # quite another remark"),
+        ("  # not nought", ""),
+        ('"""The area."""', '"""Something else, on\n    two lines."""'),
+        ('    """A thing."""\n\n', ""),
+        ('"""A module."""\n', ""),
+        ("math.pi * radius**2 * FACTOR", "(\n            math.pi * radius ** 2\n            * FACTOR\n        )"),
+        ("def area", "\n\n\ndef area"),
+        ("3.0", "3.00"),
+        ("size: int", "size: float"),
+        ("import math", "import math, cmath"),
+    ],
+)
+def test_comments_docstrings_annotations_and_layout_do_not_count(tmp_path, old, new):
+    assert old in ORIGINAL
+    assert code(tmp_path, ORIGINAL) == code(tmp_path, ORIGINAL.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("3.0", "3.5"),
+        ("3.0", "3"),
+        ("3.0", '"3.0"'),
+        ("radius**2", "radius**3"),
+        ("radius**2 *", "radius**2 +"),
+        ("if radius", "if not radius"),
+        ("scale=1", "scale=2"),
+        ("scale=1", "scale=True"),
+        ("scale=1", "scale=None"),
+        ("return None", "return 0"),
+        ("return None", "return False"),
+        ("return None", "pass"),
+        ("def area", "def volume"),
+        ("    size: int = 0", "    size: int = 0\n    other = size"),
+        ("math.pi * radius**2 * FACTOR", "math.pi * (radius**2 * FACTOR)"),
+    ],
+)
+def test_code_counts(tmp_path, old, new):
+    assert old in ORIGINAL
+    assert code(tmp_path, ORIGINAL) != code(tmp_path, ORIGINAL.replace(old, new))

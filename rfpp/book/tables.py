@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rfpp.configurations import ALL
+from rfpp.pipeline.plan import Plan
+
 
 @dataclass(frozen=True, repr=False)
 class Table:
@@ -24,3 +27,13 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table of {len(self.rows)} rows"
+
+
+def configurations(plan: Plan) -> Table:
+    """Table 1 and its variants, with the batch sizes of a plan's preset."""
+    rows = []
+    for name, row in ALL.items():
+        premetric = getattr(row.premetric, "__name__", str(row.premetric))
+        cells = (plan.batch_size(row), f"`{row.timesteps}`", f"`{premetric}`", row.pairs)
+        rows.append((name, row.summary, str(row.start), *cells))
+    return Table(("", "", "starts from", "batch", "timesteps", "premetric", "pairs"), rows)

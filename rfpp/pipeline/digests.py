@@ -204,8 +204,8 @@ class _Module:
         for node in _statements(tree.body):
             for target in _targets(node):
                 module.definitions.setdefault(target, []).append(node)
-        for node in ast.walk(tree):
-            module._note_import(node)
+        for part in ast.walk(tree):
+            module._note_import(part)
         for node in _statements(tree.body):  # such as a call that registers something
             if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
                 mentioned = {parts[0] for parts in free_names(node)} & module.definitions.keys()

@@ -9,10 +9,8 @@ Each file's checksum is kept and compared before the step is used again (of larg
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import errno
-import inspect
 import json
 import os
 import platform
@@ -21,9 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,26 +34,6 @@ MANIFEST = "manifest.json"
 
 class StorageError(OSError):
     """A result could not be written; earlier results are intact."""
-
-
-def _shape(node: Any) -> Any:
-    """A syntax tree as JSON, without docstrings, layout, or what differs between versions of Python."""
-    if isinstance(node, list):
-        return [
-            _shape(item) for item in node if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
-        ]
-    if isinstance(node, ast.AST):
-        fields = {
-            name: _shape(value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_ignores")
-        }
-        return [type(node).__name__, {name: value for name, value in fields.items() if value not in (None, [])}]
-    return node if isinstance(node, int | float | str | type(None)) else repr(node)
-
-
-@cache
-def code_digest(*modules: ModuleType) -> str:
-    """Hash of what modules do: comments, docstrings and layout do not count."""
-    return digest([_shape(ast.parse(inspect.getsource(module))) for module in modules])
 
 
 def provenance() -> dict[str, str]:
