@@ -17,11 +17,10 @@ with tempfile.TemporaryDirectory() as folder:
     dataset = pairs.PairDataset(pairs.generate(teacher, 512, folder, num_steps=4))
     contenders = {}
     for letter, configuration in training.CONFIGURATIONS.items():
-        flow = training.initial_flow(teacher, configuration, dropout=0.0, seed=0)
-        objective = training.Reflow(
-            dataset, timesteps.UShaped(), premetrics.build(configuration.premetric, perceptual), BATCH, seed=0
-        )
-        contenders[f"{letter}: {configuration.premetric}"] = lambda flow=flow, objective=objective: (
+        flow = training.initial_flow(teacher, "teacher", dropout=0.0, seed=0)
+        premetric = premetrics.bind(configuration.premetric, lambda: perceptual)
+        objective = training.Reflow(dataset, timesteps.UShaped(), premetric, BATCH, seed=0)
+        contenders[f"{letter}: {configuration.premetric.__name__}"] = lambda flow=flow, objective=objective: (
             objective(flow, 0).mean().backward()
         )
     seconds = medians(contenders)

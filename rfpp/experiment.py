@@ -93,7 +93,7 @@ class Experiment:
 
         Raises ``ValueError`` where there is none: Inception, which then grades, does not know these classes.
         """
-        if not isinstance(self._grader, features.Classifier):
+        if isinstance(self.plan.grader, networks.Inception):
             raise ValueError(
                 f"preset {self.preset.name!r} grades with Inception and has no classifier of its own classes; "
                 "features.kind=trained makes one"

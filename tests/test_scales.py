@@ -74,12 +74,12 @@ def test_every_stage_of_cifar10(images, tmp_path):
     """Teacher, features, pairs, A, F, G, a third round, grades, forecasts: all are there, and finite."""
     experiment = Experiment("cifar10", {**SHRUNK, "data.path": images}, runs=tmp_path)
     assert experiment.preset.machinery.precision == "bf16"
-    plan = experiment.plan()
+    plan = experiment.plan.steps()
     titles = [step.title for step in plan]
     assert titles[0] == "train the teacher" and titles.index("train F, seed 0") < titles.index("train G, seed 0")
-    before = costs.forecast(experiment, plan)
+    before = costs.forecast(experiment.plan, experiment.run, plan)
     assert not any(entry.done for entry in before)
-    pace = costs.measure(experiment, repeats=1)
+    pace = costs.measure(experiment.plan, repeats=1)
     assert "to do" in costs.report(before, pace) and pace.parameters > 1000 and pace.memory > 0
     assert not list(tmp_path.rglob("manifest.json"))  # a forecast makes nothing
 
@@ -96,7 +96,7 @@ def test_every_stage_of_cifar10(images, tmp_path):
     assert torch.equal(labels, experiment.data.train.labels[:4]) and z.isfinite().all()
     flow = load(experiment.flow_file("F"))
     assert flow.denoiser.model.config["dropout"] == presets.load("cifar10").training.dropout
-    after = {entry.step.title: entry.done for entry in costs.forecast(experiment, plan)}
+    after = {entry.step.title: entry.done for entry in costs.forecast(experiment.plan, experiment.run, plan)}
     assert after["train G, seed 0"] == 1 and after["train B, seed 0"] == 0 and after["train the teacher"] == 1
     # nothing that only a stopped training needs stays, and no samples
     assert not list(tmp_path.rglob("step-*")) and not list(tmp_path.rglob("samples/shard*"))
@@ -282,7 +282,7 @@ def test_two_processes_from_the_command_line(images, tmp_path):
     assert together.stdout.count("A, seed 0: ") == 1  # one of them speaks
     files = {path: path.stat().st_mtime for path in tmp_path.rglob("manifest.json")}
     made = {path.parent.parent.name for path in files}
-    assert made == {"teacher", "classifier", "pairs", "flow", "reference", "evaluation"}
+    assert made == {"teacher", "features", "pairs", "flow", "reference", "evaluation"}
     Experiment("cifar10", changes, runs=tmp_path).evaluate("A")
     assert {path: path.stat().st_mtime for path in tmp_path.rglob("manifest.json")} == files
 
