@@ -32,6 +32,8 @@ def own_runs(tmp_path, monkeypatch):
         ("evaluate --preset smoke --nfe 0", "nfe=0 is too small"),
         ("evaluate --preset smoke --nfe 4 --solver heun", "use nfe=3 or 5"),
         ("sample --preset smoke --solver huen", "did you mean 'heun'"),
+        ("sample --preset smoke --n 0", "n=0 is too small; an integer of at least 1 is needed"),
+        ("sample --preset smoke --n -3", "n=-3 is too small; an integer of at least 1 is needed"),
         ("evaluate --preset smoke --config H", "config='H' is unknown"),
         ("train --preset smoke --set training.step=3", "did you mean 'training.steps'"),
         ("train --preset smoke --set training.steps=many", "training.steps='many'"),
