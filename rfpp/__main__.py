@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rfpp import book, presets
-from rfpp.base import downloads, processes
+from rfpp.base import checks, downloads, processes
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
+    checks.at_least("n", arguments.n, 1)
     options = _sampler(arguments)
     experiment = _experiment(arguments)
     import matplotlib

@@ -317,6 +317,53 @@ def test_a_released_file_gives_the_reference_velocity(tmp_path, name, zipped):
         assert agrees(flow.velocity(truth["x"], truth["t"], truth.get("labels")), truth["velocity"])
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_configuration_that_the_released_sampler_writes(tmp_path, name):
+    """``config_unet.json``: the arguments, what NCSN++ may have besides, the size, and no type of network."""
+    config = {**reference(name).model.config, "num_params": 55.7}
+    if name != "adm":
+        config |= {"aux_dim": 0, "aug": False}
+    (tmp_path / "config_unet.json").write_text(json.dumps(config))
+    torch.save(reference(name).state_dict(), tmp_path / "flow.pth")
+    flow = checkpoints.load_released(tmp_path / "flow.pth", tmp_path / "config_unet.json")
+    truth = arrays(name)
+    assert agrees(flow.velocity(truth["x"], truth["t"], truth.get("labels")), truth["velocity"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"aux_dim": 5}, "network: aux_dim=5 asks for a part that is not supported; allowed: 0"),
+        ({"aug": True}, "network: aug=True asks for a part that is not supported; allowed: False"),
+        ({"aug_dims": 32}, "network: SongUNet has no argument 'aug_dims'; did you mean 'augment_dim'"),
+    ],
+)
+def test_a_released_network_with_other_parts_is_refused(tmp_path, changes, complaint):
+    torch.save(EDMPrecond(network()).state_dict(), tmp_path / "flow.pth")
+    for network_of, replaced in (({**CONFIG, **changes}, {}), (CONFIG, changes)):
+        with pytest.raises(ValueError, match=complaint):
+            checkpoints.load_released(tmp_path / "flow.pth", network_of, **replaced)
+
+
+def test_a_narrow_adm_of_the_released_code_is_read(tmp_path):
+    """Below 64 channels it has no attention, and its file no tensors for that."""
+    config = {"img_resolution": 4, "in_channels": 1, "out_channels": 1, "model_channels": 32, "channel_mult": [1],
+              "num_blocks": 1, "attn_resolutions": [4]}  # fmt: skip
+    block = {"norm0": [32], "conv0": [32, 32, 3, 3], "affine": [64, 128], "norm1": [32], "conv1": [32, 32, 3, 3]}
+    wide = {**block, "norm0": [64], "conv0": [32, 64, 3, 3], "skip": [32, 64, 1, 1]}
+    layers = {"map_layer0": [128, 32], "map_layer1": [128, 128], "enc.4x4_conv": [32, 1, 3, 3],
+              "out_norm": [32], "out_conv": [1, 32, 3, 3]}  # fmt: skip
+    for name in ("enc.4x4_block0", "dec.4x4_in0", "dec.4x4_in1"):
+        layers |= {f"{name}.{part}": shape for part, shape in block.items()}
+    for name in ("dec.4x4_block0", "dec.4x4_block1"):
+        layers |= {f"{name}.{part}": shape for part, shape in wide.items()}
+    state = {f"model.{name}.weight": randn(*shape) for name, shape in layers.items()}
+    state |= {f"model.{name}.bias": randn(shape[0]) for name, shape in layers.items()}
+    torch.save(state, tmp_path / "flow.pth")
+    flow = checkpoints.load_released(tmp_path / "flow.pth", {"unet_type": "adm", **config})
+    assert flow.velocity(randn(2, 1, 4, 4), 0.5).isfinite().all()
+
+
 def training_state(model, average):
     """The released code's training state: an optimizer of torch whose state has the averages beside Adam's own."""
     parameters = list(model.parameters())

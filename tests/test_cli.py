@@ -32,6 +32,8 @@ def own_runs(tmp_path, monkeypatch):
         ("evaluate --preset smoke --nfe 0", "nfe=0 is too small"),
         ("evaluate --preset smoke --nfe 4 --solver heun", "use nfe=3 or 5"),
         ("sample --preset smoke --solver huen", "did you mean 'heun'"),
+        ("sample --preset smoke --n 0", "n=0 is too small; an integer of at least 1 is needed"),
+        ("sample --preset smoke --n -3", "n=-3 is too small; an integer of at least 1 is needed"),
         ("evaluate --preset smoke --config H", "config='H' is unknown"),
         ("train --preset smoke --set training.step=3", "did you mean 'training.steps'"),
         ("train --preset smoke --set training.steps=many", "training.steps='many'"),
@@ -116,7 +118,8 @@ def test_published_files_become_ours(tmp_path, capsys):
     denoiser = EDMPrecond(network())
     edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(denoiser)})
     checkpoints.export_edm(denoiser, tmp_path / "flow.pth")
-    (tmp_path / "config.json").write_text(json.dumps(denoiser.model.config))
+    written = {**denoiser.model.config, "aux_dim": 0, "aug": False, "num_params": 0.01}  # as the released sampler does
+    (tmp_path / "config.json").write_text(json.dumps(written))
     samples, z, labels, *_ = released_pairs(tmp_path / "in", 5, 3)
     for command in (
         f"import {tmp_path}/edm.pkl {tmp_path}/edm.safetensors",

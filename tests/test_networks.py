@@ -131,6 +131,35 @@ def test_gradient_reaches_the_residual_encoder():
     assert not [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
 
 
+def test_gradient_reaches_adms_attention():
+    """As above, where ADM is wide enough to have any."""
+    model = build(DhariwalUNet, model_channels=64, channel_mult=[1], attn_resolutions=[8])
+    model(randn(2, 1, 8, 8), rand(2)).square().sum().backward()
+    attention = [name for name, _ in model.named_parameters() if "qkv" in name or "proj" in name]
+    assert attention and not [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+
+
+def test_a_narrow_adm_has_edms_tensors():
+    """Every name, written out from the format's description: below 64 channels no block attends, ``in0`` neither."""
+    block = ["norm0", "conv0", "affine", "norm1", "conv1"]
+    layers = ["map_layer0", "map_layer1", "enc.4x4_conv", "out_norm", "out_conv"]
+    layers += [f"{name}.{part}" for name in ("enc.4x4_block0", "dec.4x4_in0", "dec.4x4_in1") for part in block]
+    layers += [f"dec.4x4_block{index}.{part}" for index in (0, 1) for part in [*block, "skip"]]
+    expected = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    model = DhariwalUNet(4, 1, 1, model_channels=32, channel_mult=[1], num_blocks=1, attn_resolutions=[4])
+    assert set(model.state_dict()) == expected
+
+
+def test_adm_has_a_head_for_every_64_channels():
+    """Where a network narrows, only its wide levels attend; heads = channels // 64."""
+    config = {**SMALL, "model_channels": 48, "channel_mult": [1, 3], "num_blocks": 1, "attn_resolutions": [8, 4]}
+    model = DhariwalUNet(**config)
+    heads = {name: part.heads for name, part in model.named_modules() if isinstance(part, networks.UNetBlock)}
+    attending = {name for name in heads if any(key.startswith(f"{name}.qkv") for key in model.state_dict())}
+    assert attending == {"enc.4x4_block0", "dec.4x4_in0", "dec.4x4_block0", "dec.4x4_block1"}
+    assert {name: heads[name] for name in heads if heads[name]} == dict.fromkeys(attending, 2)
+
+
 @BOTH
 @pytest.mark.parametrize(("place", "dim"), [(2, "label_dim"), (3, "augment_dim")])
 def test_labels_matter(kind, place, dim):

@@ -1,0 +1,152 @@
+"""The layers of the U-Nets: convolutions that resample, group norms, embeddings, and what draws their weights.
+
+Parameter names are those of EDM checkpoints (Karras et al., 2022). Shapes: images ``(B, C, H, W)``, embeddings
+``(B, E)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rfpp.base import rng
+
+Init = Callable[[tuple[int, ...], int, int], Tensor]
+"""Draws a tensor of a given shape, from fan-in and fan-out."""
+
+
+class Initialiser:
+    """Xavier and Kaiming draws from one generator, so that a seed fixes a network.
+
+    On the meta device, where weights are shapes only, nothing is drawn.
+    """
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = None if torch.get_default_device().type == "meta" else rng.fresh(generator)
+
+    def _uniform(self, shape: tuple[int, ...], bound: float) -> Tensor:
+        return (2 * torch.rand(shape, generator=self.generator) - 1) * bound
+
+    def xavier(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
+        return self._uniform(shape, gain * (6 / (fan_in + fan_out)) ** 0.5)
+
+    def kaiming(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
+        return self._uniform(shape, gain * (3 / fan_in) ** 0.5)
+
+    def kaiming_normal(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float = 1.0) -> Tensor:
+        return torch.randn(shape, generator=self.generator) * gain * (1 / fan_in) ** 0.5
+
+
+def zeros(shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
+    """The initialiser that starts a layer at nought."""
+    return torch.zeros(shape)
+
+
+class Linear(nn.Module):
+    """``(..., in) -> (..., out)``."""
+
+    def __init__(self, n_in: int, n_out: int, init: Init, bias_init: Init | None = zeros) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(init((n_out, n_in), n_in, n_out))
+        self.bias = nn.Parameter(bias_init((n_out,), n_in, n_out)) if bias_init else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Module):
+    """A convolution that may filter and resample by two: up before it, or down before it.
+
+    ``kernel=0`` only resamples. ``filter_last`` convolves first and filters while downsampling last, as the residual
+    encoder of NCSN++ does on the image pyramid. The filter is the outer product of ``resample_filter``, with sum one.
+    """
+
+    resample_filter: Tensor | None
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: int,
+        init: Init = zeros,
+        bias_init: Init = zeros,
+        *,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: Sequence[int] = (1, 1),
+        filter_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_in, self.n_out, self.up, self.down, self.filter_last = n_in, n_out, up, down, filter_last
+        fans = n_in * kernel**2, n_out * kernel**2
+        self.weight = nn.Parameter(init((n_out, n_in, kernel, kernel), *fans)) if kernel else None
+        self.bias = nn.Parameter(bias_init((n_out,), *fans)) if kernel else None
+        taps = torch.tensor(resample_filter, dtype=torch.float32)
+        kernel2d = torch.outer(taps, taps) / taps.sum() ** 2
+        self.register_buffer("resample_filter", kernel2d[None, None] if up or down else None)
+
+    def _filter(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        assert self.resample_filter is not None
+        return (gain * self.resample_filter).to(x.dtype).expand(x.shape[1], 1, -1, -1)
+
+    def _resample(self, x: Tensor, pad: int) -> Tensor:
+        if self.up:
+            x = F.conv_transpose2d(x, self._filter(x, 4.0), groups=x.shape[1], stride=2, padding=pad)
+        if self.down:
+            x = F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2, padding=pad)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        filter_pad = 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
+        if self.weight is None or self.bias is None:
+            return self._resample(x, filter_pad)
+        weight, bias, pad = self.weight.to(x.dtype), self.bias.to(x.dtype), self.weight.shape[-1] // 2
+        if self.filter_last:
+            # The filter sums to one and sees no padding, so that the bias passes through it unchanged.
+            x = F.conv2d(x, weight, bias, padding=pad + filter_pad)
+            return F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2)
+        return F.conv2d(self._resample(x, filter_pad), weight, bias, padding=pad)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over ``min(32, channels // 4)`` groups."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = max(1, min(32, channels // 4)), eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class PositionalEmbedding(nn.Module):
+    """``(B,) -> (B, channels)``: cosines, then sines, of geometrically spaced frequencies from 1 down to 1/10000."""
+
+    def __init__(self, channels: int, endpoint: bool = False) -> None:
+        super().__init__()
+        self.channels, self.endpoint = channels, endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.channels // 2
+        steps = torch.arange(half, dtype=torch.float32, device=x.device) / (half - (1 if self.endpoint else 0))
+        angles = torch.outer(x, (1 / 10000) ** steps)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """``(B,) -> (B, channels)``: cosines, then sines, of fixed random frequencies with standard deviation 16."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 16 * torch.randn(channels // 2, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.outer(x, 2 * torch.pi * self.freqs)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
