@@ -301,3 +301,23 @@ def published(groups: Mapping[str, Sequence[tuple[str, int, float]]], xlabel: st
         formatted.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def over_evaluations(
+    curves: Mapping[str, Mapping[int, Sequence[float]]], ylabel: str, *, logarithmic: bool = False, band: float = 0
+) -> Figure:
+    """A line per sampler against the NFE, which doubles from tick to tick; grey below ``band``.
+
+    ``curves[sampler][nfe]``: one value per seed.
+    """
+    figure = by_nfe({ylabel: curves}, logarithmic=[ylabel] if logarithmic else [])
+    if band:
+        figure.axes[0].axhspan(0, band, color="0.9", zorder=0)
+    figure.axes[0].set_xscale("log", base=2)
+    return figure
+
+
+def norm_histogram(norms: Mapping[str, Tensor], shell: tuple[float, float]) -> Figure:
+    """Norms ``(N,)`` of several noises, and where 95 % of Gaussian noise lies."""
+    quantity = r"norm $\Vert z\Vert$"
+    return histograms({quantity: norms}, {quantity: shell}, "95 % of Gaussian noise")
