@@ -321,3 +321,16 @@ def norm_histogram(norms: Mapping[str, Tensor], shell: tuple[float, float]) -> F
     """Norms ``(N,)`` of several noises, and where 95 % of Gaussian noise lies."""
     quantity = r"norm $\Vert z\Vert$"
     return histograms({quantity: norms}, {quantity: shell}, "95 % of Gaussian noise")
+
+
+def rounds(distances: Mapping[str, Mapping[str, Sequence[float]]], names: Mapping[str, str]) -> Figure:
+    """Fréchet distances of rounds of reflow: ``distances[title][configuration]``, one value per seed.
+
+    A panel for each title; ``names`` says what else a configuration is called on its axis.
+    """
+    return by_seed(
+        {
+            f"Fréchet distance, {title}": {names.get(config, config): runs for config, runs in values.items()}
+            for title, values in distances.items()
+        }
+    )

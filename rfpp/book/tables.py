@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rfpp import claims
+
 
 @dataclass(frozen=True, repr=False)
 class Table:
@@ -24,3 +26,9 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table of {len(self.rows)} rows"
+
+
+def share(values: Sequence[float]) -> str:
+    """The mean of shares over seeds with its 95 % interval, e.g. ``"21% [16%, 26%]"``."""
+    low, high = claims.interval(values)
+    return f"{sum(values) / len(values):.0%} [{low:.0%}, {high:.0%}]"
