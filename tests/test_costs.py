@@ -7,6 +7,7 @@ from torch import nn
 from rfpp import presets
 from rfpp.pipeline import costs
 from rfpp.pipeline.plan import Plan
+from rfpp.studies import accounts
 
 
 def test_the_papers_table_6():
@@ -46,6 +47,7 @@ def test_a_pace_is_measured():
 
 
 def test_the_settings_of_a_preset_stand_below_the_papers():
-    table = costs.settings_table(presets.load("laptop")).splitlines()
-    assert len(table) == 2 + len(costs.TABLE_7) + 1 and table[-1].startswith("| `laptop` |")
-    assert len({line.count("|") for line in table}) == 1
+    rows = accounts.settings(presets.load("laptop"))
+    assert [row[0] for row in rows] == [*accounts.TABLE_7, "`laptop`"]
+    assert {len(row) for row in rows} == {len(accounts.SETTINGS)}
+    assert rows[-1][2:4] == ("12,000, 35 NFE", "128")

@@ -301,7 +301,6 @@ CALLS = {
     costs.forecast: forecast,
     costs.report: forecast,
     costs.size: lambda s: costs.size(100.0),
-    costs.settings_table: lambda s: costs.settings_table(presets.load("smoke")),
     costs.step_operations: lambda s: costs.step_operations("cifar10", 32),
     intersections.autocorrelation: lambda s: intersections.autocorrelation(s.z, 3),
     intersections.crossing_noise: lambda s: intersections.crossing_noise(s.z, s.x, s.z, 0.5),

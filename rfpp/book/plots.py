@@ -301,3 +301,36 @@ def published(groups: Mapping[str, Sequence[tuple[str, int, float]]], xlabel: st
         formatted.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def over_evaluations(
+    curves: Mapping[str, Mapping[int, Sequence[float]]], ylabel: str, *, logarithmic: bool = False, band: float = 0
+) -> Figure:
+    """A line per sampler against the NFE, which doubles from tick to tick; grey below ``band``.
+
+    ``curves[sampler][nfe]``: one value per seed.
+    """
+    figure = by_nfe({ylabel: curves}, logarithmic=[ylabel] if logarithmic else [])
+    if band:
+        figure.axes[0].axhspan(0, band, color="0.9", zorder=0)
+    figure.axes[0].set_xscale("log", base=2)
+    return figure
+
+
+def norm_histogram(norms: Mapping[str, Tensor], shell: tuple[float, float]) -> Figure:
+    """Norms ``(N,)`` of several noises, and where 95 % of Gaussian noise lies."""
+    quantity = r"norm $\Vert z\Vert$"
+    return histograms({quantity: norms}, {quantity: shell}, "95 % of Gaussian noise")
+
+
+def rounds(distances: Mapping[str, Mapping[str, Sequence[float]]], names: Mapping[str, str]) -> Figure:
+    """Fréchet distances of rounds of reflow: ``distances[title][configuration]``, one value per seed.
+
+    A panel for each title; ``names`` says what else a configuration is called on its axis.
+    """
+    return by_seed(
+        {
+            f"Fréchet distance, {title}": {names.get(config, config): runs for config, runs in values.items()}
+            for title, values in distances.items()
+        }
+    )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rfpp.configurations import ALL
-from rfpp.pipeline.plan import Plan
+from rfpp import claims
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,11 +28,7 @@ class Table:
         return f"Table of {len(self.rows)} rows"
 
 
-def configurations(plan: Plan) -> Table:
-    """Table 1 and its variants, with the batch sizes of a plan's preset."""
-    rows = []
-    for name, row in ALL.items():
-        premetric = getattr(row.premetric, "__name__", str(row.premetric))
-        cells = (plan.batch_size(row), f"`{row.timesteps}`", f"`{premetric}`", row.pairs)
-        rows.append((name, row.summary, str(row.start), *cells))
-    return Table(("", "", "starts from", "batch", "timesteps", "premetric", "pairs"), rows)
+def share(values: Sequence[float]) -> str:
+    """The mean of shares over seeds with its 95 % interval, e.g. ``"21% [16%, 26%]"``."""
+    low, high = claims.interval(values)
+    return f"{sum(values) / len(values):.0%} [{low:.0%}, {high:.0%}]"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rfpp import engine, networks, pairs, premetrics, presets, training
+from rfpp import engine, networks, pairs, premetrics, training
 from rfpp.base import processes, rng, torchvision_shim
 from rfpp.base.checks import one_of
 from rfpp.configurations import CONFIGURATIONS
@@ -266,27 +266,3 @@ def step_operations(name: str, resolution: int = 224) -> tuple[int, int, int]:
 
         network = _count(lambda: denoiser(x, sigma).square().sum())
         return sum(p.numel() for p in denoiser.parameters()), network, _count(lpips)
-
-
-TABLE_7 = {
-    "CIFAR-10": ("NCSN++", "1M, 35 NFE", "512", "0.13", "2e-4", "5,000", "800,000"),
-    "AFHQ, FFHQ 64": ("NCSN++", "5M, 79 NFE", "256", "0.25", "2e-4", "5,000", "1,000,000"),
-    "ImageNet 64": ("ADM", "5M, 79 NFE", "2,048", "0.10", "1e-4", "2,500", "700,000"),
-}
-
-
-def settings_table(preset: presets.Preset) -> str:
-    """Table 7 as Markdown, with a row for ``preset``."""
-    made, trained = preset.pairs, preset.training
-    own = (
-        "DDPM++, small" if preset.data.name == "digits" else "",
-        f"{made.train:,}, {2 * made.num_steps - 1} NFE",
-        f"{trained.large_batch:,}",
-        f"{trained.dropout:g}",
-        f"{trained.lr:g}",
-        f"{trained.warmup:,}",
-        f"{trained.steps:,}",
-    )
-    head = ("", "network", "pairs", "batch", "dropout", "learning rate", "warm-up", "steps")
-    rows = [head, ("---",) * len(head), *((name, *row) for name, row in {**TABLE_7, f"`{preset.name}`": own}.items())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,224 @@
+"""From images to noise and back (Section 5.4): reconstruction, Gaussianity, interpolation and translation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from rfpp import metrics, samplers
+from rfpp.base import rng
+from rfpp.base.checks import counts, one_of
+from rfpp.data import to_float
+from rfpp.experiment import Experiment
+from rfpp.flow import RectifiedFlow
+
+METHODS = ("F, Euler", "EDM, Euler", "EDM, Heun")
+"""Configuration F, and the teacher with EDM's ODE and noise levels."""
+
+HEUN = (7, 15)
+"""Evaluations of Heun's method, ``2 k - 1`` for ``k`` steps: with fewer the solver is unstable."""
+
+SIGMA_MAX = 80.0
+FEWEST = 20
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Held-out images ``x`` ``(N, C, H, W)`` in [-1, 1] with ``classes`` ``(N,)``; ``labels`` are what a network is
+    told of them, ``None`` where the teacher knows no classes."""
+
+    x: Tensor
+    classes: Tensor
+    labels: Tensor | None
+
+    def first_of_each_class(self) -> Tensor:
+        """The index of the first image of each class."""
+        return torch.stack([torch.nonzero(self.classes == c).flatten()[0] for c in self.classes.unique()])
+
+
+def check_evaluations(experiment: Experiment, evaluations: Sequence[int]) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless these are different NFE that uniform times can be had for."""
+    counts("evaluations", evaluations)
+    first = experiment.preset.evaluation.first_time
+    if first <= 1 - 1 / max(evaluations):
+        raise ValueError(
+            f"evaluations={list(evaluations)}: generation starts at evaluation.first_time={first}, which leaves no "
+            f"room for {max(evaluations)} steps; leave it out, or raise the preset's first_time"
+        )
+
+
+def real_images(experiment: Experiment, n: int) -> RealImages:
+    """The first ``n`` held-out images of the first ten classes, so that there are several of a class.
+
+    All of them where there are fewer. Raises ``ValueError`` where there are fewer than twenty.
+    """
+    held_out = experiment.data.held_out
+    kept = torch.nonzero(held_out.labels < 10).flatten()[:n]
+    if len(kept) < FEWEST:
+        raise ValueError(
+            f"data.name={experiment.data.name!r} holds out {len(kept)} images of its first ten classes; at least "
+            f"{FEWEST} are needed: raise data.held_out"
+        )
+    classes = held_out.labels[kept]
+    return RealImages(to_float(held_out.pixels[kept]), classes, classes if experiment.classes else None)
+
+
+@dataclass(frozen=True)
+class RoundTrips:
+    """Real images carried to noise and back, by method of :data:`METHODS`, NFE each way and training seed.
+
+    Noise is kept: what asks for it again finds it. A ``seed`` also draws the little noise that inversion starts with.
+    """
+
+    experiment: Experiment
+    seeds: Sequence[int]
+    real: RealImages
+
+    @cached_property
+    def flows(self) -> dict[int, RectifiedFlow]:
+        """Configuration F by seed."""
+        return {seed: self.experiment.flow("F", seed) for seed in self.seeds}
+
+    @cached_property
+    def _kept(self) -> dict[tuple[str, int], list[Tensor]]:
+        return {}
+
+    def noise(self, method: str, nfe: int) -> list[Tensor]:
+        """The noise ``(N, C, H, W)`` of the images, for each seed.
+
+        Raises ``ValueError`` for an unknown method, or an even ``nfe`` with Heun.
+        """
+        one_of("method", method, METHODS)
+        if (method, nfe) not in self._kept:
+            self._kept[method, nfe] = [self._there(method, nfe, seed) for seed in self.seeds]
+        return self._kept[method, nfe]
+
+    def reconstructions(self, method: str, nfe: int) -> list[Tensor]:
+        """The images ``(N, C, H, W)`` that the noise is carried back to, for each seed."""
+        pairs = zip(self.seeds, self.noise(method, nfe), strict=True)
+        return [self._back(method, nfe, seed, z) for seed, z in pairs]
+
+    def decode(self, z: Tensor, labels: Tensor | None, seed: int, nfe: int) -> Tensor:
+        """What a seed's flow makes of noise ``z`` ``(M, C, H, W)`` with other ``labels`` ``(M,)``."""
+        return self.experiment.sampler(nfe)(self.flows[seed], z, labels)
+
+    @torch.no_grad()
+    def _there(self, method: str, nfe: int, seed: int) -> Tensor:
+        x, labels, generator = self.real.x, self.real.labels, rng.generator(seed, "inversion")
+        if method == "F, Euler":
+            return samplers.invert(self.flows[seed], x, nfe, labels=labels, generator=generator)
+        solver = method.removeprefix("EDM, ").lower()
+        steps = samplers.steps_for(nfe, solver)
+        teacher = self.experiment.teacher
+        return samplers.edm_invert(teacher, x, steps, labels=labels, solver=solver, generator=generator)
+
+    @torch.no_grad()
+    def _back(self, method: str, nfe: int, seed: int, z: Tensor) -> Tensor:
+        labels = self.real.labels
+        if method == "F, Euler":
+            return self.decode(z, labels, seed, nfe)
+        solver = method.removeprefix("EDM, ").lower()
+        steps, teacher = samplers.steps_for(nfe, solver), self.experiment.teacher
+        if steps == 1:  # EDM's sampler has two levels at least; its one-step form is a jump from the highest
+            return samplers.edm_integrate(teacher, SIGMA_MAX * z, [SIGMA_MAX, 0.0], labels=labels)
+        return samplers.edm_sample(teacher, z, steps, labels=labels, solver=solver)
+
+
+Curves = dict[str, dict[int, list[float]]]
+"""By method and NFE, one value per seed."""
+
+
+def _curves(evaluations: Iterable[int], value: Callable[[str, int], list[float]]) -> Curves:
+    return {
+        method: {nfe: value(method, nfe) for nfe in (HEUN if method == "EDM, Heun" else evaluations)}
+        for method in METHODS
+    }
+
+
+def reconstruction_errors(trips: RoundTrips, evaluations: Sequence[int]) -> Curves:
+    """Mean squared error of the reconstructions with as many evaluations to invert as to generate (Figure 5a)."""
+
+    def value(method: str, nfe: int) -> list[float]:
+        return [float((image - trips.real.x).square().mean()) for image in trips.reconstructions(method, nfe)]
+
+    return _curves(evaluations, value)
+
+
+def norm_distances(trips: RoundTrips, evaluations: Sequence[int]) -> Curves:
+    """Kolmogorov's distance of the inverted noise's norms from those of Gaussian noise."""
+    return _curves(evaluations, lambda method, nfe: [metrics.norm_distance(z) for z in trips.noise(method, nfe)])
+
+
+def norms(trips: RoundTrips, nfe: int) -> dict[str, Tensor]:
+    """Norms of the inverted noise, all seeds together, and of as much Gaussian noise as images (Figure 5b)."""
+    found = {
+        name: torch.cat(trips.noise(method, nfe)).flatten(1).norm(dim=1)
+        for name, method in (("configuration F", "F, Euler"), ("EDM", "EDM, Euler"))
+    }
+    x = trips.real.x
+    gaussian = torch.randn(len(x), x[0].numel(), generator=rng.generator(0, "reference"))
+    return {**found, "Gaussian noise": gaussian.norm(dim=1)}
+
+
+def shell(d: int, share: float = 0.95) -> tuple[float, float]:
+    """The norms between which the ``share`` of Gaussian noise in ``d`` dimensions lies, by the chi distribution."""
+    low, high = stats.chi(d).ppf([(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def critical_distance(n: int) -> float:
+    """Kolmogorov's distance that ``n`` Gaussian noises stay below 95 times in 100."""
+    return float(1.36 / n**0.5)
+
+
+def interpolations(trips: RoundTrips, there: int, back: int, shown: int) -> dict[str, Tensor]:
+    """Walks between two images of a class, for up to five classes, by the first seed's flow: ``(shown, C, H, W)`` each.
+
+    The first and the last image are real; between them the great circle between their noises, inverted with ``there``
+    evaluations, is decoded with ``back``.
+    """
+    real, z, rows = trips.real, trips.noise("F, Euler", there)[0], {}
+    classes, counts = real.classes.unique(return_counts=True)
+    several = classes[counts > 1].tolist()
+    for c in several[:: max(1, len(several) // 5)][:5]:
+        a, b = torch.nonzero(real.classes == c).flatten()[[0, -1]].tolist()
+        weights = torch.linspace(0, 1, shown - 2)
+        walk = torch.cat([samplers.slerp(z[a : a + 1], z[b : b + 1], float(weight)) for weight in weights])
+        labels = None if real.labels is None else real.labels[a].expand(len(walk))
+        decoded = trips.decode(walk, labels, trips.seeds[0], back)
+        rows[f"class {c}"] = torch.cat([real.x[a : a + 1], decoded, real.x[b : b + 1]])
+    return rows
+
+
+def translations(trips: RoundTrips, there: int, back: int) -> dict[str, Tensor]:
+    """The first image of each class, and its noise decoded as every class, by the first seed's flow."""
+    source = trips.real.first_of_each_class()
+    z, rows = trips.noise("F, Euler", there)[0][source], {"real image": trips.real.x[source]}
+    for c in trips.real.classes.unique():
+        rows[f"as {c}"] = trips.decode(z, c.expand(len(source)), trips.seeds[0], back)
+    return rows
+
+
+def recognised(trips: RoundTrips, there: int, back: int) -> list[float]:
+    """The share of images that, decoded as another class, are recognised as that class, for each seed."""
+    classes, labels = trips.experiment.classes, trips.real.classes
+    wanted = (labels + 1 + torch.arange(len(labels)) % (classes - 1)) % classes
+    found = []
+    for seed, z in zip(trips.seeds, trips.noise("F, Euler", there), strict=True):
+        decoded = trips.decode(z, wanted, seed, back)
+        found.append(metrics.label_agreement(decoded, wanted, trips.experiment.classifier))
+    return found
+
+
+def untranslatable(experiment: Experiment) -> str | None:
+    """Why images cannot be translated, or not be recognised; ``None`` where they can."""
+    if experiment.classes < 2:
+        return "the teacher knows no classes to translate between"
+    if experiment.preset.features.kind == "standard":
+        return "Inception grades here, and it does not know these classes"
+    return None

@@ -1,0 +1,90 @@
+"""The ladder of configurations (Table 1): what each change is worth, in one step and in two, paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from rfpp.configurations import ALL, CONFIGURATIONS
+from rfpp.experiment import Experiment
+from rfpp.pipeline.grades import Evaluation
+from rfpp.pipeline.sampling import Samples
+
+RUNGS = (*pairwise(CONFIGURATIONS), ("C-small", "D-small"))
+"""Neighbours in Table 1, and the change from C to D with the small batch."""
+
+
+def check_second_time(experiment: Experiment, second_time: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless the time lies between 0 and the first time of the preset."""
+    first = experiment.preset.evaluation.first_time
+    if isinstance(second_time, bool) or not isinstance(second_time, int | float):
+        raise TypeError(f"second_time={second_time!r} is a {type(second_time).__name__}; a number is needed")
+    if not 0 < second_time < first:
+        raise ValueError(f"second_time={second_time} must lie between 0 and evaluation.first_time={first}")
+
+
+def _name(premetric: Any) -> str:
+    made = premetric.func if isinstance(premetric, partial) else premetric
+    return str(getattr(made, "__name__", made))
+
+
+def configurations(experiment: Experiment) -> list[tuple[object, ...]]:
+    """A row for each configuration: name, summary, start, batch, law of times, premetric, pairs."""
+    return [
+        (
+            name,
+            row.summary,
+            row.start,
+            experiment.plan.batch_size(row),
+            f"`{row.timesteps}`",
+            f"`{_name(row.premetric)}`",
+            row.pairs,
+        )
+        for name, row in ALL.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Evaluations by sampler's title and configuration, one for each seed."""
+
+    graded: Mapping[str, Mapping[str, Sequence[Evaluation]]]
+
+    def values(self, title: str, configs: Iterable[str], quantity: str = "frechet") -> dict[str, list[float]]:
+        """A quantity of :class:`rfpp.pipeline.grades.Evaluation` by configuration, one value for each seed."""
+        return {config: [getattr(run, quantity) for run in self.graded[title][config]] for config in configs}
+
+    def distances(self, configs: Iterable[str]) -> dict[str, dict[str, list[float]]]:
+        """Fréchet distances by title and configuration."""
+        configs = list(configs)
+        return {title: self.values(title, configs) for title in self.graded}
+
+    def gain(self, title: str, before: str, after: str, quantity: str = "frechet") -> list[float]:
+        """The share of a quantity that a change removes, ``1 - after / before``, for each seed."""
+        first, then = self.values(title, (before, after), quantity).values()
+        return [1 - b / a for a, b in zip(first, then, strict=True)]
+
+    def rungs(self) -> dict[str, tuple[list[float], list[float], list[float]]]:
+        """For each of :data:`RUNGS` the gain in Fréchet distance in one step and in two, and in one-step pair error."""
+        one, two = self.graded
+        return {
+            f"{a} → {b}": (self.gain(one, a, b), self.gain(two, a, b), self.gain(one, a, b, "pair_error"))
+            for a, b in RUNGS
+        }
+
+
+def climb(experiment: Experiment, configs: Iterable[str], steps: Mapping[str, Samples], seeds: Sequence[int]) -> Ladder:
+    """Train ``configs`` where needed, and grade them with each sampler of ``steps``, by its title."""
+    configs = list(configs)
+    experiment.train(configs, seeds)
+    return Ladder(
+        {
+            title: {
+                config: [experiment.evaluate(config, seed, sampler=sampler) for seed in seeds] for config in configs
+            }
+            for title, sampler in steps.items()
+        }
+    )

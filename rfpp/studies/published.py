@@ -1,0 +1,32 @@
+"""Results that the paper prints, its Tables 1, 4 and 5, from ``book/data/published.yml``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from rfpp.base import paths
+from rfpp.base.checks import one_of
+
+
+def table(name: str) -> dict[str, Any]:
+    """A table by name: ``"table_1"``, ``"cifar10"`` (Table 4) or ``"imagenet64"`` (Table 5).
+
+    Raises ``ValueError`` for another name.
+    """
+    tables: dict[str, dict[str, Any]] = yaml.safe_load((paths.repository() / "book/data/published.yml").read_text())
+    one_of("name", name, tables)
+    return tables[name]
+
+
+def ladder(titles: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Table 1's FID by number of steps, data set and configuration; ``titles`` of one and of two steps."""
+    return {
+        title: {
+            data: {config: values[place] for config, values in rows.items() if values[place]}
+            for data, rows in table("table_1").items()
+        }
+        for place, title in enumerate(titles)
+    }
