@@ -98,7 +98,9 @@ class Experiment:
                 f"preset {self.preset.name!r} grades with Inception and has no classifier of its own classes; "
                 "features.kind=trained makes one"
             )
-        return processes.place(copy.deepcopy(self._grader))
+        grader = self._grader
+        assert isinstance(grader, features.Classifier)
+        return processes.place(copy.deepcopy(grader))
 
     @cached_property
     def embedding(self) -> nn.Module:

@@ -40,7 +40,7 @@ from rfpp import (
     training,
 )
 from rfpp.base import rng
-from rfpp.book import plots, tables
+from rfpp.book import plots
 from rfpp.denoisers import EDMPrecond, expand
 from rfpp.metrics import standard
 from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
@@ -336,7 +336,6 @@ CALLS = {
     premetrics.LPIPSHuber: lpips_loss,
     premetrics.LPIPSHuberOverT: lpips_loss,
     premetrics.bind: lpips_loss,
-    tables.configurations: lambda s: tables.configurations(Plan(presets.load("smoke"))),
     premetrics.pseudo_huber: lambda s: premetrics.pseudo_huber(s.x, s.z),
     premetrics.squared_l2: lambda s: premetrics.squared_l2(s.x, s.z),
     presets.load: lambda s: presets.load("smoke", {"training.steps": 5}),
