@@ -1,6 +1,6 @@
 """Accounts of what reflow costs: passes (Table 6), operations, seconds and bytes; and the settings of Table 7.
 
-Each function returns the rows of a table; :data:`SETTINGS` and its like in a chapter name the columns.
+A function that returns ``Rows`` says in its first line what stands in their columns.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def storage(name: str, pairs: int, values: int) -> tuple[object, ...]:
 
 
 SETTINGS = ("", "network", "pairs", "batch", "dropout", "learning rate", "warm-up", "steps")
+"""The columns of Table 7."""
+
 TABLE_7 = {
     "CIFAR-10": ("NCSN++", "1M, 35 NFE", "512", "0.13", "2e-4", "5,000", "800,000"),
     "AFHQ, FFHQ 64": ("NCSN++", "5M, 79 NFE", "256", "0.25", "2e-4", "5,000", "1,000,000"),

@@ -1,0 +1,58 @@
+"""Round trips: the same as the solver's own, and bounds that Gaussian noise keeps."""
+
+import pytest
+import torch
+
+from rfpp import metrics, samplers
+from rfpp.base import rng
+from rfpp.experiment import Experiment
+from rfpp.studies import inversion
+
+
+@pytest.fixture
+def trips(tiny_flow, monkeypatch):
+    """Round trips of twenty digits, with a flow that was not trained in place of F."""
+    experiment = Experiment("smoke")
+    monkeypatch.setattr(type(experiment), "flow", lambda self, config, seed: tiny_flow)
+    real = inversion.real_images(experiment, 20)
+    return inversion.RoundTrips(experiment, [4], inversion.RealImages(real.x, real.classes, real.labels % 3))
+
+
+def test_there_and_back_is_the_solver_with_rising_and_falling_times(trips, tiny_flow):
+    x, labels = trips.real.x, trips.real.labels
+    eps = torch.randn(x.shape, generator=rng.generator(4, "inversion"))
+    with torch.no_grad():
+        up = samplers.integrate(tiny_flow, 0.999 * x + 0.001 * eps, [0.001, 0.5, 1], labels=labels)[-1]
+        down = samplers.integrate(tiny_flow, 0.999 * up, [0.999, 0.5, 0], labels=labels)[-1]
+    torch.testing.assert_close(trips.noise("F, Euler", 2)[0], up)
+    torch.testing.assert_close(trips.reconstructions("F, Euler", 2)[0], down)
+    error = inversion.reconstruction_errors(trips, [2])["F, Euler"][2]
+    assert error == pytest.approx([float((down - x).square().mean())], rel=1e-4)
+
+
+def test_heun_has_its_own_evaluations(trips):
+    found = inversion.norm_distances(trips, [1])
+    assert {method: [*by] for method, by in found.items()} == {
+        "F, Euler": [1], "EDM, Euler": [1], "EDM, Heun": [7, 15],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="nfe=8 is even"):
+        trips.noise("EDM, Heun", 8)
+    with pytest.raises(ValueError, match="method='F' is unknown"):
+        trips.noise("F", 8)
+
+
+def test_a_walk_begins_and_ends_with_real_images_of_its_class(trips):
+    walks = inversion.interpolations(trips, there=2, back=1, shown=5)
+    assert 0 < len(walks) <= 5
+    for name, walk in walks.items():
+        of_class = trips.real.x[trips.real.classes == int(name.removeprefix("class "))]
+        assert walk.shape == (5, 1, 8, 8)
+        assert torch.equal(walk[0], of_class[0]) and torch.equal(walk[-1], of_class[-1])
+
+
+def test_gaussian_noise_lies_in_its_shell_and_keeps_below_the_critical_distance():
+    z = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    low, high = inversion.shell(64)
+    inside = ((z.norm(dim=1) > low) & (z.norm(dim=1) < high)).float().mean()
+    assert float(inside) == pytest.approx(0.95, abs=0.015)
+    assert metrics.norm_distance(z) < inversion.critical_distance(4000) < metrics.norm_distance(1.02 * z)

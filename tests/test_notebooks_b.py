@@ -1,0 +1,98 @@
+"""Notebooks hold: cells that can be read at a glance, and parameters that are refused at once or run to the end."""
+
+import io
+import statistics
+
+import nbformat
+import pytest
+from truth import network
+
+from rfpp import book, checkpoints
+from rfpp.base import paths
+from rfpp.denoisers import EDMPrecond
+
+NOTEBOOKS = sorted((paths.repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def code(path):
+    """The sources of the code cells, the parameters' first."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [cell.source for cell in cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_can_be_read_at_a_glance(path):
+    """Twelve lines at most, five as a rule, and no Markdown put together from strings."""
+    cells = code(path)[1:]
+    lengths = [sum(bool(line.strip()) for line in cell.splitlines()) for cell in cells]
+    assert max(lengths) <= 12
+    assert statistics.median(lengths) <= 5
+    assert not any("IPython" in cell or "Markdown(" in cell for cell in cells)
+
+
+REFUSED = [
+    ("ablation", {"seeds": [0, 0]}, ValueError, r"seeds=\[0, 0\] has an entry twice"),
+    ("ablation", {"seeds": [-1]}, ValueError, "an entry of seeds=-1 is too small; an integer of at least 0"),
+    ("ablation", {"seeds": "abc"}, TypeError, "seeds='abc' is a str; a list of integers"),
+    ("ablation", {"second_time": "abc"}, TypeError, "second_time='abc' is a str; a number"),
+    ("ablation", {"second_time": 0.9995}, ValueError, "second_time=0.9995 must lie between 0 and .*first_time=0.999"),
+    ("ablation", {"second_time": 0}, ValueError, "second_time=0 must lie between 0"),
+    ("ablation", {"shown": 0}, ValueError, "shown=0 is too small; an integer of at least 1"),
+    ("inversion", {"preset": "smok"}, ValueError, "preset='smok' is unknown; .*did you mean 'smoke'"),
+    ("inversion", {"settings": {"pears": 1}}, ValueError, "setting 'pears' is unknown"),
+    ("inversion", {"seeds": [0.5]}, TypeError, "an entry of seeds=0.5 is a float"),
+    ("inversion", {"evaluations": []}, ValueError, r"evaluations=\[\] is empty; a list of at least one integer"),
+    ("inversion", {"evaluations": [2, 2]}, ValueError, r"evaluations=\[2, 2\] has an entry twice"),
+    ("inversion", {"evaluations": [0, 2]}, ValueError, "an entry of evaluations=0 is too small"),
+    ("inversion", {"evaluations": "abc"}, TypeError, "evaluations='abc' is a str; a list of integers"),
+    ("inversion", {"evaluations": [2, 1000]}, ValueError, r"evaluations=\[2, 1000\]: .*first_time=0.999"),
+    ("inversion", {"images": 19}, ValueError, "images=19 is too small; an integer of at least 20"),
+    ("inversion", {"gaussian_nfe": 0}, ValueError, "gaussian_nfe=0 is too small"),
+    ("inversion", {"shown": 3}, ValueError, "shown=3 is too small; an integer of at least 4"),
+    ("costs", {"passes": 0}, ValueError, "passes=0 is too small; an integer of at least 1"),
+    ("costs", {"passes": 2.5}, TypeError, "passes=2.5 is a float"),
+]
+
+
+@pytest.mark.parametrize(("slug", "given", "error", "complaint"), REFUSED, ids=lambda value: str(value)[:40])
+def test_a_value_that_is_not_allowed_is_refused_before_any_work(slug, given, error, complaint, runs):
+    (path,) = book.notebooks([slug])
+    parameters, imports, checks = code(path)[:3]
+    namespace = {}
+    exec(parameters, namespace)
+    namespace |= {"preset": "smoke", **given}
+    with pytest.raises(error, match=complaint):
+        exec(f"{imports}\n{checks if slug != 'costs' else ''}", namespace)
+    assert not runs.exists()
+
+
+def unconditional(folder):
+    """Settings for digits and a teacher that knows no classes."""
+    file = checkpoints.save(EDMPrecond(network(label_dim=0)), folder / "teacher.safetensors")
+    return {"data": {"name": "custom", "function": "rfpp.data:digits"}, "teacher": {"file": str(file)}}
+
+
+ALLOWED = [
+    ("ablation", {"seeds": [3], "second_time": 1e-3, "shown": 1500}, ["c06 ", "c23 "]),
+    (
+        "inversion",
+        {"evaluations": [4, 1], "gaussian_nfe": 3, "images": 20, "shown": 4, "seeds": [3]},
+        ["c18 not judged: it needs 2 and 16 in evaluations=[1, 4]", "c19 ", "c20 "],
+    ),
+    (
+        "inversion",
+        {"settings": unconditional, "evaluations": [16, 2], "images": 20, "shown": 500, "seeds": [0]},
+        ["c18 ", "c19 ", "knows no classes, so there is nothing", "c20 not judged: the teacher knows no classes"],
+    ),
+    ("costs", {"passes": 1}, ["c21 reproduced", "c22 not judged: "]),
+]
+
+
+@pytest.mark.parametrize(("slug", "given", "printed"), ALLOWED, ids=lambda value: str(value)[:40])
+def test_a_value_that_is_allowed_runs_to_the_end(slug, given, printed, tmp_path):
+    given = {name: value(tmp_path) if callable(value) else value for name, value in given.items()}
+    (executed,) = book.run("smoke", [slug], given, terminal=io.StringIO())
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    text = "".join(output["text"] for output in outputs if output.output_type == "stream")
+    assert all(sentence in text for sentence in printed), text
