@@ -164,7 +164,7 @@ def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
     name = f"premetric={getattr(premetric, '__name__', premetric)}"
 
     def stand_in(a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).square().flatten(1).mean(dim=1)
+        return (a - b).square().mean(dim=(1, 2, 3))
 
     generator = rng.generator(0, "probe", "premetric")
     a, b, x_t = torch.randn((3, _PROBES, *shape), generator=generator)
