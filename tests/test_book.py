@@ -153,7 +153,8 @@ def test_a_notebook_of_the_book_runs_at_smoke_scale(path, tmp_path, monkeypatch)
     skipped = set(
         re.findall(r"^(c\d\d) not judged: .{20}", "".join(output.get("text", "") for output in outputs), re.M)
     )
-    assert set(claims.records(tmp_path / "smoke" / "claims")) | skipped == tested != set()
+    assert set(claims.records(tmp_path / "smoke" / "claims")) | skipped == tested
+    assert tested or path.stem == "08_try_your_own"
 
 
 @pytest.mark.parametrize("path", book.notebooks(), ids=lambda path: path.stem)

@@ -413,7 +413,7 @@ def test_a_call_leaves_the_global_generators_alone(untouched, things, what):
 
 
 def test_every_public_function_is_called_above(things, tmp_path):
-    """Whoever adds one adds a call to ``CALLS``, or calls it in one of these. The tests of notebooks run the studies."""
+    """Whoever adds one adds a call to ``CALLS``, or calls it in one of these. Tests of notebooks run the studies."""
     public, called, root = set(), set(), str(Path(rfpp.__file__).parent)
     things = SimpleNamespace(**{**vars(things), "folder": tmp_path})
     for module in pkgutil.walk_packages(rfpp.__path__, "rfpp."):
