@@ -40,7 +40,7 @@ from rfpp import (
     training,
 )
 from rfpp.base import rng
-from rfpp.book import plots
+from rfpp.book import plots, tables
 from rfpp.denoisers import EDMPrecond, expand
 from rfpp.metrics import standard
 from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
@@ -320,6 +320,10 @@ CALLS = {
     pairs.noise: lambda s: pairs.noise(0, range(5), (1, 8, 8)),
     pairs.noise_of_states: lambda s: pairs.noise_of_states(torch.ones(2, 32, dtype=torch.uint8), (1, 8, 8)),
     plots.bars: figures,
+    plots.over_evaluations: lambda s: plots.over_evaluations({"Euler": {1: [2.0], 2: [1.0]}}, "error", band=0.5),
+    plots.norm_histogram: lambda s: plots.norm_histogram({"a": s.t}, (0.1, 0.9)),
+    plots.rounds: lambda s: plots.rounds({"one step": {"F": [1.0, 2.0]}}, {"F": "second"}),
+    tables.share: lambda s: tables.share([0.1, 0.2]),
     plots.crossing_plane: figures,
     plots.histograms: figures,
     plots.ladder: figures,
