@@ -24,6 +24,8 @@ from truth import randn
 
 from rfpp import data
 from rfpp.base import paths
+from rfpp.data import cifar as cifar_module
+from rfpp.data import decoding, folders
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +203,10 @@ def test_cifar_is_downloaded_and_checked(tmp_path, cifar, monkeypatch):
     archive = tar(served / "cifar-10-binary.tar.gz", {f"a/{name}": part for name, part in batches(cifar).items()})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(data, "CIFAR10_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(cifar_module, "CIFAR10_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
     with pytest.raises(ValueError, match=f"expected {data.CIFAR10_SHA256}; what was downloaded is deleted"):
         data.load("cifar10", folder=tmp_path / "kept")
-    monkeypatch.setattr(data, "CIFAR10_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar_module, "CIFAR10_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
     assert is_cifar(data.load("cifar10", folder=tmp_path / "kept"), cifar)
     server.shutdown()
     server.server_close()
@@ -679,7 +681,7 @@ def test_a_file_that_is_no_archive(tmp_path, load):
 
 def test_a_full_disk_is_noticed_before(tmp_path, load, monkeypatch):
     """A mapped file would end the process."""
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 143}))
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 143}))
     with pytest.raises(OSError, match="decoded has 143 bytes left, 144 are needed; pass another folder"):
         load(tree(tmp_path / "in", {f"{i}.png": flat(i, 0, 0) for i in range(3)}))
 
@@ -700,7 +702,7 @@ def decoded(put, load, tmp_path, monkeypatch):
     """Images in any form that were decoded, where from, and the decoder taken away."""
     source = put({f"{i % 2}/{i}.png": flat(i, 2, 3) for i in range(6)})
     first = load(source)
-    monkeypatch.setattr(data, "_pixels", None)
+    monkeypatch.setattr(decoding, "_decode", None)
     return source, first
 
 
@@ -767,8 +769,8 @@ def test_what_was_decoded_and_damaged_is_made_again(tmp_path, load, damage):
 def test_several_who_load_decode_once(tmp_path, load, monkeypatch):
     """Four threads at a time; each image is decoded by the first only."""
     source = tree(tmp_path / "in", {f"{i}.png": flat(i, 2, 3) for i in range(5)})
-    count, pixels = [], data._pixels
-    monkeypatch.setattr(data, "_pixels", lambda *arguments: count.append(1) or pixels(*arguments))
+    count, pixels = [], decoding._decode
+    monkeypatch.setattr(decoding, "_decode", lambda *arguments: count.append(1) or pixels(*arguments))
     found = []
     threads = [threading.Thread(target=lambda: found.append(together(load(source)))) for _ in range(4)]
     for thread in threads:
@@ -780,14 +782,14 @@ def test_several_who_load_decode_once(tmp_path, load, monkeypatch):
 
 def test_images_that_disappear_meanwhile(tmp_path, load, monkeypatch):
     source = tree(tmp_path / "in", {f"{i}.png": flat(i, 2, 3) for i in range(4)})
-    layout = data._layout
+    arrange = folders.arrange
 
     def listed(*arguments):
-        found = layout(*arguments)
+        found = arrange(*arguments)
         (source / "2.png").unlink()
         return found
 
-    monkeypatch.setattr(data, "_layout", listed)
+    monkeypatch.setattr(folders, "arrange", listed)
     with pytest.raises(ValueError, match="1 of 4 images disappeared meanwhile"):
         load(source)
 
