@@ -20,7 +20,7 @@ from rfpp.base import paths, processes, progress
 from rfpp.configurations import ALL, TEACHER, Configuration
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
-from rfpp.metrics.standard import Grades, frechet_distance
+from rfpp.metrics import Grades, frechet_distance
 from rfpp.pairs import PairDataset
 from rfpp.pipeline import networks, standard
 from rfpp.pipeline.flows import snapshots

@@ -1,6 +1,6 @@
 """The networks whose features images are compared in.
 
-At the paper's scale they are Inception, which grades samples (:mod:`rfpp.metrics.standard`), and VGG-16, the trunk of
+At the paper's scale they are Inception, which grades samples (:func:`rfpp.metrics.inception`), and VGG-16, the trunk of
 the LPIPS loss. At small scales two small classifiers stand in for them: ``classifier`` grades, ``perceptual`` is the
 trunk. They differ in width, in activation and in seed, so that the metric does not grade its own loss. Those for digits
 ship with the package (:mod:`rfpp.pipeline.shipped` holds the recipe); other presets train theirs on their own data.

@@ -10,7 +10,7 @@ from truth import GaussianFlow, kolmogorov_bound, randn
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics import (
-    frechet_distance,
+    frechet_distance_of_images,
     label_agreement,
     norm_distance,
     one_step_error,
@@ -43,7 +43,7 @@ def frechet(first, second):
 def test_frechet_distance_is_scipys(n, m):
     mixing = randn(4, 4, seed=5)
     real, generated = randn(n, 4), 0.5 + randn(m, 4, seed=1) @ mixing
-    given = frechet_distance(real.reshape(n, 1, 2, 2), generated.reshape(m, 1, 2, 2), Flat())
+    given = frechet_distance_of_images(real.reshape(n, 1, 2, 2), generated.reshape(m, 1, 2, 2), Flat())
     assert given == pytest.approx(frechet(real, generated), rel=1e-4)
 
 
@@ -54,26 +54,26 @@ def test_frechet_distance_of_two_gaussians_is_the_closed_form():
     deviation likewise to 0.007: 8 +- 0.06, and five times that is allowed.
     """
     first, second = randn(40_000, 1, 2, 2), 1 + 2 * randn(40_000, 1, 2, 2, seed=1)
-    assert frechet_distance(first, second, Flat()) == pytest.approx(8, abs=0.3)
+    assert frechet_distance_of_images(first, second, Flat()) == pytest.approx(8, abs=0.3)
 
 
 def test_frechet_distance_of_a_set_to_itself_is_nought():
     images = randn(100, 1, 2, 2)
-    assert frechet_distance(images, images, Flat()) == pytest.approx(0, abs=1e-5)
-    assert frechet_distance(images, images.flip(0), Flat()) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance_of_images(images, images, Flat()) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance_of_images(images, images.flip(0), Flat()) == pytest.approx(0, abs=1e-5)
 
 
 def test_frechet_distance_is_symmetric_and_does_not_depend_on_batches():
     first, second = randn(50, 1, 2, 2), 0.3 + 2 * randn(70, 1, 2, 2, seed=1)
-    distance = frechet_distance(first, second, Flat())
-    assert frechet_distance(second, first, Flat()) == pytest.approx(distance, rel=1e-5)
-    assert frechet_distance(first, second, Flat(), batch_size=13) == pytest.approx(distance, rel=1e-5)
+    distance = frechet_distance_of_images(first, second, Flat())
+    assert frechet_distance_of_images(second, first, Flat()) == pytest.approx(distance, rel=1e-5)
+    assert frechet_distance_of_images(first, second, Flat(), batch_size=13) == pytest.approx(distance, rel=1e-5)
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 1), (0, 5)])
 def test_frechet_distance_needs_two_of_each(n, m):
     with pytest.raises(ValueError, match=f"{n} real and {m} generated images; at least 2"):
-        frechet_distance(randn(n, 1, 2, 2), randn(m, 1, 2, 2), Flat())
+        frechet_distance_of_images(randn(n, 1, 2, 2), randn(m, 1, 2, 2), Flat())
 
 
 def test_label_agreement_is_a_share():

@@ -23,14 +23,13 @@ from sklearn.datasets import load_digits
 from truth import network
 
 from rfpp import __main__ as cli
-from rfpp import presets
+from rfpp import metrics, presets
 from rfpp.base.processes import Stopped
 from rfpp.checkpoints import load
 from rfpp.data import load as load_data
 from rfpp.data import to_uint8
 from rfpp.denoisers import EDMPrecond
 from rfpp.experiment import Experiment
-from rfpp.metrics import standard
 from rfpp.networks import DhariwalUNet, SongUNet
 from rfpp.pipeline import costs
 from rfpp.presets import PresetError
@@ -129,7 +128,7 @@ def test_the_papers_preset_with_files_in_place_of_downloads(images, tmp_path):
     assert list(tmp_path.rglob("tensorboard/events*"))
 
 
-class Means(standard.Extractor):
+class Means(metrics.Extractor):
     """Mean colours as features, and as logits."""
 
     name, num_features = "means", 3
@@ -142,7 +141,7 @@ class Means(standard.Extractor):
 def test_standard_grades_from_the_command_line(images, tmp_path, monkeypatch, capsys):
     """Graded twice, the second time against the statistics that the first one wrote; numpy's moments of the images."""
     asked = []
-    monkeypatch.setattr(standard, "inception", lambda weights, device: asked.append(weights) or Means())
+    monkeypatch.setattr(metrics, "inception", lambda weights, device: asked.append(weights) or Means())
     monkeypatch.setenv("RFPP_RUNS", str(tmp_path))
     changes = settings({**SHRUNK, "data.path": images, "features.inception": "https://127.0.0.1:9/mirror.pth"})
     command = ["evaluate", "--preset", "cifar10", "--config", "A", "--standard", "--n", "24", *changes]
@@ -185,7 +184,7 @@ def test_the_presets_of_64_pixels(name, tmp_path, monkeypatch):
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(made))})
-    monkeypatch.setattr(standard, "inception", lambda *arguments: Means())
+    monkeypatch.setattr(metrics, "inception", lambda *arguments: Means())
     changes = {key: value for key, value in SHRUNK.items() if not key.startswith(("teacher", "features"))}
     changes |= {"data.path": str(tmp_path / "images.zip"), "teacher.file": str(tmp_path / "edm.pkl")}
     monkeypatch.setenv("RFPP_CACHE", str(tmp_path / "cache"))

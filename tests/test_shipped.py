@@ -105,7 +105,7 @@ def test_the_teacher_draws_digits_that_the_classifier_reads():
     assert metrics.label_agreement(images, labels, classifier) > 0.9
     noise = randn(200, 1, 8, 8).clamp(-1, 1)
     real = data.digits().train.floats()
-    close, far = (metrics.frechet_distance(real, some, Embedding(classifier)) for some in (images, noise))
+    close, far = (metrics.frechet_distance_of_images(real, some, Embedding(classifier)) for some in (images, noise))
     assert close < 0.1 * far
 
 

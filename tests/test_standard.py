@@ -6,6 +6,7 @@ Inception has random weights here: what is published cannot be had without a net
 import hashlib
 import json
 import pickle
+import sys
 import warnings
 import zipfile
 from dataclasses import asdict, replace
@@ -16,13 +17,13 @@ import torch
 from scipy import linalg, special
 from truth import randn
 
-from rfpp.metrics import standard
-from rfpp.metrics.standard import Extractor, Grades, Moments, Protocol, Statistics
+from rfpp import metrics
+from rfpp.metrics import Extractor, Grades, Moments, Protocol, Statistics, statistics
 
 FINE = Protocol(
     n=50_000,
     extractor="inception",
-    extractor_sha256=standard.INCEPTION_SHA256,
+    extractor_sha256=metrics.INCEPTION_SHA256,
     reference="cifar10-32x32.npz",
     reference_sha256="ab" * 32,
     reference_count=50_000,
@@ -71,7 +72,7 @@ def quietly(*arguments, **options):
     """``grade`` where its caveats are not what is tested."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="not comparable with published numbers")
-        return standard.grade(*arguments, **options)
+        return metrics.grade(*arguments, **options)
 
 
 def frechet(m, s, n, t):
@@ -116,12 +117,12 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def inception(weights):
-    return standard.inception(weights)
+    return metrics.inception(weights)
 
 
 def test_the_checksum_is_that_of_the_published_name():
-    assert len(standard.INCEPTION_SHA256) == 64
-    assert standard.INCEPTION_URL.endswith(f"-{standard.INCEPTION_SHA256[:8]}.pth")
+    assert len(metrics.INCEPTION_SHA256) == 64
+    assert metrics.INCEPTION_URL.endswith(f"-{metrics.INCEPTION_SHA256[:8]}.pth")
 
 
 def test_inception_knows_which_one_it_is(inception, weights):
@@ -138,7 +139,7 @@ def test_grades_in_inceptions_features_are_torch_fidelitys(inception, weights):
 
     images = pixels(11, 3, 2, 2)
     real = torch.cat([images[:2], pixels(2, 3, 2, 2, seed=1)])
-    ((features, logits),) = standard.embed(real, inception)
+    ((features, logits),) = metrics.embed(real, inception)
     assert features.dtype == torch.float32 and features.shape == (4, 2048) and logits.shape == (4, 1008)
     kept, reference = [], Moments(2048).add(features).statistics("real")
     hook = inception.register_forward_hook(lambda module, batch, found: kept.append(found[0]))
@@ -165,28 +166,28 @@ def test_grey_images_are_repeated_to_three_channels(inception):
 
 def test_loading_inception_leaves_the_global_generator_alone(weights):
     before = torch.get_rng_state()
-    standard.inception(weights)
+    metrics.inception(weights)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_published_file_may_be_put_there_by_hand(weights, tmp_path, monkeypatch):
     """Where the download would go; the checksum tells whether it is the one."""
     monkeypatch.setenv("RFPP_CACHE", str(tmp_path))
-    place = tmp_path / f"{standard.INCEPTION_SHA256[:16]}-{standard.INCEPTION_URL.split('/')[-1]}"
+    place = tmp_path / f"{metrics.INCEPTION_SHA256[:16]}-{metrics.INCEPTION_URL.split('/')[-1]}"
     place.write_bytes(b"something else")
-    with pytest.raises(ValueError, match=f"{place} has the SHA-256 .*, expected {standard.INCEPTION_SHA256}; delete"):
-        standard.inception()
+    with pytest.raises(ValueError, match=f"{place} has the SHA-256 .*, expected {metrics.INCEPTION_SHA256}; delete"):
+        metrics.inception()
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    monkeypatch.setattr(standard, "INCEPTION_SHA256", digest)
+    monkeypatch.setattr(sys.modules[Extractor.__module__], "INCEPTION_SHA256", digest)
     (tmp_path / f"{digest[:16]}-{place.name.partition('-')[2]}").write_bytes(weights.read_bytes())
-    assert standard.inception().name == "inception-v3-2015-12-05"
+    assert metrics.inception().name == "inception-v3-2015-12-05"
 
 
 def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("RFPP_CACHE", str(tmp_path))
-    place = tmp_path / f"{standard.INCEPTION_SHA256[:16]}-weights.pth"
+    place = tmp_path / f"{metrics.INCEPTION_SHA256[:16]}-weights.pth"
     with pytest.raises(OSError, match=f"cannot download http://127.0.0.1:9/weights.pth.*put the file at {place}"):
-        standard.inception("http://127.0.0.1:9/weights.pth")
+        metrics.inception("http://127.0.0.1:9/weights.pth")
 
 
 @pytest.mark.parametrize(
@@ -202,12 +203,12 @@ def test_other_weights_are_refused(tmp_path, content, complaint):
     path = tmp_path / "other.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match=f"other.pth.* {complaint}"):
-        standard.inception(path)
+        metrics.inception(path)
 
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"weights='{tmp_path}/no.pth' is not there; put https://.* there, or"):
-        standard.inception(tmp_path / "no.pth")
+        metrics.inception(tmp_path / "no.pth")
 
 
 class Boom:
@@ -221,7 +222,7 @@ def test_weights_are_not_unpickled(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"a": Boom()}, path)
     with pytest.raises(ValueError, match="is refused"):
-        standard.inception(path)
+        metrics.inception(path)
 
 
 # Statistics
@@ -368,7 +369,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 def test_a_file_that_unfolds_or_claims_to_be_huge_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "bad.npz"
-    monkeypatch.setattr(standard, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(statistics, "MAX_BYTES", 100_000)
     np.savez_compressed(path, mu=np.zeros(200), sigma=np.zeros((200, 200)))
     assert path.stat().st_size < 10_000
     with pytest.raises(ValueError, match="it takes 3[0-9]{5} bytes, more than 100000"):
@@ -394,20 +395,20 @@ def test_the_distance_of_gaussians_that_commute_is_the_closed_form():
     axes = linalg.qr(randn(6, 6, seed=1).double().numpy())[0]
     first, second = (Statistics(m_, axes @ np.diag(s_**2) @ axes.T, "x") for m_, s_ in ((m, s), (n, t)))
     truth = np.sum((m - n) ** 2) + np.sum((s - t) ** 2)
-    assert standard.frechet_distance(first, second) == pytest.approx(truth, rel=1e-9)
-    assert standard.frechet_distance(second, first) == pytest.approx(truth, rel=1e-9)
-    assert standard.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(first, second) == pytest.approx(truth, rel=1e-9)
+    assert metrics.frechet_distance(second, first) == pytest.approx(truth, rel=1e-9)
+    assert metrics.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_distance_of_gaussians_that_do_not_commute_is_scipys():
     first, second = (Moments(4).add(randn(30, 4, seed=i) @ randn(4, 4, seed=9 + i)).statistics("x") for i in (0, 1))
     truth = frechet(first.mu, first.sigma, second.mu, second.sigma)
-    assert standard.frechet_distance(first, second) == pytest.approx(truth, rel=1e-9)
+    assert metrics.frechet_distance(first, second) == pytest.approx(truth, rel=1e-9)
 
 
 def test_the_distance_needs_the_same_features():
     with pytest.raises(ValueError, match="normal has 3 features and normal 4; use one extractor"):
-        standard.frechet_distance(reference(3), reference(4))
+        metrics.frechet_distance(reference(3), reference(4))
 
 
 def test_the_inception_score_is_its_definition():
@@ -418,13 +419,13 @@ def test_the_inception_score_is_its_definition():
     for i in range(10):
         part = given[i * 57 // 10 : (i + 1) * 57 // 10]
         scores.append(np.exp(special.rel_entr(part, part.mean(0)).sum(1).mean()))
-    assert standard.inception_score(torch.from_numpy(logits)) == pytest.approx(np.mean(scores), rel=1e-12)
+    assert metrics.inception_score(torch.from_numpy(logits)) == pytest.approx(np.mean(scores), rel=1e-12)
 
 
 def test_the_inception_score_of_images_that_are_all_alike_is_one():
-    assert standard.inception_score(randn(1, 6).repeat(40, 1)) == pytest.approx(1)
+    assert metrics.inception_score(randn(1, 6).repeat(40, 1)) == pytest.approx(1)
     with pytest.raises(ValueError, match="there are 9; at least 10 are needed"):
-        standard.inception_score(randn(9, 6))
+        metrics.inception_score(randn(9, 6))
 
 
 def test_grades_are_those_of_the_features():
@@ -434,7 +435,7 @@ def test_grades_are_those_of_the_features():
     features = features.double().numpy()
     truth = frechet(features.mean(0), np.cov(features, rowvar=False), given.mu, given.sigma)
     assert grades.fid == pytest.approx(truth, rel=1e-9)
-    assert grades.inception_score == pytest.approx(standard.inception_score(logits), rel=1e-6)
+    assert grades.inception_score == pytest.approx(metrics.inception_score(logits), rel=1e-6)
     assert grades.precision is None and grades.recall is None and grades.protocol.manifold is None
 
 
@@ -556,7 +557,7 @@ def test_grades_come_with_their_protocol_and_warnings(tmp_path):
     path = tmp_path / "normal.npz"
     given = reference(count=500).save(path)
     with pytest.warns(UserWarning, match="not comparable with published numbers") as caught:
-        grades = standard.grade(pixels(20), Flat(), given, dataset="noise", nfe=1, solver="euler", seed=4)
+        grades = metrics.grade(pixels(20), Flat(), given, dataset="noise", nfe=1, solver="euler", seed=4)
     assert grades.protocol == Protocol(
         20, "flat", None, "normal.npz", given.sha256, 500, dataset="noise", nfe=1, solver="euler", seed=4
     )

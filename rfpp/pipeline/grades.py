@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rfpp import checkpoints, data, features, metrics
 from rfpp.base import files, processes
 from rfpp.flow import RectifiedFlow
-from rfpp.metrics.standard import Moments, Statistics, frechet_distance
+from rfpp.metrics.statistics import Moments, Statistics, frechet_distance
 from rfpp.pairs import PairDataset
 from rfpp.pipeline.digests import presentation
 from rfpp.pipeline.flows import MakePairs, TrainFlow, placed

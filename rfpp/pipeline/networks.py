@@ -16,12 +16,11 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
-from rfpp import checkpoints, engine, features, networks, training
+from rfpp import checkpoints, engine, features, metrics, networks, training
 from rfpp.base import downloads, files, processes, rng
 from rfpp.denoisers import EDMPrecond
 from rfpp.engine import Optimisation
 from rfpp.flow import RectifiedFlow
-from rfpp.metrics import standard as grading
 from rfpp.pipeline import shipped
 from rfpp.pipeline.digests import code_digest, presentation
 from rfpp.pipeline.sources import Given, Source
@@ -116,13 +115,13 @@ class Inception:
     file: str | None = None
 
     def identity(self) -> Any:
-        return [_checksum(self.file, grading.INCEPTION_URL, grading.INCEPTION_SHA256), code_digest(Inception)]
+        return [_checksum(self.file, metrics.INCEPTION_URL, metrics.INCEPTION_SHA256), code_digest(Inception)]
 
     def load(self, run: Run) -> Any:
         return self.untrained()
 
     def untrained(self) -> Any:
-        return grading.inception(self.file or grading.INCEPTION_URL)
+        return metrics.inception(self.file or metrics.INCEPTION_URL)
 
 
 def perceptual_distance(network: nn.Module) -> nn.Module:

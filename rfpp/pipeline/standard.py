@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from rfpp import metrics
 from rfpp.base import files, processes
 from rfpp.base.files import digest
 from rfpp.configurations import Configuration
-from rfpp.metrics import standard as grading
-from rfpp.metrics.standard import Extractor, Grades, Moments, Statistics, embed
+from rfpp.metrics import Extractor, Grades, Moments, Statistics, embed
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.grades import SHARD
 from rfpp.pipeline.networks import MODEL
@@ -41,8 +41,8 @@ def grade(
     say; ``weights``: Inception's, the preset's when ``None``.
     """
     n = n or plan.preset.evaluation.samples
-    source = weights or plan.preset.features.inception or grading.INCEPTION_URL
-    extractor = grading.inception(source, processes.device())
+    source = weights or plan.preset.features.inception or metrics.INCEPTION_URL
+    extractor = metrics.inception(source, processes.device())
     published = None if reference is None else Statistics.load(reference, reference_count)
     step = plan.samples(config, seed, sampler, n)
     samples, dataset = step.load(run), plan.images.load()
@@ -53,7 +53,7 @@ def grade(
         real = torch.cat([found for found, _ in embed(dataset.train.pixels[:n], extractor)])
         batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(SHARD))
         described = asdict(sampler) if isinstance(sampler, Sampler) else {"nfe": sampler.nfe, "solver": str(sampler)}
-        return grading.grade(
+        return metrics.grade(
             batches, extractor, published or own_reference(plan, folder, extractor), reference_features=real,
             dataset=dataset.name, flow_sha256=str(weights_of), seed=plan.noise_seed, **described,
         )  # fmt: skip
