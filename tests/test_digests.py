@@ -241,7 +241,15 @@ def executed(work):
     }
 
 
-NO_RESULT = {"rfpp.base.paths", "rfpp.pipeline.sources", "rfpp.data.digits", "rfpp.data", "rfpp.base.files:digest"}
+NO_RESULT = {
+    "rfpp.base.paths",
+    "rfpp.pipeline.sources",
+    "rfpp.data.sklearn_digits",
+    "rfpp.data",
+    "rfpp.data.dataset:Images",
+    "rfpp.data.dataset:to_float",
+    "rfpp.base.files:digest",
+}
 """Where images come from is not in a key, their content is; and ``digest`` makes keys."""
 
 

@@ -42,7 +42,7 @@ from rfpp import (
 from rfpp.base import rng
 from rfpp.book import plots, tables
 from rfpp.denoisers import EDMPrecond, expand
-from rfpp.metrics import standard
+from rfpp.pairs import generators
 from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
 from rfpp.pipeline import store as artifacts
 from rfpp.pipeline.plan import Plan
@@ -161,7 +161,7 @@ def vgg(things):
     features.vgg_lpips(things.folder / "vgg.pth")
 
 
-class Corners(standard.Extractor):
+class Corners(metrics.Extractor):
     """Four pixels as features, and as logits."""
 
     name, num_features = "corners", 4
@@ -172,12 +172,12 @@ class Corners(standard.Extractor):
 
 
 def graded(things):
-    rows = torch.cat([found for found, _ in standard.embed(things.images.pixels, Corners())])
-    moments = standard.Moments(4).add(rows).statistics("itself")
+    rows = torch.cat([found for found, _ in metrics.embed(things.images.pixels, Corners())])
+    moments = metrics.Moments(4).add(rows).statistics("itself")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        standard.grade(things.images.pixels, Corners(), moments, reference_features=rows)
-    standard.frechet_distance(moments, moments), standard.inception_score(rows.repeat(2, 1))
+        metrics.grade(things.images.pixels, Corners(), moments, reference_features=rows)
+    metrics.frechet_distance(moments, moments), metrics.inception_score(rows.repeat(2, 1))
 
 
 def imported_from_the_released_code(things):
@@ -278,7 +278,9 @@ CALLS = {
     features.Embedding: lambda s: features.Embedding(s.digits)(s.x),
     flow.RectifiedFlow: lambda s: (s.flow.velocity(s.x, s.t), s.flow.z_prediction(s.x, 0.5)),
     flow.interpolate: lambda s: flow.interpolate(s.x, s.z, s.t),
-    metrics.frechet_distance: lambda s: metrics.frechet_distance(s.x, s.z, features.Embedding(s.digits)),
+    metrics.frechet_distance_of_images: lambda s: metrics.frechet_distance_of_images(
+        s.x, s.z, features.Embedding(s.digits)
+    ),
     metrics.label_agreement: lambda s: metrics.label_agreement(s.x, s.labels, s.digits),
     metrics.one_step_error: lambda s: metrics.one_step_error(s.flow, s.x, s.z, s.labels),
     metrics.straightness: lambda s: metrics.straightness([s.x, s.z], [0, 1]),
@@ -317,7 +319,8 @@ CALLS = {
     pairs.import_released: lambda s: pairs.import_released(
         *released_pairs(s.folder / "zips", 3)[:2], s.folder / "come"
     ),
-    pairs.noise: lambda s: pairs.noise(0, range(5), (1, 8, 8)),
+    pairs.noise: lambda s: [pairs.noise(0, range(5), (1, 8, 8), version=version) for version in (1, 2)],
+    generators.philox: lambda s: generators.philox(0, [1, 2], 5),
     pairs.noise_of_states: lambda s: pairs.noise_of_states(torch.ones(2, 32, dtype=torch.uint8), (1, 8, 8)),
     plots.bars: figures,
     plots.over_evaluations: lambda s: plots.over_evaluations({"Euler": {1: [2.0], 2: [1.0]}}, "error", band=0.5),
@@ -325,6 +328,8 @@ CALLS = {
     plots.rounds: lambda s: plots.rounds({"one step": {"F": [1.0, 2.0]}}, {"F": "second"}),
     tables.share: lambda s: tables.share([0.1, 0.2]),
     plots.crossing_plane: figures,
+    plots.crossing_statistics: lambda s: plots.crossing_statistics({"noise": s.z}),
+    plots.lines: lambda s: plots.lines({"a": (s.t, s.t)}, "loss"),
     plots.histograms: figures,
     plots.ladder: figures,
     plots.over_time: figures,
@@ -377,10 +382,10 @@ CALLS = {
     sources.fingerprint: lambda s: sources.fingerprint(s.images),
     features.vgg_lpips: vgg,
     pairs.share_done: lambda s: pairs.share_done(s.pairs.folder),
-    standard.embed: graded,
-    standard.frechet_distance: graded,
-    standard.grade: graded,
-    standard.inception_score: graded,
+    metrics.embed: graded,
+    metrics.frechet_distance: graded,
+    metrics.grade: graded,
+    metrics.inception_score: graded,
     training.Classification: classifier_training,
     training.Denoising: teacher_training,
     engine.fit: reflow_once,
@@ -396,6 +401,7 @@ QUIET = {
     *("rfpp.metrics.inception", "rfpp.pipeline.standard"),
 }
 ELSEWHERE = {
+    "first_few",
     "free_names",
     "reader_code",
     "shape",
@@ -475,10 +481,43 @@ def test_equal_purposes_have_equal_seeds_and_different_ones_do_not():
         ((0, "train", 1), (0, 1, "train")),
         ((0, "a", "b"), (0, "ab")),
         ((1, "a"), (1 + 2**64, "a")),
+        ((0, "a"), (0, "a", 0)),
+        ((0, "a", 0), (0, "a", 0, 0)),
+        ((0,), (0, 0)),
+        ((0, "1"), (0, 1)),
+        ((0, "a", 12), (0, "a", 1, 2)),
+        ((0, 'a", "b'), (0, "a", "b")),
+        ((0, "-1"), (0, -1)),
+        ((0, ""), (0,)),
     ],
 )
 def test_purposes_that_look_alike_are_told_apart(first, second):
     assert rng.derive(*first) != rng.derive(*second)
+
+
+GOLDEN = {
+    (0,): 6197007067532723406,
+    (0, "reflow"): 1076161852920124492,
+    (0, "reflow", 0): 3876096592459227965,
+    (0, "reflow", "0"): 1245219430756592759,
+    (2**70, "pairs", -1, "é"): 5998158005995692615,
+}
+"""What results on disk were made with: another value here makes them all anew, and the stored pairs without noise."""
+
+
+@pytest.mark.parametrize("purpose", GOLDEN, ids=str)
+def test_seeds_stay_what_they_are(purpose):
+    assert rng.derive(*purpose) == GOLDEN[purpose]
+
+
+def test_integers_of_any_kind_are_the_same_purpose():
+    assert rng.derive(np.int64(3), "a", np.uint8(7), torch.tensor(5)) == rng.derive(3, "a", 7, 5)
+
+
+@pytest.mark.parametrize("part", [1.0, None, b"a", ("a",)])
+def test_a_purpose_of_another_kind_is_refused(part):
+    with pytest.raises(TypeError):
+        rng.derive(0, part)
 
 
 def test_generators_of_a_purpose_draw_the_same():

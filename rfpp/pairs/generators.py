@@ -1,0 +1,152 @@
+"""The noise of pairs, which is not stored but drawn again: as a function of ``(seed, index)``, or from a kept state.
+
+Noise of ``(seed, index)`` comes from Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+2011), which turns a key and a counter into random words. On the CPU numpy computes the words, elsewhere torch does; the
+words are the same, so that noise differs between devices by the rounding of elementary functions at most.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rfpp.base import rng
+
+GENERATOR = 2
+"""Version of the noise of new stores; a store names its own, and those that name none have 1."""
+STATE_BYTES = 32
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+CPU_CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 24
+"""Numbers that are drawn at once: on the CPU as many as stay in its cache."""
+
+
+def noise(
+    seed: int,
+    indices: Sequence[int] | Tensor,
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    *,
+    version: int = GENERATOR,
+) -> Tensor:
+    """Standard normal noise ``(len(indices), *shape)``; each row a function of ``(seed, index)`` and its size alone.
+
+    Raises ``ValueError`` for a ``version`` of the generator that is not known.
+    """
+    rows = indices.tolist() if isinstance(indices, Tensor) else [int(index) for index in indices]
+    if version == 1:
+        return _first_version(seed, rows, shape).to(device)
+    if version != GENERATOR:
+        raise ValueError(f"version={version} of the noise is not known; allowed: 1, {GENERATOR}")
+    key, device, size = rng.derive(seed, "pairs"), torch.device(device), math.prod(shape)
+    words = -(-size // 2)  # of 64 bits, two numbers each
+    values = torch.empty(len(rows), 2 * words, device=device)
+    if device.type == "cpu":
+        _fill(key, rows, values.numpy())
+    else:
+        step = max(1, DEVICE_CHUNK // max(1, 2 * words))
+        for start in range(0, len(rows), step):
+            halves = philox(key, rows[start : start + step], words, device).view(torch.int32).float()
+            _normal(halves[:, :words], halves[:, words:], values[start : start + step], torch)
+    return values[:, :size].reshape(len(rows), *shape)
+
+
+def _fill(key: int, indices: Sequence[int], values: Floats) -> None:
+    """Standard normal numbers for ``values``, a row for each index, from numpy's :func:`philox`.
+
+    Its memory is used again and again, and stays in the processor's cache; to ask for new memory would take as long as
+    all the rest.
+    """
+    n = values.shape[1] // 2
+    step = max(1, CPU_CHUNK // max(1, 2 * n))
+    halves = np.empty((2, min(step, len(indices)), n), dtype=np.float32)
+    bits = np.random.Philox(key=key, counter=0)
+    state = bits.state  # to set it takes a tenth of the time of a new generator
+    for start in range(0, len(indices), step):
+        chosen = indices[start : start + step]
+        for place, index in enumerate(chosen):
+            state["state"]["counter"][3] = index
+            bits.state = state
+            halves[:, place] = bits.random_raw(n).view(np.int32).reshape(2, n)
+        radius, angle = halves[:, : len(chosen)]
+        _normal(radius, angle, values[start : start + step], np)
+
+
+def philox(key: int, indices: Sequence[int], n: int, device: torch.device | str = "cpu") -> Tensor:
+    """The first ``n`` words of 64 bits that Philox4x64-10 makes of each index, ``(len(indices), n)``.
+
+    The index is the highest word of the counter, whose lowest counts blocks of four words from 1, as numpy's does.
+    """
+    blocks = -(-n // 4)
+    low = torch.arange(1, blocks + 1, device=device).repeat(len(indices), 1)
+    high = torch.tensor(indices, dtype=torch.int64, device=device).reshape(-1, 1).expand_as(low)
+    a, b, c, d = low, torch.zeros_like(low), torch.zeros_like(low), high
+    first, second = key, 0
+    for _ in range(10):
+        (up_a, down_a), (up_c, down_c) = _multiply(a, 0xD2E7470EE14C6C93), _multiply(c, 0xCA5A826395121157)
+        a, b, c, d = up_c ^ b ^ _signed(first), down_c, up_a ^ d ^ _signed(second), down_a
+        first, second = first + 0x9E3779B97F4A7C15, second + 0xBB67AE8584CAA73B
+    return torch.stack([a, b, c, d], dim=2).flatten(1)[:, :n]
+
+
+def _signed(word: int) -> int:
+    """The lowest 64 bits of an integer, as torch has them."""
+    return (word + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Upper and lower 64 bits of products of unsigned words of 64 bits, by multiplication of their halves."""
+    half = 0xFFFFFFFF
+    high, low, factor_high, factor_low = (a >> 32) & half, a & half, factor >> 32, factor & half
+    left, right = high * factor_low, low * factor_high
+    middle = ((low * factor_low >> 32) & half) + (left & half) + (right & half)
+    upper = high * factor_high + ((left >> 32) & half) + ((right >> 32) & half) + (middle >> 32)
+    return upper, a * _signed(factor)
+
+
+def _normal(radius: Any, angle: Any, normal: Any, library: Any) -> None:
+    """Write standard normal numbers ``(N, 2 n)`` to ``normal``, by the method of Box and Muller (1958).
+
+    ``radius`` and ``angle`` are signed 32-bit words as floats, ``(N, n)`` each, and are overwritten. ``library``: numpy
+    or torch, for arrays of its own. A radius has 31 random bits; the largest is 6.66.
+    """
+    n = radius.shape[1]
+    # The distance from -1/2, not from the smallest word: single precision then keeps all bits of small numbers.
+    library.abs(library.add(radius, 0.5, out=radius), out=radius)
+    library.log(library.multiply(radius, 2**-31, out=radius), out=radius)
+    library.sqrt(library.multiply(radius, -2, out=radius), out=radius)
+    library.multiply(angle, math.pi * 2**-31, out=angle)
+    library.multiply(library.cos(angle), radius, out=normal[:, :n])
+    library.multiply(library.sin(angle, out=angle), radius, out=normal[:, n:])
+
+
+def _first_version(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The noise of the stores of version 1: numpy's normal numbers, one row after another."""
+    key = int(np.random.SeedSequence([seed, zlib.crc32(b"pairs")]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    rows = np.empty((len(indices), *shape), dtype=np.float32)
+    for row, index in zip(rows, indices, strict=True):
+        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))
+        generator.standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(rows)
+
+
+def noise_of_states(states: Tensor, shape: Sequence[int]) -> Tensor:
+    """The noise ``(N, *shape)`` that numpy's PCG64 draws from each of the ``states`` ``(N, 32)``, bit for bit.
+
+    A state is two big-endian numbers of 16 bytes, as the released archives have them: the generator's state and its
+    increment. The generator draws in double precision, and the noise is that, rounded to single.
+    """
+    generator = np.random.PCG64(0)
+    rows = np.empty((len(states), *shape), dtype=np.float32)
+    for row, content in zip(rows, states.numpy(), strict=True):
+        state, increment = (int.from_bytes(half.tobytes(), "big") for half in np.split(content, 2))
+        generator.state = {
+            "bit_generator": "PCG64", "state": {"state": state, "inc": increment}, "has_uint32": 0, "uinteger": 0
+        }  # fmt: skip
+        row[...] = np.random.Generator(generator).standard_normal(shape)
+    return torch.from_numpy(rows)

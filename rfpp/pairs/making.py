@@ -1,0 +1,128 @@
+"""Making pairs: images of noise, by a teacher or another sampler, and noise of images, by inversion."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfpp import samplers
+from rfpp.base.checks import at_least
+from rfpp.data import to_float, to_uint8
+from rfpp.flow import Denoiser, RectifiedFlow, interpolate
+from rfpp.pairs.generators import GENERATOR, noise
+from rfpp.pairs.store import SHARD_SIZE, fill
+from rfpp.samplers import edm_sample
+
+
+def generate(
+    denoiser: Denoiser,
+    n: int,
+    out_dir: str | Path,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    num_steps: int = 18,
+    sampler: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+    shape: Sequence[int] | None = None,
+    classes: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int], Any] | None = None,
+) -> Path:
+    """Make ``n`` pairs with EDM's Heun sampler, ``2 num_steps - 1`` evaluations each, and return ``out_dir``.
+
+    ``sampler(z, labels) -> x`` takes its place, for a flow whose ODE is better solved in another way. ``advance`` is
+    told how many pairs were made, in place of a progress bar. Several processes, each called alike, share the shards.
+
+    ``shape`` ``(C, H, W)`` and ``classes`` are read off the denoiser's network where it has one; labels are then drawn
+    in turn, ``index mod classes``. Shards that are already there are kept.
+
+    Raises ``ValueError`` for ``n`` or ``batch_size`` below 1, ``classes`` that the network does not have, or if
+    ``out_dir`` holds pairs made with other settings or by another denoiser.
+    """
+    for name, value in (("n", n), ("batch_size", batch_size), ("shard_size", shard_size)):
+        at_least(name, value, 1)
+    at_least("num_steps", num_steps, 2)
+    at_least("seed", seed, 0)
+    network = getattr(denoiser, "model", None)
+    if shape is None:
+        if network is None:
+            raise ValueError("shape=None, and the denoiser has no network to read it off; pass shape=(C, H, W)")
+        shape = (network.in_channels, network.img_resolution, network.img_resolution)
+    if classes is None:
+        classes = getattr(network, "label_dim", 0)
+    elif classes and network is not None and classes != getattr(network, "label_dim", classes):
+        raise ValueError(f"classes={classes}, but the denoiser's network has label_dim={network.label_dim}")
+    index = {
+        "n": n, "seed": seed, "num_steps": None if sampler else num_steps, "shape": list(shape), "classes": classes,
+        "shard_size": shard_size, "generator": GENERATOR, "denoiser": _fingerprint(denoiser),
+    }  # fmt: skip
+
+    def make(indices: Tensor, advance: Callable[[int], Any]) -> dict[str, Tensor]:
+        images = torch.empty((len(indices), *shape), dtype=torch.uint8)
+        for chunk, rows in zip(indices.split(batch_size), images.split(batch_size), strict=True):
+            z = noise(seed, chunk, shape, device)
+            labels = (chunk % classes).to(device) if classes else None
+            x = sampler(z, labels) if sampler else edm_sample(denoiser, z, num_steps, labels=labels)
+            rows.copy_(to_uint8(x))
+            advance(len(chunk))
+        return {"images": images, "indices": indices}
+
+    return fill(Path(out_dir), index, make, "pairs" if sampler else f"pairs, {2 * num_steps - 1} NFE", advance)
+
+
+def invert(
+    flow: RectifiedFlow,
+    images: Tensor,
+    labels: Tensor | None,
+    out_dir: str | Path,
+    *,
+    nfe: int = 128,
+    seed: int = 0,
+    batch_size: int = 256,
+    shard_size: int = SHARD_SIZE,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Pairs of real images and the noise that ``flow`` carries them to (Section 4.4), and return ``out_dir``.
+
+    ``images``: 8-bit pixels ``(N, C, H, W)``; ``labels``: ``(N,)`` or ``None``. The noise is stored as it is, and the
+    little noise that inversion starts with is a function of ``(seed, i)``. Shards that are there are kept.
+    Raises ``ValueError`` if ``out_dir`` holds pairs made with other settings or by another flow; that it holds other
+    images, it does not notice.
+    """
+    samplers.steps_for(nfe, "euler")
+    classes = 0 if labels is None else int(labels.max()) + 1
+    shape = list(images.shape[1:])
+    index = {
+        "n": len(images), "seed": seed, "nfe": nfe, "shape": shape, "classes": classes,
+        "shard_size": shard_size, "generator": GENERATOR, "noise": "stored", "denoiser": _fingerprint(flow),
+    }  # fmt: skip
+
+    def make(indices: Tensor, advance: Callable[[int], Any]) -> dict[str, Tensor]:
+        found = torch.empty((len(indices), *shape))
+        for chunk, rows in zip(indices.split(batch_size), found.split(batch_size), strict=True):
+            x = to_float(images[chunk]).to(device)
+            start = interpolate(x, noise(seed, chunk, shape, device), samplers.INVERSION_START)
+            given = None if labels is None else labels[chunk].to(device)
+            with torch.no_grad():
+                rows.copy_(samplers.integrate(flow, start, samplers.inversion_times(nfe), labels=given)[-1])
+            advance(len(chunk))
+        shard = {"images": images[indices], "indices": indices, "noise": found}
+        return shard if labels is None else {**shard, "labels": labels[indices]}
+
+    return fill(Path(out_dir), index, make, f"inverting images, {nfe} NFE")
+
+
+def _fingerprint(denoiser: Denoiser) -> str | None:
+    """SHA-256 of a denoiser's weights, whatever they are called; ``None`` for one that has none to show."""
+    tensors = list(denoiser.state_dict().values()) if isinstance(denoiser, nn.Module) else []
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest() if tensors else None
