@@ -6,7 +6,7 @@ at the end of the interval the velocity is not needed again, so ``N`` steps cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -59,6 +59,26 @@ def inversion_times(steps: int) -> Tensor:
     return times
 
 
+def _solve(
+    slope: Callable[[Tensor, float], Tensor],
+    move: Callable[[Tensor, Tensor, float, float], Tensor],
+    x: Tensor,
+    grid: Sequence[float],
+    solver: str,
+) -> Iterator[Tensor]:
+    """The states at ``grid[1:]`` in turn, from ``x`` at ``grid[0]``, by Euler or Heun.
+
+    ``slope(x, s)`` is the derivative at ``s``, and ``move(x, slope, s, following)`` the state after a step along it.
+    """
+    for index, (s, following) in enumerate(pairwise(grid)):
+        first = slope(x, s)
+        proposal = move(x, first, s, following)
+        if solver == "heun" and index < len(grid) - 2:
+            proposal = move(x, (first + slope(proposal, following)) / 2, s, following)
+        x = proposal
+        yield x
+
+
 def integrate(
     flow: RectifiedFlow,
     x: Tensor,
@@ -86,19 +106,13 @@ def integrate(
         raise ValueError("update='straight' needs the initial noise, so it generates only: pass falling times")
     z = x
 
-    def step(x_t: Tensor, v: Tensor, t: float, s: float) -> Tensor:
+    def velocity(x_t: Tensor, t: float) -> Tensor:
+        return flow.velocity(x_t, t, labels)
+
+    def move(x_t: Tensor, v: Tensor, t: float, s: float) -> Tensor:
         return x_t + (s - t) * v if update == "standard" else interpolate(x_t - t * v, z, s)
 
-    trajectory = [x]
-    for index, (t, s) in enumerate(pairwise(grid)):
-        v = flow.velocity(x, t, labels)
-        proposal = step(x, v, t, s)
-        if solver == "heun" and index < len(grid) - 2:
-            v = (v + flow.velocity(proposal, s, labels)) / 2
-            proposal = step(x, v, t, s)
-        x = proposal
-        trajectory.append(x)
-    return trajectory
+    return [x, *_solve(velocity, move, x, grid, solver)]
 
 
 @torch.no_grad()
@@ -131,6 +145,12 @@ def sample(
     return integrate(flow, start, grid, solver, update, labels)[-1]
 
 
+def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise like ``x``, drawn where the generator is; from fresh entropy if ``None``."""
+    source = rng.fresh(generator, x.device)
+    return torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
+
+
 @torch.no_grad()
 def invert(
     flow: RectifiedFlow,
@@ -145,9 +165,7 @@ def invert(
     Starts at ``t = 1e-3`` from ``(1 - t) x + t eps``; ``generator`` draws ``eps`` (fresh entropy if ``None``).
     """
     steps = steps_for(nfe, solver)
-    source = rng.fresh(generator, x.device)
-    eps = torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
-    start = interpolate(x, eps, INVERSION_START)
+    start = interpolate(x, _noise(x, generator), INVERSION_START)
     return integrate(flow, start, inversion_times(steps), solver, labels=labels)[-1]
 
 
@@ -170,13 +188,15 @@ def edm_integrate(
     """
     one_of("solver", solver, SOLVERS)
     grid = [float(sigma) for sigma in sigmas]
-    for index, (sigma, following) in enumerate(pairwise(grid)):
-        slope = (x - denoiser(x, sigma, labels)) / sigma
-        proposal = x + (following - sigma) * slope
-        if solver == "heun" and index < len(grid) - 2:
-            slope = (slope + (proposal - denoiser(proposal, following, labels)) / following) / 2
-            proposal = x + (following - sigma) * slope
-        x = proposal
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        return (x - denoiser(x, sigma, labels)) / sigma
+
+    def move(x: Tensor, slope: Tensor, sigma: float, following: float) -> Tensor:
+        return x + (following - sigma) * slope
+
+    for state in _solve(slope, move, x, grid, solver):
+        x = state
     return x
 
 
@@ -218,10 +238,8 @@ def edm_invert(
     ``num_steps`` levels above that one, with evaluations as in :func:`edm_sample`.
     """
     at_least("num_steps", num_steps, 1)
-    source = rng.fresh(generator, x.device)
-    eps = torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
     sigmas = edm_sigmas(num_steps + 1, rho, sigma_min, sigma_max)[:-1].flip(0)
-    return edm_integrate(denoiser, x + sigma_min * eps, sigmas, solver, labels) / sigma_max
+    return edm_integrate(denoiser, x + sigma_min * _noise(x, generator), sigmas, solver, labels) / sigma_max
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
