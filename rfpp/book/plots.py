@@ -20,6 +20,8 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 from torch import Tensor
 
+from rfpp.studies import crossings
+
 WIDTH = 7.0
 
 
@@ -217,6 +219,29 @@ def over_time(
         axis.set(xlabel=xlabel, ylabel=quantity, yscale="log" if quantity in logarithmic else "linear")
         axis.legend()
     return figure
+
+
+def lines(
+    curves: Mapping[str, tuple[Tensor, Tensor]],
+    ylabel: str,
+    *,
+    xlabel: str = "timestep $t$ (data at 0, noise at 1)",
+    logarithmic: bool = False,
+) -> Figure:
+    """One panel with a line per name: ``(x, y)``, ``(N,)`` each."""
+    panel = {name: (x, y, None) for name, (x, y) in curves.items()}
+    return over_time({ylabel: panel}, logarithmic=[ylabel] if logarithmic else [], xlabel=xlabel)
+
+
+def crossing_statistics(noises: Mapping[str, Tensor]) -> Figure:
+    """Norms and lag-1 autocorrelations of noises ``(N, C, H, W)``, and where 99 % of Gaussian noise has them."""
+    d = next(iter(noises.values()))[0].numel()
+    norm, correlation = r"norm $\Vert z\Vert$", "autocorrelation at lag 1"
+    panels = {
+        norm: {name: crossings.norms(z) for name, z in noises.items()},
+        correlation: {name: crossings.lag_one(z) for name, z in noises.items()},
+    }
+    return histograms(panels, {norm: crossings.annulus(d), correlation: crossings.band(d)}, "99 % of Gaussian noise")
 
 
 def scatter(groups: Mapping[str, Tensor], xlabel: str, ylabel: str) -> Figure:

@@ -1,0 +1,191 @@
+"""Do the lines of reflow's pairs cross? Noise of crossings among a preset's pairs, and what the teacher makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from rfpp import intersections, metrics, premetrics, samplers, training
+from rfpp.base import rng
+from rfpp.data import to_float
+from rfpp.denoisers import GaussianMixtureDenoiser
+from rfpp.experiment import Experiment
+from rfpp.flow import RectifiedFlow, interpolate
+
+_AT_ONCE = 500
+_TAIL = 0.01
+"""Share of Gaussian noise outside of the annulus and of the band."""
+
+
+@dataclass(frozen=True)
+class Couples:
+    """``n`` couples of pairs: Gaussian noise ``z'``, the noise ``z''`` of a ``crossing``, the image ``x''`` that it
+    should become (``wanted``), each ``(n, C, H, W)``, and that image's ``labels``."""
+
+    gaussian: Tensor
+    crossing: Tensor
+    wanted: Tensor
+    labels: Tensor | None
+
+
+def couples(experiment: Experiment, seed: int, n: int, t: float = 0.5) -> Couples:
+    """Two different images of the preset's pairs, fresh noise for the first, and the crossing's noise at ``t``."""
+    generator, made = rng.generator(seed, "crossings"), experiment.pairs("train")
+    one, other = torch.randint(len(made), (2, n), generator=generator)
+    other = torch.where(one == other, (other + 1) % len(made), other)
+    x1, _, _ = made.batch(one)
+    x2, _, labels = made.batch(other)
+    z = torch.randn(x1.shape, generator=generator)
+    return Couples(z, intersections.crossing_noise(z, x1, x2, t), x2, labels)
+
+
+def norms(z: Tensor) -> Tensor:
+    """``||z||`` of each noise, ``(n,)``."""
+    return z.flatten(1).norm(dim=1)
+
+
+def lag_one(z: Tensor) -> Tensor:
+    """``R(1)`` of each noise, ``(n,)`` (Eq. 10)."""
+    return intersections.autocorrelation(z, 1)[:, 1]
+
+
+def annulus(d: int) -> tuple[float, float]:
+    """The norms between which 99 % of Gaussian noise in ``d`` dimensions lies, by the chi distribution."""
+    low, high = stats.chi(d).ppf([_TAIL / 2, 1 - _TAIL / 2])
+    return float(low), float(high)
+
+
+def band(d: int) -> tuple[float, float]:
+    """Between which 99 % of Gaussian noise has its ``R(1)``: its standard deviation is ``1 / sqrt(d - 1)``."""
+    half = float(stats.norm.ppf(1 - _TAIL / 2)) / (d - 1) ** 0.5
+    return -half, half
+
+
+def outside(z: Tensor, limits: tuple[float, float]) -> float:
+    """Share of noises whose norm lies outside of ``limits``."""
+    low, high = limits
+    found = norms(z)
+    return float(((found < low) | (found > high)).float().mean())
+
+
+def statistics(experiment: Experiment, seed: int, n: int) -> tuple[float, float]:
+    """Share of crossing noises outside the annulus, and how often their ``R(1)`` exceeds that of Gaussian noise."""
+    drawn = couples(experiment, seed, n)
+    exceeds = intersections.exceedance(lag_one(drawn.crossing), lag_one(drawn.gaussian))
+    return outside(drawn.crossing, annulus(drawn.gaussian[0].numel())), exceeds
+
+
+def mean_autocorrelation(z: Tensor, lags: int) -> tuple[Tensor, Tensor]:
+    """The lags from 1 on, and the mean of ``R`` over noises at each."""
+    return torch.arange(1, lags + 1), intersections.autocorrelation(z, lags)[:, 1:].mean(dim=0)
+
+
+def teacher_samples(experiment: Experiment, noise: Tensor, labels: Tensor | None) -> Tensor:
+    """What the teacher's ODE makes of each noise ``(n, C, H, W)``; further labels are left over."""
+    steps, made = experiment.preset.pairs.num_steps, []
+    for rows in torch.arange(len(noise)).split(_AT_ONCE):
+        given = None if labels is None else labels[rows]
+        made.append(samplers.edm_sample(experiment.teacher, noise[rows], steps, labels=given))
+    return torch.cat(made)
+
+
+def miss(experiment: Experiment, drawn: Couples) -> tuple[float, float]:
+    """Mean squared distance from ``x''`` per pixel: of what the crossing's noise becomes, and of what ``z'`` does."""
+    crossed, chance = (
+        float((teacher_samples(experiment, noise, drawn.labels) - drawn.wanted).square().mean())
+        for noise in (drawn.crossing, drawn.gaussian)
+    )
+    return crossed, chance
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The teacher's ``ordinary`` samples and those of crossing noise (``missed``), ``(n, C, H, W)``; ``share``: how
+    many of the latter lie within the manifold of other ordinary ones, as a fraction of that share of the former."""
+
+    ordinary: Tensor
+    missed: Tensor
+    share: float
+
+
+def overlap(experiment: Experiment, seed: int, n: int) -> Overlap:
+    """Samples of ``n`` crossings against ``n`` ordinary ones, in the features that grade (precision)."""
+    drawn = couples(experiment, seed, 2 * n)
+    ordinary = teacher_samples(experiment, drawn.gaussian, drawn.labels)
+    missed = teacher_samples(experiment, drawn.crossing[:n], drawn.labels)
+    share, reference = (
+        metrics.precision_recall(ordinary[n:], images, experiment.embedding)[0] for images in (missed, ordinary[:n])
+    )
+    return Overlap(ordinary[:n], missed, share / reference)
+
+
+@torch.no_grad()
+def principal_plane(groups: dict[str, Tensor], embedding: nn.Module) -> dict[str, Tensor]:
+    """Features of groups of images along the first group's two principal components, ``(n, 2)`` each."""
+    found = {name: embedding(images) for name, images in groups.items()}
+    first = next(iter(found.values()))
+    _, _, axes = torch.linalg.svd(first - first.mean(dim=0), full_matrices=False)
+    return {name: values @ axes[:2].T for name, values in found.items()}
+
+
+# Eq. 4
+
+
+def ideal_denoiser(experiment: Experiment, most: int) -> GaussianMixtureDenoiser:
+    """The closed-form posterior mean of the first ``most`` training images, given their classes if the teacher's is."""
+    images = experiment.data.train
+    classes = images.labels[:most] if experiment.classes else None
+    return GaussianMixtureDenoiser(to_float(images.pixels[:most]), classes=classes)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Eq. 4's terms at each time, per pixel: the loss that no training removes of independent pairs (``before``), what
+    the teacher's loss exceeds it by (``excess``), and a bound of the former for reflow's pairs (``after``)."""
+
+    before: Tensor
+    excess: Tensor
+    after: Tensor
+
+    @property
+    def remaining(self) -> float:
+        """The bound after reflow over the term before, each averaged over the times."""
+        return float(self.after.mean() / self.before.mean())
+
+
+def terms(experiment: Experiment, seed: int, times: Sequence[float], most: int) -> Terms:
+    """Eq. 4's terms by configuration C, trained with ``seed``, and the closed form of ``most`` training images."""
+    ideal, held_out = ideal_denoiser(experiment, most), experiment.pairs("held_out")
+    teacher, student = RectifiedFlow(experiment.teacher), experiment.flow("C", seed)
+    images = experiment.data.train
+    generator = rng.generator(seed, "irreducible")
+    index = torch.randint(min(most, len(images)), (len(held_out),), generator=generator)
+    x, labels = to_float(images.pixels[index]), images.labels[index] if experiment.classes else None
+    return Terms(
+        torch.stack([intersections.irreducible_loss(ideal, x, t, generator, labels).mean() for t in times]),
+        torch.stack([intersections.excess_loss(teacher, ideal, x, t, generator, labels).mean() for t in times]),
+        training.losses_over_time(student, held_out, torch.tensor(times), premetrics.squared_l2, len(held_out)).mean(
+            dim=1
+        ),
+    )
+
+
+def mean_terms(of_seeds: Sequence[Terms]) -> dict[str, Tensor]:
+    """Eq. 4's terms as means over seeds, by name; what is below a picture's range is at its lower end."""
+    before, excess, after = (
+        torch.stack([getattr(each, name) for each in of_seeds]).mean(dim=0) for name in ("before", "excess", "after")
+    )
+    return {
+        "independent pairs: irreducible": before.clamp(min=1e-4),
+        "independent pairs: the teacher's excess": excess,
+        "reflow's pairs: irreducible, at most": after,
+    }
+
+
+def residual(x: Tensor, z: Tensor, times: Tensor) -> Tensor:
+    """How much ``z - x`` varies among pairs whose ``x_t`` is nearly the same, at each of ``times``."""
+    return torch.stack([intersections.regression_residual(interpolate(x, z, t), z - x).mean() for t in times.tolist()])
