@@ -339,7 +339,7 @@ CALLS = {
     plots.by_nfe: lambda s: plots.by_nfe({"error": {"Euler": {1: [2.0, 3.0]}}}),
     plots.by_seed: lambda s: plots.by_seed({"error": {"A": [1.0, 2.0]}}, {}),
     plots.image_rows: lambda s: plots.image_rows({"x": s.x}),
-    plots.loss_curves: lambda s: plots.loss_curves({"A": [([1, 2], [3.0, 2.0])]}, {"A": "loss"}),
+    plots.loss_curves: lambda s: plots.loss_curves({"A": [engine.History([1, 2], [3.0, 2.0])]}, {"A": "loss"}),
     plots.style: lambda s: plots.style(),
     plots.timestep_densities: lambda s: plots.timestep_densities(s.t, {"U": timesteps.UShaped().pdf(s.t)}),
     premetrics.LPIPSHuber: lpips_loss,

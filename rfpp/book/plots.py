@@ -20,6 +20,7 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 from torch import Tensor
 
+from rfpp.engine import History
 from rfpp.studies import crossings
 
 WIDTH = 7.0
@@ -69,14 +70,12 @@ def image_rows(rows: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def loss_curves(
-    curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], labels: Mapping[str, str]
-) -> Figure:
+def loss_curves(curves: Mapping[str, Sequence[History]], labels: Mapping[str, str]) -> Figure:
     """Loss against step: a panel per configuration (their losses are different quantities), a line per seed."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 2.6), squeeze=False)
     for axis, (name, runs), colour in zip(axes[0], curves.items(), sns.color_palette(), strict=False):
-        for steps, losses in runs:
-            axis.plot(steps, losses, color=colour, alpha=0.6, linewidth=1.2)
+        for run in runs:
+            axis.plot(run.steps, run.losses, color=colour, alpha=0.6, linewidth=1.2)
         axis.set(title=f"configuration {name}", xlabel="training step", ylabel=labels[name], yscale="log")
     return figure
 
@@ -202,8 +201,12 @@ def over_time(
     panels: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Tensor | None]]],
     logarithmic: Sequence[str] = (),
     xlabel: str = "timestep $t$ (data at 0, noise at 1)",
+    mark: float | None = None,
 ) -> Figure:
-    """A panel per quantity, a line per name over time: ``(times, values, spread)``, the spread as a band."""
+    """A panel per quantity, a line per name over time: ``(times, values, spread)``, the spread as a band.
+
+    ``mark``: a time at which to draw a broken line.
+    """
     width = WIDTH if len(panels) > 1 else WIDTH * 0.7
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), squeeze=False)
     for axis, (quantity, lines) in zip(axes[0], panels.items(), strict=True):
@@ -216,6 +219,8 @@ def over_time(
                     else values - spread
                 )
                 axis.fill_between(times, low, values + spread, color=line[0].get_color(), alpha=0.2, linewidth=0)
+        if mark is not None:
+            axis.axvline(mark, color="0.25", linestyle="--", linewidth=1.2)
         axis.set(xlabel=xlabel, ylabel=quantity, yscale="log" if quantity in logarithmic else "linear")
         axis.legend()
     return figure

@@ -1,6 +1,7 @@
 """Notebooks hold: cells that can be read at a glance, and parameters that are refused at once or run to the end."""
 
 import io
+import math
 import statistics
 
 import nbformat
@@ -20,15 +21,9 @@ def code(path):
     return [cell.source for cell in cells]
 
 
-TO_BE_CUT = {"01_intersections", "02_timesteps", "03_training", "05_samplers"}
-"""Notebooks whose cells are still longer; none may join them."""
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_can_be_read_at_a_glance(path):
     """Twelve lines at most, five as a rule, and no Markdown put together from strings."""
-    if path.stem in TO_BE_CUT:
-        return
     cells = code(path)[1:]
     lengths = [sum(bool(line.strip()) for line in cell.splitlines()) for cell in cells]
     assert max(lengths) <= 12
@@ -37,6 +32,28 @@ def test_cells_can_be_read_at_a_glance(path):
 
 
 REFUSED = [
+    ("intersections", {"couples": 1}, ValueError, "couples=1 is too small; an integer of at least 2"),
+    ("intersections", {"images_used": 10}, ValueError, "images_used=10 is too small; an integer of at least 11"),
+    ("intersections", {"samples": "x"}, TypeError, "samples='x' is a str"),
+    ("intersections", {"seeds": [1, 1]}, ValueError, r"seeds=\[1, 1\] has an entry twice"),
+    ("timesteps", {"pairs_used": 1}, ValueError, "pairs_used=1 is too small"),
+    ("timesteps", {"a": math.nan}, ValueError, "a=nan is not a finite number"),
+    ("timesteps", {"seeds": [-3]}, ValueError, "an entry of seeds=-3"),
+    ("training", {"shown": 0}, ValueError, "shown=0 is too small"),
+    ("training", {"seeds": "0"}, TypeError, "seeds='0' is a str"),
+    ("samplers", {"euler": []}, ValueError, r"euler=\[\] is empty"),
+    ("samplers", {"euler": "abc"}, TypeError, "euler='abc' is a str; a list of integers"),
+    ("samplers", {"euler": [1, 1]}, ValueError, r"euler=\[1, 1\] has an entry twice"),
+    ("samplers", {"euler": [1, 2000]}, ValueError, r"euler=\[1, 2000\]: first_time=0.999 leaves no room for 2000"),
+    ("samplers", {"heun": [2]}, ValueError, r"heun=\[2\]: nfe=2 is even"),
+    ("samplers", {"heun": [0]}, ValueError, "an entry of heun=0 is too small"),
+    ("samplers", {"second": []}, ValueError, r"second=\[\]: a list of times between 0 and .*first_time=0.999"),
+    ("samplers", {"second": [0.5, 1]}, ValueError, r"second=\[0.5, 1\]: a list of times"),
+    ("samplers", {"second": 0.5}, TypeError, "second=0.5 is a float"),
+    ("samplers", {"second": ["x"]}, TypeError, "an entry of second='x' is a str"),
+    ("samplers", {"config": "H"}, ValueError, "'H'"),
+    ("try_your_own", {"steps": 0}, ValueError, "steps=0 is too small"),
+    ("try_your_own", {"seed": -1}, ValueError, "seed=-1 is too small"),
     ("ablation", {"seeds": [0, 0]}, ValueError, r"seeds=\[0, 0\] has an entry twice"),
     ("ablation", {"seeds": [-1]}, ValueError, "an entry of seeds=-1 is too small; an integer of at least 0"),
     ("ablation", {"seeds": "abc"}, TypeError, "seeds='abc' is a str; a list of integers"),
@@ -79,6 +96,36 @@ def unconditional(folder):
 
 
 ALLOWED = [
+    ("intersections", {"couples": 2, "samples": 20, "images_used": 11, "shown": 1, "seeds": [4]}, ["c01 ", "c04 "]),
+    ("timesteps", {"pairs_used": 2, "a": 0.0, "seeds": [4]}, ["c05 "]),
+    ("training", {"shown": 1, "seeds": [4]}, ["c13 ", "c14 reproduced"]),
+    (
+        "samplers",
+        {"euler": [1, 2], "heun": [1], "second": [0.3]},
+        [
+            "c15 ",
+            "c16 not judged: it needs an NFE above 1",
+            r"c17 not judged: it needs 3, 4 or 5 in euler=[1, 2]",
+        ],
+    ),
+    (
+        "samplers",
+        {"euler": [3], "heun": [5, 3], "second": [0.3, 0.5], "seeds": [4]},
+        [
+            "c15 not judged: it needs two NFE",
+            "c16 ",
+            "c17 ",
+        ],
+    ),
+    (
+        "samplers",
+        {"config": "B", "euler": [8, 1], "shown": 1500},
+        [
+            "c15 not judged: it is about configuration F, and config='B'",
+            "c17 not judged",
+        ],
+    ),
+    ("try_your_own", {"steps": 1, "shown": 1, "seed": 7}, []),
     ("ablation", {"seeds": [3], "second_time": 1e-3, "shown": 1500}, ["c06 ", "c23 "]),
     (
         "inversion",

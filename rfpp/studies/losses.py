@@ -1,0 +1,77 @@
+"""Where in time is the loss? Losses of trained flows over ``t`` (Figure 3), and how well a law of times follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rfpp import premetrics, training
+from rfpp.base import rng
+from rfpp.base.checks import one_of
+from rfpp.configurations import ALL
+from rfpp.experiment import Experiment
+from rfpp.timesteps import TimestepDistribution
+
+TIMES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+"""Where the loss is looked at: closer to each other towards the ends."""
+
+
+def squared_losses(experiment: Experiment, config: str, seeds: Sequence[int], n: int) -> list[Tensor]:
+    """For each training seed ``||z - x - v||^2 / d`` at :data:`TIMES`, ``(T, n)``, of ``n`` training pairs at most."""
+    one_of("config", config, ALL)
+    made, times = experiment.pairs("train"), torch.tensor(TIMES)
+    flows = [experiment.flow(config, seed) for seed in seeds]
+    n = min(n, len(made))
+    return [training.losses_over_time(flow, made, times, premetrics.squared_l2, n) for flow in flows]
+
+
+def mean_and_spread(of_seeds: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Times, mean and standard deviation among pairs ``(T,)`` of losses ``(T, N)``, all seeds together."""
+    pooled = torch.cat(list(of_seeds), dim=1)
+    return torch.tensor(TIMES), pooled.mean(dim=1), pooled.std(dim=1)
+
+
+def end_ratio(losses: Tensor) -> float:
+    """The mean loss ``(T, N)`` at the lower of the two ends over that in the middle: above 1 for a U-shape."""
+    means = losses.mean(dim=1)
+    middle = (torch.tensor(TIMES) - 0.5).abs().argmin()
+    return float(torch.minimum(means[0], means[-1]) / means[middle])
+
+
+def printed_density(t: Tensor, a: float = 4.0) -> Tensor:
+    """The density that the paper prints, ``2 cosh(a t)``, normalised over the unit interval: it only rises."""
+    return a * torch.cosh(a * t) / math.sinh(a)
+
+
+def share_drawn(law: TimestepDistribution, low: float, high: float, n: int = 100_000) -> float:
+    """The share of ``n`` draws that fall between ``low`` and ``high``."""
+    draws = law.sample(n, generator=rng.generator(0, "draws"))
+    return float(((low < draws) & (draws < high)).float().mean())
+
+
+def mismatch(law: TimestepDistribution, loss: Tensor) -> float:
+    """Total variation distance between the law and the normalised loss ``(T,)``, both at :data:`TIMES`.
+
+    0 for equal densities, 1 for those that share nothing.
+    """
+    times = torch.tensor(TIMES)
+    (width,) = torch.gradient(times)
+    p, q = (values * width / (values * width).sum() for values in (law.pdf(times), loss))
+    return float((p - q).abs().sum() / 2)
+
+
+def by_part(experiment: Experiment, config: str, seeds: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The training loss over ``t`` in the first, a middle and the last tenth of a training: times and mean over seeds.
+
+    Tenths without a step of their own, in trainings of a few steps, are left out.
+    """
+    kept = [experiment.history(config, seed).over_time for seed in seeds]
+    values = [[[math.nan if loss is None else loss for loss in part] for part in run] for run in kept]
+    parts = torch.tensor(values).nanmean(dim=0)
+    seen = (~parts.isnan()).any(dim=1).nonzero().flatten().tolist()
+    centres = (torch.arange(parts.shape[1]) + 0.5) / parts.shape[1]
+    chosen = dict.fromkeys((seen[0], seen[len(seen) // 2], seen[-1]))
+    return {f"{10 * part} to {10 * part + 10} % of the training": (centres, parts[part]) for part in chosen}

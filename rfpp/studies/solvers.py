@@ -1,0 +1,150 @@
+"""How should evaluations be spent? Samplers compared over the NFE (Figure 4, Section 5.3, Appendix D)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rfpp import metrics, samplers
+from rfpp.base.checks import counts
+from rfpp.experiment import Experiment
+from rfpp.flow import RectifiedFlow
+from rfpp.pipeline.grades import Evaluation
+from rfpp.pipeline.sampling import Sampler
+
+PATH = 8
+"""Euler steps along which a path is looked at."""
+
+EXACT = 127
+"""Evaluations of Heun's method that stand in for the exact solution."""
+
+
+def families(experiment: Experiment, euler: Sequence[int], heun: Sequence[int]) -> dict[str, list[Sampler]]:
+    """Samplers by name and NFE: Euler's method with either update, and Heun's.
+
+    Raises ``TypeError`` or ``ValueError`` unless ``euler`` and ``heun`` are different numbers of evaluations that the
+    methods can take from the preset's first time.
+    """
+    counts("euler", euler)
+    counts("heun", heun)
+    found: dict[str, list[Sampler]] = {"Euler": [], "Euler, straight update": [], "Heun": []}
+    for parameter, values in (("euler", euler), ("heun", heun)):
+        for nfe in sorted(values):
+            try:
+                standard = experiment.sampler(nfe, parameter)
+            except ValueError as error:
+                raise ValueError(f"{parameter}={list(values)}: {error}") from error
+            found["Euler" if parameter == "euler" else "Heun"].append(standard)
+            if parameter == "euler":
+                found["Euler, straight update"].append(experiment.sampler(nfe, update="straight"))
+    return found
+
+
+def check_second_times(experiment: Experiment, second: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless these are times between 0 and the preset's first, at least one."""
+    first = experiment.preset.evaluation.first_time
+    wanted = f"a list of times between 0 and evaluation.first_time={first} is needed"
+    if isinstance(second, str) or not isinstance(second, Sequence):
+        raise TypeError(f"second={second!r} is a {type(second).__name__}; {wanted}")
+    for time in second:
+        if isinstance(time, bool) or not isinstance(time, int | float):
+            raise TypeError(f"an entry of second={time!r} is a {type(time).__name__}; {wanted}")
+    if not second or len(set(second)) < len(second) or not all(0 < time < first for time in second):
+        raise ValueError(f"second={list(second)}: {wanted}, no entry twice")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samplers by family, and the evaluations of each, one for each seed."""
+
+    samplers: Mapping[str, Sequence[Sampler]]
+    runs: Mapping[Sampler, Sequence[Evaluation]]
+
+    def over_nfe(self, quantity: str) -> dict[str, dict[int, list[float]]]:
+        """A quantity of :class:`rfpp.pipeline.grades.Evaluation` by family and NFE, one value for each seed."""
+        return {
+            name: {sampler.nfe: [getattr(run, quantity) for run in self.runs[sampler]] for sampler in family}
+            for name, family in self.samplers.items()
+        }
+
+    def gain(self, couples: Iterable[tuple[Sampler, Sampler]]) -> list[float]:
+        """By how much the second sampler's Fréchet distance is smaller than the first's, for each seed.
+
+        The mean over ``couples`` of samplers.
+        """
+        gains = [
+            [worse.frechet - better.frechet for worse, better in zip(self.runs[a], self.runs[b], strict=True)]
+            for a, b in couples
+        ]
+        return [statistics.fmean(of_seed) for of_seed in zip(*gains, strict=True)]
+
+
+def compare(
+    experiment: Experiment, config: str, families: Mapping[str, Sequence[Sampler]], seeds: Sequence[int]
+) -> Comparison:
+    """Grade a configuration with every sampler, training it where needed."""
+    wanted = [sampler for family in families.values() for sampler in family]
+    graded = experiment.sweep(config, seeds, wanted)
+    return Comparison(families, {sampler: graded[sampler] for sampler in wanted})
+
+
+@dataclass(frozen=True)
+class Start:
+    """Noise ``z`` ``(N, C, H, W)`` and ``labels`` ``(N,)``, ``None`` where the teacher knows no classes."""
+
+    z: Tensor
+    labels: Tensor | None
+
+    def first(self, n: int) -> Start:
+        """The first ``n``."""
+        return Start(self.z[:n], None if self.labels is None else self.labels[:n])
+
+
+def errors(
+    experiment: Experiment, flow: RectifiedFlow, families: Mapping[str, Sequence[Sampler]], start: Start
+) -> dict[str, dict[int, list[float]]]:
+    """Mean root mean square distance per pixel from the solution of the flow's own ODE, by family and NFE."""
+    exact = experiment.sampler(EXACT, "heun")(flow, start.z, start.labels)
+
+    def error(sampler: Sampler) -> float:
+        difference = sampler(flow, start.z, start.labels) - exact
+        return float(difference.square().flatten(1).mean(dim=1).sqrt().mean())
+
+    return {name: {sampler.nfe: [error(sampler)] for sampler in family} for name, family in families.items()}
+
+
+@torch.no_grad()
+def path(experiment: Experiment, flow: RectifiedFlow, start: Start) -> tuple[list[Tensor], list[float]]:
+    """The states ``(N, C, H, W)`` along Euler steps from noise to images, and their times."""
+    times = experiment.sampler(PATH).times.tolist()
+    return samplers.integrate(flow, start.z * times[0], times, labels=start.labels), times
+
+
+def straightness(experiment: Experiment, flow: RectifiedFlow, start: Start) -> float:
+    """Mean squared deviation of paths from their chords; 0 is straight."""
+    return float(metrics.straightness(*path(experiment, flow, start)).mean())
+
+
+@torch.no_grad()
+def predictions(experiment: Experiment, flow: RectifiedFlow, start: Start) -> Tensor:
+    """The x-prediction at the beginning of each Euler step, ``(N, steps, C, H, W)``."""
+    states, times = path(experiment, flow, start)
+    each = zip(states[:-1], times[:-1], strict=True)
+    return torch.stack([flow.x_prediction(x_t, t, start.labels) for x_t, t in each], dim=1)
+
+
+def two_steps(
+    experiment: Experiment, config: str, seeds: Sequence[int], second: Sequence[float], quantity: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Two Euler steps by the time at which the second begins: times, a quantity's mean over seeds, and its deviation.
+
+    ``quantity``: of :class:`rfpp.pipeline.grades.Evaluation`; there is no deviation of a single seed.
+    """
+    wanted = [experiment.sampler(2, inner=(time,)) for time in second]
+    graded = experiment.sweep(config, seeds, wanted)
+    values = torch.tensor([[getattr(run, quantity) for run in graded[sampler]] for sampler in wanted])
+    return torch.tensor(second), values.mean(dim=1), values.std(dim=1) if len(seeds) > 1 else None
