@@ -58,7 +58,7 @@ def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
     from rfpp.samplers import steps_for
 
     steps_for(arguments.nfe, arguments.solver)
-    return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update}
+    return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update, "inner": arguments.times}
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -230,6 +230,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--nfe", type=int, default=1, help="evaluations; odd with --solver heun")
         sub.add_argument("--solver", default="euler", help="euler or heun")
         sub.add_argument("--update", default="standard", help="standard or straight")
+        sub.add_argument(
+            "--times", type=float, nargs="+", metavar="T", help="when the steps after the first begin; the paper: 0.8"
+        )
 
     command("pairs", _pairs, "make the pairs of the 1-rectified flow")
     model(command("train", _train, "train 2-rectified flows"), many=True)

@@ -25,23 +25,26 @@ EXACT = 127
 
 
 def families(experiment: Experiment, euler: Sequence[int], heun: Sequence[int]) -> dict[str, list[Sampler]]:
-    """Samplers by name and NFE: Euler's method with either update, and Heun's.
+    """Samplers by name and NFE: Euler's method and Heun's, each with either update.
 
     Raises ``TypeError`` or ``ValueError`` unless ``euler`` and ``heun`` are different numbers of evaluations that the
     methods can take from the preset's first time.
     """
     counts("euler", euler)
     counts("heun", heun)
-    found: dict[str, list[Sampler]] = {"Euler": [], "Euler, straight update": [], "Heun": []}
+    found: dict[str, list[Sampler]] = {
+        name: [] for name in ("Euler", "Euler, straight update", "Heun", "Heun, straight update")
+    }
     for parameter, values in (("euler", euler), ("heun", heun)):
         for nfe in sorted(values):
             try:
                 standard = experiment.sampler(nfe, parameter)
             except ValueError as error:
                 raise ValueError(f"{parameter}={list(values)}: {error}") from error
-            found["Euler" if parameter == "euler" else "Heun"].append(standard)
-            if parameter == "euler":
-                found["Euler, straight update"].append(experiment.sampler(nfe, update="straight"))
+            found[parameter.capitalize()].append(standard)
+            found[f"{parameter.capitalize()}, straight update"].append(
+                experiment.sampler(nfe, parameter, update="straight")
+            )
     return found
 
 
