@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -255,6 +256,12 @@ def translated(trips: RoundTrips, there: int | None, back: int) -> list[Translat
         recognised = trips.experiment.classifier(images).argmax(dim=1).cpu() == wanted
         found.append(Translations(recognised, far < farther, float(far.mean() / farther.mean())))
     return found
+
+
+def translation_shares(of_seeds: Sequence[Translations]) -> tuple[str, str]:
+    """The mean relative distance from the source, and the mean share of those that are closer and recognised."""
+    found = [statistics.fmean(getattr(each, name) for each in of_seeds) for name in ("distance", "share")]
+    return f"{found[0]:.0%}", f"{found[1]:.0%}"
 
 
 def untranslatable(experiment: Experiment) -> str | None:

@@ -110,16 +110,28 @@ def trends_by_chance(draws: Sequence[Sequence[Evaluation]]) -> list[float]:
     return [_trend(range(len(draws)), of_seed) for of_seed in of_seeds]
 
 
-def gain_by_chance(
-    experiment: Experiment, config: str, comparison: Comparison, chosen: Sequence[Sampler], seeds: Sequence[int]
-) -> list[float]:
-    """By how much the same samplers' Fréchet distances fall when their noise is drawn anew, for each seed."""
-    again = experiment.sweep(config, seeds, chosen, draw=1)
+def against_euler(
+    experiment: Experiment,
+    config: str,
+    comparison: Comparison,
+    numbers: Sequence[int],
+    seeds: Sequence[int],
+    solver: str = "euler",
+    update: str = "standard",
+) -> tuple[list[float], list[float]]:
+    """What another solver or update gains over Euler's standard one at equal NFE, mean over ``numbers``, for each seed.
+
+    And what Euler's gains over itself when its noise is drawn anew.
+    """
+    plain = [experiment.sampler(nfe) for nfe in numbers]
+    others = [experiment.sampler(nfe, solver, update) for nfe in numbers]
+    again = experiment.sweep(config, seeds, plain, draw=1)
     gains = [
         [first.frechet - second.frechet for first, second in zip(comparison.runs[each], again[each], strict=True)]
-        for each in chosen
+        for each in plain
     ]
-    return [statistics.fmean(of_seed) for of_seed in zip(*gains, strict=True)]
+    by_chance = [statistics.fmean(of_seed) for of_seed in zip(*gains, strict=True)]
+    return comparison.gain(zip(plain, others, strict=True)), by_chance
 
 
 def compare(
