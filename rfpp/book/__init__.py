@@ -237,6 +237,7 @@ def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Pa
             )
         shutil.copy2(executed, source / "notebooks" / notebook.name)
     (source / "book" / "results.md").write_text(results.page(run_folder))
+    (source / "book" / "tally.txt").write_text(results.tally(run_folder))
 
     # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]

@@ -80,6 +80,12 @@ def survives(p: float) -> bool:
     return p < 1 - statistics.CONFIDENCE
 
 
+def tally(run: Path) -> str:
+    """How many verdicts of each kind there are at each scale, as a table for other pages."""
+    claims = ledger()
+    return "\n".join(_tally(scales(run), claims))
+
+
 def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
     rows = []
     for preset, found in by_scale.items():

@@ -138,7 +138,7 @@ class Plan:
             "real_data": (fine.steps, fine.lr, fine.warmup),
             "third_round": (third.steps, general.lr, general.warmup),
         }[configuration.schedule]
-        return Optimisation(steps, lr, warmup, ema=general.ema)
+        return Optimisation(steps, lr, warmup, ema=general.ema, growing=general.ema_growing)
 
     def batch_size(self, configuration: Configuration) -> int:
         """Rows of a training step."""

@@ -134,7 +134,10 @@ class Pairs(_Settings):
 
 
 class Training(_Settings):
-    """Table 7 at this scale. Configuration A trains with ``small_batch``, the others with ``large_batch``."""
+    """Table 7 at this scale. Configuration A trains with ``small_batch``, the others with ``large_batch``.
+
+    ``ema_growing``: the average's decay grows up to ``ema``; in the paper it is constant.
+    """
 
     steps: Count
     small_batch: Count
@@ -142,6 +145,7 @@ class Training(_Settings):
     lr: Positive
     warmup: Annotated[int, Field(ge=0)]
     ema: Share
+    ema_growing: bool = True
     dropout: Share
 
 
