@@ -58,7 +58,7 @@ def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
     from rfpp.samplers import steps_for
 
     steps_for(arguments.nfe, arguments.solver)
-    return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update}
+    return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update, "inner": arguments.times}
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -163,6 +163,13 @@ def _import_pairs(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {len(pairs.PairDataset(folder))} pairs")
 
 
+def _lock(arguments: argparse.Namespace) -> None:
+    from rfpp import claims
+
+    changed = claims.lock()
+    print(f"locked: {', '.join(changed)}" if changed else "the ledger is locked as it stands")
+
+
 def _retrain(arguments: argparse.Namespace) -> None:
     from rfpp.pipeline import shipped
 
@@ -189,6 +196,8 @@ def _add_imports(commands: Any) -> None:
     sub.add_argument("out", type=Path, help="the folder to write")
     sub.add_argument("--labels", type=Path, help="images_labels.csv")
     sub.set_defaults(function=_import_pairs)
+    text = "take new claims, and amendments of others, into the ledger's lock"
+    commands.add_parser("lock", help=text, description=text).set_defaults(function=_lock)
     sub = commands.add_parser("retrain", help="train the shipped networks again")
     sub.add_argument("names", nargs="*", help="which; all by default")
     sub.set_defaults(function=_retrain)
@@ -221,6 +230,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--nfe", type=int, default=1, help="evaluations; odd with --solver heun")
         sub.add_argument("--solver", default="euler", help="euler or heun")
         sub.add_argument("--update", default="standard", help="standard or straight")
+        sub.add_argument(
+            "--times", type=float, nargs="+", metavar="T", help="when the steps after the first begin; the paper: 0.8"
+        )
 
     command("pairs", _pairs, "make the pairs of the 1-rectified flow")
     model(command("train", _train, "train 2-rectified flows"), many=True)

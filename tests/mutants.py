@@ -118,7 +118,7 @@ FAULTS = (
     Fault("denoising-weight", "EDM's weight without a square",
           "/ (sigma * self.sigma_data) ** 2", "/ (sigma * self.sigma_data)", "test_training.py -k denoising"),
     Fault("ema", "an average that does not forget the start",
-          "1 - min(decay, n / (n + 9))", "1 - decay", "test_engine.py -k average"),
+          "min(decay, n / (n + 9)) if growing else decay", "decay", "test_engine.py -k average"),
     Fault("warm-up", "a first step that does not train",
           "(step + 1) / (warmup + 1)", "step / (warmup + 1)", "test_engine.py -k rate"),
     Fault("dropout-step", "the same dropout at every step",

@@ -31,6 +31,9 @@ def own_runs(tmp_path, monkeypatch):
         ("evaluate --preset lapto", "did you mean 'laptop'"),
         ("evaluate --preset smoke --nfe 0", "nfe=0 is too small"),
         ("evaluate --preset smoke --nfe 4 --solver heun", "use nfe=3 or 5"),
+        ("evaluate --preset smoke --nfe 2 --times 1.5", "inner=(1.5,): times must fall from first_time=0.999 to 0"),
+        ("evaluate --preset smoke --nfe 3 --times 0.5 0.8", "inner=(0.5, 0.8): times must fall"),
+        ("evaluate --preset smoke --nfe 2 --times 0.8 0.5", "has 1 inner times"),
         ("sample --preset smoke --solver huen", "did you mean 'heun'"),
         ("sample --preset smoke --n 0", "n=0 is too small; an integer of at least 1 is needed"),
         ("sample --preset smoke --n -3", "n=-3 is too small; an integer of at least 1 is needed"),
@@ -59,6 +62,22 @@ def test_bad_input_is_explained_before_any_work(arguments, complaint, own_runs, 
     written = capsys.readouterr()
     assert complaint in written.err and written.err.count("\n") == 1 and not written.out
     assert not list(own_runs.glob("**/manifest.json"))
+
+
+def test_the_second_time_is_what_was_asked_for(own_runs, capsys):
+    """The paper's 0.8 against the uniform grid's 0.5, which is what no time at all gives."""
+    grades = []
+    for times in ([], ["--times", "0.5"], ["--times", "0.8"]):
+        assert (
+            cli.main(["evaluate", "--preset", "smoke", "--config", "teacher", "--seed", "0", "--nfe", "2", *times]) == 0
+        )
+        grades.append(capsys.readouterr().out.splitlines()[-1])
+    assert grades[0] == grades[1] != grades[2]
+
+
+def test_the_ledger_is_locked_from_the_command_line(capsys):
+    assert cli.main(["lock"]) == 0
+    assert capsys.readouterr().out == "the ledger is locked as it stands\n"
 
 
 def test_train_evaluate_sample_status(own_runs, tmp_path, capsys):

@@ -62,9 +62,11 @@ def test_a_linear_regression_ends_at_the_least_squares_solution():
     assert history.losses[-1] == pytest.approx(least, rel=1e-3) and history.losses[0] > history.losses[-1]
 
 
+@pytest.mark.parametrize("growing", [True, False])
 @pytest.mark.parametrize("ema", [0.0, 0.15, 0.9, 0.9999])
-def test_the_average_is_the_one_done_by_hand(ema):
-    """``avg_1 = p_1``, then ``avg_n = d avg_{n-1} + (1 - d) p_n``, ``d = min(ema, n / (n + 9))``, in Python floats."""
+def test_the_average_is_the_one_done_by_hand(ema, growing):
+    """``avg_1 = p_1``, then ``avg_n = d avg_{n-1} + (1 - d) p_n``, ``d = min(ema, n / (n + 9))`` or ``ema``, in Python
+    floats."""
     before, averages = [], []
 
     def loss(model, step):
@@ -72,14 +74,14 @@ def test_the_average_is_the_one_done_by_hand(ema):
         return (model.weight - 3).square().sum()
 
     fit(
-        linear(1), Function(loss), 30, lr=0.1, ema=ema,
+        linear(1), Function(loss), 30, lr=0.1, ema=ema, growing=growing,
         on_step=lambda step, average: averages.append((step, average.weight[0, 0].item())),
     )  # fmt: skip
     assert [step for step, _ in averages] == list(range(1, 31))
     average = before[1]
     for n, parameter in enumerate(before[1:], start=1):
         if n > 1:
-            decay = min(ema, n / (n + 9))
+            decay = min(ema, n / (n + 9)) if growing else ema
             average = decay * average + (1 - decay) * parameter
         assert averages[n - 1][1] == pytest.approx(average, rel=1e-9)
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from test_metrics import frechet
 
-from rfpp import engine, samplers, timesteps, training
+from rfpp import engine, presets, samplers, timesteps, training
 from rfpp import pairs as pair_module
 from rfpp.base import rng
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pipeline import shipped
+from rfpp.pipeline.plan import Plan
 from rfpp.presets import PresetError
 
 
@@ -338,3 +339,43 @@ def test_two_steps_with_the_papers_second_time(others):
     z, labels = others.noise(5)
     found = others.sampler(2, inner=(0.8,))(flow, z, labels)
     torch.testing.assert_close(found, samplers.sample(flow, z, 2, times=(0.999, 0.8), labels=labels))
+
+
+# What differs between seeds
+
+
+def test_each_seed_has_noise_of_its_own_to_be_graded_on(experiment):
+    """The same for all configurations, so that differences are paired; a draw of another number is another noise."""
+    plan = experiment.plan
+    seeds = {(config, seed): plan.grade(config, seed, plan.sampler()).seed for config in "AF" for seed in (0, 1)}
+    assert seeds["A", 0] == seeds["F", 0] != seeds["A", 1] == seeds["F", 1]
+    assert plan.grade("A", 0, plan.sampler(), draw=1).seed not in seeds.values()
+
+
+@pytest.mark.parametrize("per_seed", [False, True])
+def test_pairs_are_drawn_anew_for_each_seed_where_the_preset_says_so(folder, per_seed):
+    made = Experiment("smoke", {"pairs.per_seed": per_seed}, runs=folder)
+    first, second = (made.plan.flow("A", seed).pairs for seed in (0, 1))
+    assert (first != second) == per_seed and ("pairs" in made.plan.varies) == per_seed
+    assert made.plan.pairs() == first and made.plan.pairs("held_out", 0) == made.plan.pairs("held_out", 1)
+    assert made.plan.flow("G", 0).pairs == made.plan.flow("G", 1).pairs
+    one, other = (made.pairs("train", seed).batch(torch.arange(8))[1] for seed in (0, 1))
+    assert torch.equal(one, other) != per_seed
+
+
+def test_the_desk_is_the_laptop_with_ten_times_the_steps():
+    """And pairs and seeds of its own: the seeds of the trial that chose its steps are not among them."""
+    laptop, desk = presets.load("laptop").model_dump(), presets.load("desk").model_dump()
+    for section in ("training", "real_data", "third_round"):
+        assert desk[section].pop("steps") == 10 * laptop[section].pop("steps")
+    assert desk["pairs"].pop("per_seed") and not laptop["pairs"].pop("per_seed")
+    assert len(desk["seeds"]) >= 5 and not {0, 1} & set(desk["seeds"])
+    for name in ("name", "summary", "seeds"):
+        del laptop[name], desk[name]
+    assert laptop == desk
+
+
+def test_a_is_trained_longer_until_it_has_seen_as_many_images():
+    plan = Plan(presets.load("laptop"))
+    longer, b = plan.flow("A-longer", 0), plan.flow("B", 0)
+    assert longer.optimisation.steps * longer.batch_size == b.optimisation.steps * b.batch_size

@@ -50,6 +50,25 @@ def test_a_walk_begins_and_ends_with_real_images_of_its_class(trips):
         assert torch.equal(walk[0], of_class[0]) and torch.equal(walk[-1], of_class[-1])
 
 
+def test_a_translation_is_another_class_and_compared_with_fresh_noise(trips, monkeypatch):
+    """A flow that makes its images of their own noise, whatever the class: each is its source, which none is closer to.
+    With fresh noise in its place half of the images are closer, give or take: 20 images, 4 deviations allowed."""
+    source, own = trips.real.x, trips.noise("F, Euler", 4)[0]
+
+    def decode(self, z, labels, seed, nfe):
+        return source if torch.equal(z, own) else source + z
+
+    monkeypatch.setattr(inversion.RoundTrips, "decode", decode)
+    (kept,), (fresh,) = inversion.translated(trips, 4, 2), inversion.translated(trips, None, 2)
+    assert kept.closer.all() and kept.distance == 0
+    assert float(fresh.closer.float().mean()) == pytest.approx(0.5, abs=0.45) and fresh.distance == pytest.approx(
+        1, abs=0.3
+    )
+    wanted = inversion._other_classes(trips)
+    assert (wanted != trips.real.classes).all() and set(wanted.tolist()) <= set(range(10))
+    assert kept.share == float((trips.experiment.classifier(source).argmax(dim=1) == wanted).float().mean())
+
+
 def test_gaussian_noise_lies_in_its_shell_and_keeps_below_the_critical_distance():
     z = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     low, high = inversion.shell(64)

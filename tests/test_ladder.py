@@ -5,7 +5,8 @@ import pytest
 from rfpp.configurations import ALL
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
-from rfpp.studies import ladder, published
+from rfpp.pipeline.sampling import Sampler
+from rfpp.studies import ladder, published, solvers
 
 
 def graded():
@@ -21,6 +22,40 @@ def test_a_gain_is_the_share_that_a_change_removes_seed_by_seed():
     rungs = graded().rungs()
     assert [*rungs] == ["A → B", "B → C", "C → D", "D → E", "E → F", "F → G", "C-small → D-small"]
     assert rungs["A → B"] == ([0.5, -0.5], [0.5, -0.5], pytest.approx([0.5, -0.5]))
+
+
+def test_a_configuration_against_itself_has_the_next_seeds_flow_in_place_of_the_changed_one():
+    assert graded().against_itself("one step", "A") == [-1.0, 0.5]
+    assert graded().against_itself("one step", "B", "pair_error") == pytest.approx([-5.0, 5 / 6])
+
+
+def comparison():
+    """Euler at 1, 2, 4 NFE for two seeds: one falls always, the other rises at the end; Heun is better by 1 and 2."""
+    samplers = {"Euler": [Sampler(nfe) for nfe in (1, 2, 4)], "Heun": [Sampler(1, "heun"), Sampler(3, "heun")]}
+    distances = [(9, 9), (5, 4), (3, 6), (8, 7), (2, 1)]
+    every = [sampler for family in samplers.values() for sampler in family]
+    runs = {
+        sampler: [Evaluation(value, 1.0, 0.0) for value in values]
+        for sampler, values in zip(every, distances, strict=True)
+    }
+    return solvers.Comparison(samplers, runs)
+
+
+def test_a_trend_is_kendalls():
+    """By hand: of three pairs of NFE all fall for the first seed, two of three for the second: (1 - 2) / 3."""
+    assert comparison().trends("Euler") == pytest.approx([-1.0, -1 / 3])
+
+
+def test_a_gain_over_samplers_is_the_mean_difference_for_each_seed():
+    found = comparison()
+    euler, heun = found.samplers["Euler"], found.samplers["Heun"]
+    assert found.gain([(euler[0], heun[0]), (euler[2], heun[1])]) == [1.0, 3.5]
+    assert found.gain([]) == []
+
+
+def test_a_trend_by_chance_is_that_of_the_draws():
+    draws = [[Evaluation(value, 1.0, 0.0)] for value in (2.0, 1.0, 3.0)]
+    assert solvers.trends_by_chance(draws) == pytest.approx([1 / 3])
 
 
 def test_the_configurations_of_a_preset_in_rows():

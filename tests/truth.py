@@ -190,6 +190,6 @@ def released_pairs(folder, n, classes=None, size=4, channels=3, per_folder=None,
     )
 
 
-def fit(model, objective, steps, *, lr=1e-3, warmup=0, decay=False, ema=0.9999, **options):
+def fit(model, objective, steps, *, lr=1e-3, warmup=0, decay=False, ema=0.9999, growing=True, **options):
     """``rfpp.engine.fit`` with the optimisation spelt out."""
-    return engine.fit(model, objective, engine.Optimisation(steps, lr, warmup, decay, ema), **options)
+    return engine.fit(model, objective, engine.Optimisation(steps, lr, warmup, decay, ema, growing), **options)

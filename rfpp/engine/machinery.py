@@ -51,7 +51,8 @@ class Optimisation:
     """Adam for ``steps`` steps.
 
     ``warmup``: steps over which the learning rate rises to ``lr`` (the first step already trains); ``decay``: let it
-    fall to nought along a cosine; ``ema``: decay of the weights' moving average.
+    fall to nought along a cosine; ``ema``: decay of the weights' moving average; ``growing``: let that decay grow from
+    0 to ``ema``, so that a short training's average forgets where it started.
     Raises ``ValueError`` or ``TypeError`` for values that cannot be.
     """
 
@@ -60,6 +61,7 @@ class Optimisation:
     warmup: int = 0
     decay: bool = False
     ema: float = 0.9999
+    growing: bool = True
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
@@ -77,15 +79,17 @@ class Optimisation:
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def ema_update(decay: float, averaged: Callable[[], int]) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Exponential moving average whose decay grows with the run, ``min(decay, n / (n + 9))``: it forgets the start.
+def ema_update(
+    decay: float, averaged: Callable[[], int], growing: bool = True
+) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Exponential moving average with a constant decay, or one that grows with the run, ``min(decay, n / (n + 9))``.
 
     ``averaged``: how many were averaged so far. Reading torch's own counter would synchronise the GPU.
     """
 
     def update(averages: Tensors, currents: Tensors, _: Tensor | int) -> None:
         n = averaged() + 1
-        torch._foreach_lerp_(averages, currents, 1 - min(decay, n / (n + 9)))
+        torch._foreach_lerp_(averages, currents, 1 - (min(decay, n / (n + 9)) if growing else decay))
 
     return update
 

@@ -28,7 +28,9 @@ class Run:
         if machinery.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=ema_update(optimisation.ema, lambda: self.step))
+        self.average = AveragedModel(
+            model, multi_avg_fn=ema_update(optimisation.ema, lambda: self.step, optimisation.growing)
+        )
         self.optimiser = torch.optim.Adam(
             model.parameters(), lr=optimisation.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
         )

@@ -53,7 +53,10 @@ class Sampler:
             raise ValueError(
                 f"inner={self.inner}: nfe={self.nfe} with solver={self.solver!r} has {steps - 1} inner times"
             )
-        return torch.tensor([self.first_time, *self.inner, 0.0], dtype=torch.float64)
+        grid = torch.tensor([self.first_time, *self.inner, 0.0], dtype=torch.float64)
+        if not (grid.diff() < 0).all():
+            raise ValueError(f"inner={self.inner}: times must fall from first_time={self.first_time} to 0")
+        return grid
 
     def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None, batch_size: int = 500) -> Tensor:
         """Samples from noise ``z`` ``(N, ...)`` in batches, on the device of ``z``."""

@@ -120,17 +120,24 @@ class Features(_Settings):
 
 
 class Pairs(_Settings):
-    """How many pairs of the 1-rectified flow, and how exactly its ODE is solved: ``2 num_steps - 1`` evaluations."""
+    """How many pairs of the 1-rectified flow, and how exactly its ODE is solved: ``2 num_steps - 1`` evaluations.
+
+    ``per_seed``: each training seed has pairs of its own to train on, so that what varies over seeds includes them.
+    """
 
     train: Count
     held_out: Count
     num_steps: Annotated[int, Field(ge=2)]
     batch_size: Count
     seed: Annotated[int, Field(ge=0)]
+    per_seed: bool = False
 
 
 class Training(_Settings):
-    """Table 7 at this scale. Configuration A trains with ``small_batch``, the others with ``large_batch``."""
+    """Table 7 at this scale. Configuration A trains with ``small_batch``, the others with ``large_batch``.
+
+    ``ema_growing``: the average's decay grows up to ``ema``; in the paper it is constant.
+    """
 
     steps: Count
     small_batch: Count
@@ -138,6 +145,7 @@ class Training(_Settings):
     lr: Positive
     warmup: Annotated[int, Field(ge=0)]
     ema: Share
+    ema_growing: bool = True
     dropout: Share
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from rfpp import metrics, samplers
@@ -24,23 +25,26 @@ EXACT = 127
 
 
 def families(experiment: Experiment, euler: Sequence[int], heun: Sequence[int]) -> dict[str, list[Sampler]]:
-    """Samplers by name and NFE: Euler's method with either update, and Heun's.
+    """Samplers by name and NFE: Euler's method and Heun's, each with either update.
 
     Raises ``TypeError`` or ``ValueError`` unless ``euler`` and ``heun`` are different numbers of evaluations that the
     methods can take from the preset's first time.
     """
     counts("euler", euler)
     counts("heun", heun)
-    found: dict[str, list[Sampler]] = {"Euler": [], "Euler, straight update": [], "Heun": []}
+    found: dict[str, list[Sampler]] = {
+        name: [] for name in ("Euler", "Euler, straight update", "Heun", "Heun, straight update")
+    }
     for parameter, values in (("euler", euler), ("heun", heun)):
         for nfe in sorted(values):
             try:
                 standard = experiment.sampler(nfe, parameter)
             except ValueError as error:
                 raise ValueError(f"{parameter}={list(values)}: {error}") from error
-            found["Euler" if parameter == "euler" else "Heun"].append(standard)
-            if parameter == "euler":
-                found["Euler, straight update"].append(experiment.sampler(nfe, update="straight"))
+            found[parameter.capitalize()].append(standard)
+            found[f"{parameter.capitalize()}, straight update"].append(
+                experiment.sampler(nfe, parameter, update="straight")
+            )
     return found
 
 
@@ -74,13 +78,60 @@ class Comparison:
     def gain(self, couples: Iterable[tuple[Sampler, Sampler]]) -> list[float]:
         """By how much the second sampler's Fréchet distance is smaller than the first's, for each seed.
 
-        The mean over ``couples`` of samplers.
+        The mean over ``couples`` of samplers; empty without any.
         """
         gains = [
             [worse.frechet - better.frechet for worse, better in zip(self.runs[a], self.runs[b], strict=True)]
             for a, b in couples
         ]
         return [statistics.fmean(of_seed) for of_seed in zip(*gains, strict=True)]
+
+    def trends(self, family: str) -> list[float]:
+        """Kendall's rank correlation of the Fréchet distance with the NFE, for each seed: -1 if it always falls."""
+        distances = self.over_nfe("frechet")[family]
+        of_seeds = zip(*distances.values(), strict=True)
+        return [_trend(list(distances), of_seed) for of_seed in of_seeds]
+
+
+def _trend(order: Sequence[int], values: Sequence[float]) -> float:
+    return float(stats.kendalltau(order, values).statistic)
+
+
+def fresh_draws(
+    experiment: Experiment, config: str, seeds: Sequence[int], sampler: Sampler, n: int
+) -> list[list[Evaluation]]:
+    """The same sampler graded ``n`` times on noise drawn anew, one evaluation for each seed: what chance alone does."""
+    return [experiment.sweep(config, seeds, [sampler], draw)[sampler] for draw in range(1, n + 1)]
+
+
+def trends_by_chance(draws: Sequence[Sequence[Evaluation]]) -> list[float]:
+    """Kendall's rank correlation of the Fréchet distance with the number of the draw, for each seed."""
+    of_seeds = zip(*([run.frechet for run in draw] for draw in draws), strict=True)
+    return [_trend(range(len(draws)), of_seed) for of_seed in of_seeds]
+
+
+def against_euler(
+    experiment: Experiment,
+    config: str,
+    comparison: Comparison,
+    numbers: Sequence[int],
+    seeds: Sequence[int],
+    solver: str = "euler",
+    update: str = "standard",
+) -> tuple[list[float], list[float]]:
+    """What another solver or update gains over Euler's standard one at equal NFE, mean over ``numbers``, for each seed.
+
+    And what Euler's gains over itself when its noise is drawn anew.
+    """
+    plain = [experiment.sampler(nfe) for nfe in numbers]
+    others = [experiment.sampler(nfe, solver, update) for nfe in numbers]
+    again = experiment.sweep(config, seeds, plain, draw=1)
+    gains = [
+        [first.frechet - second.frechet for first, second in zip(comparison.runs[each], again[each], strict=True)]
+        for each in plain
+    ]
+    by_chance = [statistics.fmean(of_seed) for of_seed in zip(*gains, strict=True)]
+    return comparison.gain(zip(plain, others, strict=True)), by_chance
 
 
 def compare(
