@@ -163,6 +163,13 @@ def _import_pairs(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {len(pairs.PairDataset(folder))} pairs")
 
 
+def _lock(arguments: argparse.Namespace) -> None:
+    from rfpp import claims
+
+    changed = claims.lock()
+    print(f"locked: {', '.join(changed)}" if changed else "the ledger is locked as it stands")
+
+
 def _retrain(arguments: argparse.Namespace) -> None:
     from rfpp.pipeline import shipped
 
@@ -189,6 +196,8 @@ def _add_imports(commands: Any) -> None:
     sub.add_argument("out", type=Path, help="the folder to write")
     sub.add_argument("--labels", type=Path, help="images_labels.csv")
     sub.set_defaults(function=_import_pairs)
+    text = "take new claims, and amendments of others, into the ledger's lock"
+    commands.add_parser("lock", help=text, description=text).set_defaults(function=_lock)
     sub = commands.add_parser("retrain", help="train the shipped networks again")
     sub.add_argument("names", nargs="*", help="which; all by default")
     sub.set_defaults(function=_retrain)

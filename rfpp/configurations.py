@@ -21,7 +21,7 @@ from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, bind, pseudo_huber, squ
 from rfpp.timesteps import TimestepDistribution, Uniform, UShaped
 
 STARTS, BATCHES, PAIRS = ("random", "teacher"), ("small", "large"), ("teacher", "real", "own")
-SCHEDULES = ("training", "real_data", "third_round")
+SCHEDULES = ("training", "as_many_images", "real_data", "third_round")
 
 TEACHER = "teacher"
 """Stands where a configuration does: the 1-rectified flow, which is the teacher itself (Proposition 1)."""
@@ -94,6 +94,9 @@ CONFIGURATIONS = {"A": _A, "B": _B, "C": _C, "D": _D, "E": _E, "F": _F, "G": _G}
 """Table 1; E and F each replace D's premetric in C."""
 
 VARIANTS = {
+    "A-longer": Configuration("A, as many images as B", "random", "small", Uniform(), schedule="as_many_images"),
+    "A-start": Configuration("A + teacher's weights", "teacher", "small", Uniform()),
+    "A-batch": Configuration("A + larger batch", "random", "large", Uniform()),
     "C-small": Configuration("C with the small batch", batch="small"),
     "D-small": Configuration("D with the small batch", batch="small", premetric=pseudo_huber),
     "longer": Configuration("F, trained on", _F, premetric=LPIPSHuberOverT, schedule="third_round"),
@@ -102,7 +105,8 @@ VARIANTS = {
     ),
 }
 """What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), and another round of reflow
-(Section 3), with a second round that is trained as long to compare it with."""
+(Section 3), with a second round that is trained as long to compare it with. And B's two changes one at a time, with A
+trained until it has seen as many images as B."""
 
 ALL = {**CONFIGURATIONS, **VARIANTS}
 

@@ -119,9 +119,12 @@ class Experiment:
             _ = self.teacher  # whether it fits is seen before any work
         return PairDataset(self.run.get(step).folder)
 
-    def pairs(self, split: str = "train") -> PairDataset:
-        """Pairs ``(x, z, label)`` of the 1-rectified flow, ``"train"`` or ``"held_out"``."""
-        return self._get_pairs(self.plan.pairs(split))
+    def pairs(self, split: str = "train", seed: int | None = None) -> PairDataset:
+        """Pairs ``(x, z, label)`` of the 1-rectified flow, ``"held_out"`` or to ``"train"`` on with a seed.
+
+        Seeds share the latter, unless the preset has ``pairs.per_seed``; then its first seed's are the default.
+        """
+        return self._get_pairs(self.plan.pairs(split, seed))
 
     def inverted(self) -> PairDataset:
         """Configuration G's pairs: real training images, and the noise that the 1-rectified flow carries each to."""
@@ -173,16 +176,21 @@ class Experiment:
         return self.plan.sampler(nfe, solver, update, inner)
 
     def noise(self, n: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The evaluation's noise ``(n, C, H, W)`` and labels ``(n,)``, all classes in turn; the same for every flow.
+        """Noise for pictures ``(n, C, H, W)``, that of the first seed's samples, and labels ``(n,)``, classes in turn.
 
         Labels are ``None`` where the teacher knows no classes.
         """
-        n = n or self.preset.evaluation.samples
-        return pairs.noise(self.plan.noise_seed, range(n), self.data.train.shape), labels_in_turn(n, self.classes)
+        n, seed = n or self.preset.evaluation.samples, self.plan.noise_seed(self.preset.seeds[0])
+        return pairs.noise(seed, range(n), self.data.train.shape), labels_in_turn(n, self.classes)
 
-    def sweep(self, config: Config, seeds: Sequence[int], wanted: Sequence[Samples]) -> dict[Samples, list[Evaluation]]:
-        """Grade a configuration with several samplers: for each of them, one evaluation per seed."""
-        steps = {sampler: [self.plan.grade(config, seed, sampler) for seed in seeds] for sampler in wanted}
+    def sweep(
+        self, config: Config, seeds: Sequence[int], wanted: Sequence[Samples], draw: int = 0
+    ) -> dict[Samples, list[Evaluation]]:
+        """Grade a configuration with several samplers: for each of them, one evaluation per seed.
+
+        A seed's samples are made of noise of its own, the same for every configuration; ``draw``: another such noise.
+        """
+        steps = {sampler: [self.plan.grade(config, seed, sampler, draw) for seed in seeds] for sampler in wanted}
         if any(self.run.find(step) is None for each in steps.values() for step in each):
             self.plan.grader.untrained()  # if Inception cannot be had, better now than after days of training
         if config != TEACHER:

@@ -40,7 +40,7 @@ from rfpp import (
     training,
 )
 from rfpp.base import rng
-from rfpp.book import plots, tables
+from rfpp.book import plots, results, tables
 from rfpp.denoisers import EDMPrecond, expand
 from rfpp.pairs import generators
 from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
@@ -252,12 +252,21 @@ CALLS = {
     checkpoints.load_edm_pickle: imported_from_edm,
     checkpoints.load_released: imported_from_the_released_code,
     checkpoints.save: saved,
-    claims.check: lambda s: claims.check(next(iter(claims.ledger())), [0.1, 0.2, 0.3]),
+    claims.check: lambda s: claims.check("c01", [0.1, 0.2, 0.3], control=[0.0, 0.1, 0.2]),
+    claims.check_lock: lambda s: claims.check_lock(claims.ledger()),
+    claims.holm: lambda s: claims.holm({"a": 0.1}),
+    claims.locked: lambda s: claims.locked(),
+    claims.out_of_scope: lambda s: claims.out_of_scope("c01", None),
+    claims.seeds_needed: lambda s: (
+        claims.seeds_needed(claims.Rule(above=0), [1.0, 2.0]),
+        claims.p_value(claims.Rule(above=0), [1.0, 2.0]),
+        claims.visible_effect([1.0, 2.0]),
+    ),
     claims.interval: lambda s: claims.interval([1.0, 2.0]),
     claims.judge: lambda s: claims.judge(claims.Rule(above=0), (1, 2)),
     claims.ledger: lambda s: claims.ledger(),
     claims.records: lambda s: claims.records(s.folder),
-    claims.results_page: lambda s: claims.results_page(s.folder),
+    results.page: lambda s: (results.page(s.folder), results.corrected({}, {}), results.survives(0.1)),
     claims.skip: lambda s: claims.skip("c22", "a reason"),
     claims.scales: lambda s: claims.scales(s.folder),
     data.Images: lambda s: s.images.batch(3, torch.Generator().manual_seed(0)),
@@ -402,6 +411,7 @@ QUIET = {
     *("rfpp.metrics.inception", "rfpp.pipeline.standard"),
 }
 ELSEWHERE = {
+    "lock",
     "first_few",
     "free_names",
     "reader_code",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -90,13 +91,25 @@ class Plan:
 
     # Pairs
 
-    def pairs(self, split: str = "train") -> MakePairs:
-        """Pairs of the 1-rectified flow, to train on or held out."""
+    def pairs(self, split: str = "train", seed: int | None = None) -> MakePairs:
+        """Pairs of the 1-rectified flow, held out or to train on with a ``seed``, by default the preset's first.
+
+        Seeds share them, unless the preset says otherwise.
+        """
         one_of("split", split, SPLITS)
         settings = self.preset.pairs
+        own = settings.per_seed and split == "train"
+        seed = self.preset.seeds[0] if seed is None else seed
         n = settings.train if split == "train" else settings.held_out
-        label = f", {split.replace('_', ' ')}"
-        return MakePairs(self.teacher, n, rng.derive(settings.seed, split), settings.num_steps, label)
+        label = f", {split.replace('_', ' ')}" + (f", seed {seed}" if own else "")
+        drawn = rng.derive(settings.seed, split, seed) if own else rng.derive(settings.seed, split)
+        return MakePairs(self.teacher, n, drawn, settings.num_steps, label)
+
+    @property
+    def varies(self) -> tuple[str, ...]:
+        """What differs from one training seed to the next, and so what an interval over seeds covers."""
+        pairs = ("pairs",) if self.preset.pairs.per_seed else ()
+        return ("training", *pairs, "noise of the samples")
 
     def inverted(self) -> InvertImages:
         """Real images and the noise that the teacher carries them to."""
@@ -117,6 +130,11 @@ class Plan:
         general, fine, third = self.preset.training, self.preset.real_data, self.preset.third_round
         steps, lr, warmup = {
             "training": (general.steps, general.lr, general.warmup),
+            "as_many_images": (
+                math.ceil(general.steps * general.large_batch / self.batch_size(configuration)),
+                general.lr,
+                general.warmup,
+            ),
             "real_data": (fine.steps, fine.lr, fine.warmup),
             "third_round": (third.steps, general.lr, general.warmup),
         }[configuration.schedule]
@@ -141,7 +159,7 @@ class Plan:
             assert isinstance(start, TrainFlow)  # the configuration sees to it
             pairs = self.own_pairs(start)
         else:
-            pairs = self.inverted() if configuration.pairs == "real" else self.pairs("train")
+            pairs = self.inverted() if configuration.pairs == "real" else self.pairs("train", seed)
         return TrainFlow(
             teacher=self.teacher,
             start=start,
@@ -183,10 +201,9 @@ class Plan:
         first_time = self.preset.evaluation.first_time
         return Sampler(nfe, solver, update, first_time, None if inner is None else tuple(inner))
 
-    @property
-    def noise_seed(self) -> int:
-        """Of the evaluation's noise."""
-        return rng.derive(self.preset.evaluation.seed, "evaluation")
+    def noise_seed(self, seed: int, draw: int = 0) -> int:
+        """Of the noise that a training seed's samples are made of; ``draw``: 0, or another one for comparison."""
+        return rng.derive(self.preset.evaluation.seed, "evaluation", seed, draw)
 
     def reference(self) -> MeasureReference:
         """What samples are compared with."""
@@ -195,16 +212,16 @@ class Plan:
     def _graded(self, config: str | Configuration, seed: int) -> TrainFlow | Weights:
         return self.teacher if config == TEACHER else self.flow(config, seed)
 
-    def grade(self, config: str | Configuration, seed: int, sampler: Samples) -> GradeFlow:
-        """The grades of a configuration's flow, or of the ``"teacher"``, with a sampler."""
+    def grade(self, config: str | Configuration, seed: int, sampler: Samples, draw: int = 0) -> GradeFlow:
+        """The grades of a configuration's flow, or of the ``"teacher"``, with a sampler, on the seed's noise."""
         return GradeFlow(
-            self._graded(config, seed), sampler, self.preset.evaluation.samples, self.noise_seed,
+            self._graded(config, seed), sampler, self.preset.evaluation.samples, self.noise_seed(seed, draw),
             self.pairs("held_out"), self.reference(),
         )  # fmt: skip
 
     def samples(self, config: str | Configuration, seed: int, sampler: Samples, n: int) -> DrawSamples:
         """Samples that are kept."""
-        return DrawSamples(self._graded(config, seed), sampler, n, self.noise_seed)
+        return DrawSamples(self._graded(config, seed), sampler, n, self.noise_seed(seed))
 
     def steps(
         self, configs: Iterable[str | Configuration] | None = None, seeds: Sequence[int] | None = None

@@ -55,7 +55,7 @@ def grade(
         described = asdict(sampler) if isinstance(sampler, Sampler) else {"nfe": sampler.nfe, "solver": str(sampler)}
         return metrics.grade(
             batches, extractor, published or own_reference(plan, folder, extractor), reference_features=real,
-            dataset=dataset.name, flow_sha256=str(weights_of), seed=plan.noise_seed, **described,
+            dataset=dataset.name, flow_sha256=str(weights_of), seed=plan.noise_seed(seed), **described,
         )  # fmt: skip
 
     return processes.by_main(work)

@@ -121,13 +121,17 @@ class Features(_Settings):
 
 
 class Pairs(_Settings):
-    """How many pairs of the 1-rectified flow, and how exactly its ODE is solved: ``2 num_steps - 1`` evaluations."""
+    """How many pairs of the 1-rectified flow, and how exactly its ODE is solved: ``2 num_steps - 1`` evaluations.
+
+    ``per_seed``: each training seed has pairs of its own to train on, so that what varies over seeds includes them.
+    """
 
     train: Count
     held_out: Count
     num_steps: Annotated[int, Field(ge=2)]
     batch_size: Count
     seed: Annotated[int, Field(ge=0)]
+    per_seed: bool = False
 
 
 class Training(_Settings):

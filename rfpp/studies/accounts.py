@@ -33,6 +33,13 @@ def millions(passes: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, flo
     return {name: {part: count / 1e6 for part, count in parts.items()} for name, parts in passes.items()}
 
 
+def without_pairs(passes: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """The same passes, had reflow's pairs been for free."""
+    return {
+        name: {part: count for part, count in parts.items() if part != "making pairs"} for name, parts in passes.items()
+    }
+
+
 def forward_passes(passes: Mapping[str, Mapping[str, int]]) -> Rows:
     """Method, passes per image and step, total, relative to reflow, and what the paper prints."""
     ratios = relative(passes)

@@ -35,6 +35,18 @@ def perfect_models() -> dict[str, RectifiedFlow]:
     return {"VE": RectifiedFlow(ve), "VP": RectifiedFlow(VPPrecond(PerfectVP()))}
 
 
+def wrong_time() -> RectifiedFlow:
+    """The perfect VE denoiser asked at the noise level ``t`` in place of ``t / (1 - t)``."""
+    ve = GaussianMixtureDenoiser(MEAN, STD)
+
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            x_hat: Tensor = ve(x, sigma / (1 + sigma), labels)
+            return x_hat
+
+    return RectifiedFlow(Wrong())
+
+
 def exact_velocity(x_t: Tensor, t: float) -> Tensor:
     """``v = (x_t - E[x | x_t]) / t`` of the data, from the covariance of ``x`` and ``x_t``; shapes ``(N, 4)``."""
     variance = ((1 - t) * STD) ** 2 + t**2

@@ -34,7 +34,7 @@ class Couples:
 
 def couples(experiment: Experiment, seed: int, n: int, t: float = 0.5) -> Couples:
     """Two different images of the preset's pairs, fresh noise for the first, and the crossing's noise at ``t``."""
-    generator, made = rng.generator(seed, "crossings"), experiment.pairs("train")
+    generator, made = rng.generator(seed, "crossings"), experiment.pairs("train", seed)
     one, other = torch.randint(len(made), (2, n), generator=generator)
     other = torch.where(one == other, (other + 1) % len(made), other)
     x1, _, _ = made.batch(one)
@@ -72,11 +72,21 @@ def outside(z: Tensor, limits: tuple[float, float]) -> float:
     return float(((found < low) | (found > high)).float().mean())
 
 
-def statistics(experiment: Experiment, seed: int, n: int) -> tuple[float, float]:
-    """Share of crossing noises outside the annulus, and how often their ``R(1)`` exceeds that of Gaussian noise."""
+def statistics(z: Tensor, gaussian: Tensor) -> tuple[float, float]:
+    """Share of noises ``z`` outside the annulus, and how often their ``R(1)`` exceeds that of ``gaussian`` noise."""
+    return outside(z, annulus(gaussian[0].numel())), intersections.exceedance(lag_one(z), lag_one(gaussian))
+
+
+def of_crossings(experiment: Experiment, seed: int, n: int) -> tuple[float, float]:
+    """The :func:`statistics` of the noise of ``n`` crossings."""
     drawn = couples(experiment, seed, n)
-    exceeds = intersections.exceedance(lag_one(drawn.crossing), lag_one(drawn.gaussian))
-    return outside(drawn.crossing, annulus(drawn.gaussian[0].numel())), exceeds
+    return statistics(drawn.crossing, drawn.gaussian)
+
+
+def of_white_noise(experiment: Experiment, seed: int, n: int) -> tuple[float, float]:
+    """The :func:`statistics` of ``n`` Gaussian noises, which must have neither property."""
+    gaussian = couples(experiment, seed, n).gaussian
+    return statistics(torch.randn(gaussian.shape, generator=rng.generator(seed, "white noise")), gaussian)
 
 
 def mean_autocorrelation(z: Tensor, lags: int) -> tuple[Tensor, Tensor]:
@@ -105,11 +115,13 @@ def miss(experiment: Experiment, drawn: Couples) -> tuple[float, float]:
 @dataclass(frozen=True)
 class Overlap:
     """The teacher's ``ordinary`` samples and those of crossing noise (``missed``), ``(n, C, H, W)``; ``share``: how
-    many of the latter lie within the manifold of other ordinary ones, as a fraction of that share of the former."""
+    many of the latter lie within the manifold of other ordinary ones, as a fraction of that share of the former; and
+    ``control``, the same for ordinary samples of fresh noise in place of the latter."""
 
     ordinary: Tensor
     missed: Tensor
     share: float
+    control: float
 
 
 def overlap(experiment: Experiment, seed: int, n: int) -> Overlap:
@@ -117,10 +129,13 @@ def overlap(experiment: Experiment, seed: int, n: int) -> Overlap:
     drawn = couples(experiment, seed, 2 * n)
     ordinary = teacher_samples(experiment, drawn.gaussian, drawn.labels)
     missed = teacher_samples(experiment, drawn.crossing[:n], drawn.labels)
-    share, reference = (
-        metrics.precision_recall(ordinary[n:], images, experiment.embedding)[0] for images in (missed, ordinary[:n])
+    white = torch.randn(missed.shape, generator=rng.generator(seed, "white noise"))
+    others = teacher_samples(experiment, white, drawn.labels)
+    share, control, reference = (
+        metrics.precision_recall(ordinary[n:], images, experiment.embedding)[0]
+        for images in (missed, others, ordinary[:n])
     )
-    return Overlap(ordinary[:n], missed, share / reference)
+    return Overlap(ordinary[:n], missed, share / reference, control / reference)
 
 
 @torch.no_grad()
@@ -155,6 +170,11 @@ class Terms:
     def remaining(self) -> float:
         """The bound after reflow over the term before, each averaged over the times."""
         return float(self.after.mean() / self.before.mean())
+
+    @property
+    def control(self) -> float:
+        """The same for the flow before reflow: the teacher's loss on independent pairs over its irreducible part."""
+        return float((self.before + self.excess).mean() / self.before.mean())
 
 
 def terms(experiment: Experiment, seed: int, times: Sequence[float], most: int) -> Terms:

@@ -13,12 +13,16 @@ from torch import Tensor
 from rfpp import metrics, samplers
 from rfpp.base import rng
 from rfpp.base.checks import counts, one_of
+from rfpp.configurations import TEACHER
 from rfpp.data import to_float
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 
 METHODS = ("F, Euler", "EDM, Euler", "EDM, Heun")
 """Configuration F, and the teacher with EDM's ODE and noise levels."""
+
+CONTROL = "1-rectified flow, Euler"
+"""The teacher's ODE on the times of configuration F: what the times are worth without the training."""
 
 HEUN = (7, 15)
 """Evaluations of Heun's method, ``2 k - 1`` for ``k`` steps: with fewer the solver is unstable."""
@@ -93,7 +97,7 @@ class RoundTrips:
 
         Raises ``ValueError`` for an unknown method, or an even ``nfe`` with Heun.
         """
-        one_of("method", method, METHODS)
+        one_of("method", method, (*METHODS, CONTROL))
         if (method, nfe) not in self._kept:
             self._kept[method, nfe] = [self._there(method, nfe, seed) for seed in self.seeds]
         return self._kept[method, nfe]
@@ -110,8 +114,9 @@ class RoundTrips:
     @torch.no_grad()
     def _there(self, method: str, nfe: int, seed: int) -> Tensor:
         x, labels, generator = self.real.x, self.real.labels, rng.generator(seed, "inversion")
-        if method == "F, Euler":
-            return samplers.invert(self.flows[seed], x, nfe, labels=labels, generator=generator)
+        if method in ("F, Euler", CONTROL):
+            flow = self.experiment.flow(TEACHER) if method == CONTROL else self.flows[seed]
+            return samplers.invert(flow, x, nfe, labels=labels, generator=generator)
         solver = method.removeprefix("EDM, ").lower()
         steps = samplers.steps_for(nfe, solver)
         teacher = self.experiment.teacher
@@ -120,8 +125,9 @@ class RoundTrips:
     @torch.no_grad()
     def _back(self, method: str, nfe: int, seed: int, z: Tensor) -> Tensor:
         labels = self.real.labels
-        if method == "F, Euler":
-            return self.decode(z, labels, seed, nfe)
+        if method in ("F, Euler", CONTROL):
+            flow = self.experiment.flow(TEACHER) if method == CONTROL else self.flows[seed]
+            return self.experiment.sampler(nfe)(flow, z, labels)
         solver = method.removeprefix("EDM, ").lower()
         steps, teacher = samplers.steps_for(nfe, solver), self.experiment.teacher
         if steps == 1:  # EDM's sampler has two levels at least; its one-step form is a jump from the highest
@@ -133,6 +139,16 @@ Curves = dict[str, dict[int, list[float]]]
 """By method and NFE, one value per seed."""
 
 
+def errors(trips: RoundTrips, method: str, nfe: int) -> list[float]:
+    """Mean squared error of a method's reconstructions, for each seed."""
+    return [float((image - trips.real.x).square().mean()) for image in trips.reconstructions(method, nfe)]
+
+
+def distances(trips: RoundTrips, method: str, nfe: int) -> list[float]:
+    """Kolmogorov's distance of a method's inverted noise's norms from those of Gaussian noise, for each seed."""
+    return [metrics.norm_distance(z) for z in trips.noise(method, nfe)]
+
+
 def _curves(evaluations: Iterable[int], value: Callable[[str, int], list[float]]) -> Curves:
     return {
         method: {nfe: value(method, nfe) for nfe in (HEUN if method == "EDM, Heun" else evaluations)}
@@ -142,16 +158,12 @@ def _curves(evaluations: Iterable[int], value: Callable[[str, int], list[float]]
 
 def reconstruction_errors(trips: RoundTrips, evaluations: Sequence[int]) -> Curves:
     """Mean squared error of the reconstructions with as many evaluations to invert as to generate (Figure 5a)."""
-
-    def value(method: str, nfe: int) -> list[float]:
-        return [float((image - trips.real.x).square().mean()) for image in trips.reconstructions(method, nfe)]
-
-    return _curves(evaluations, value)
+    return _curves(evaluations, lambda method, nfe: errors(trips, method, nfe))
 
 
 def norm_distances(trips: RoundTrips, evaluations: Sequence[int]) -> Curves:
     """Kolmogorov's distance of the inverted noise's norms from those of Gaussian noise."""
-    return _curves(evaluations, lambda method, nfe: [metrics.norm_distance(z) for z in trips.noise(method, nfe)])
+    return _curves(evaluations, lambda method, nfe: distances(trips, method, nfe))
 
 
 def norms(trips: RoundTrips, nfe: int) -> dict[str, Tensor]:
@@ -204,14 +216,44 @@ def translations(trips: RoundTrips, there: int, back: int) -> dict[str, Tensor]:
     return rows
 
 
-def recognised(trips: RoundTrips, there: int, back: int) -> list[float]:
-    """The share of images that, decoded as another class, are recognised as that class, for each seed."""
+@dataclass(frozen=True)
+class Translations:
+    """Images decoded as another class, for one seed: which were ``recognised`` as that class, and which are ``closer``
+    to their source than what the flow makes of fresh noise with the same class, ``(N,)`` each; ``distance``: the mean
+    squared distance from the source, over that of the images of fresh noise."""
+
+    recognised: Tensor
+    closer: Tensor
+    distance: float
+
+    @property
+    def share(self) -> float:
+        """The share of images that are both."""
+        return float((self.recognised & self.closer).float().mean())
+
+
+@torch.no_grad()
+def translate(trips: RoundTrips, seed: int, z: Tensor, back: int) -> Tensor:
+    """Noise decoded as another class than its image's, every other class in turn."""
+    return trips.decode(z, _other_classes(trips), seed, back)
+
+
+def _other_classes(trips: RoundTrips) -> Tensor:
     classes, labels = trips.experiment.classes, trips.real.classes
-    wanted = (labels + 1 + torch.arange(len(labels)) % (classes - 1)) % classes
-    found = []
-    for seed, z in zip(trips.seeds, trips.noise("F, Euler", there), strict=True):
-        decoded = trips.decode(z, wanted, seed, back)
-        found.append(metrics.label_agreement(decoded, wanted, trips.experiment.classifier))
+    return (labels + 1 + torch.arange(len(labels)) % (classes - 1)) % classes
+
+
+@torch.no_grad()
+def translated(trips: RoundTrips, there: int | None, back: int) -> list[Translations]:
+    """Translations of the images, for each seed; with ``there=None`` of fresh noise in place of the images' own."""
+    wanted, found = _other_classes(trips), []
+    for place, seed in enumerate(trips.seeds):
+        fresh = [torch.randn(trips.real.x.shape, generator=rng.generator(seed, "fresh", n)) for n in (0, 1)]
+        z = fresh[1] if there is None else trips.noise("F, Euler", there)[place]
+        images, others = translate(trips, seed, z, back), translate(trips, seed, fresh[0], back)
+        far, farther = ((made - trips.real.x).square().flatten(1).mean(dim=1) for made in (images, others))
+        recognised = trips.experiment.classifier(images).argmax(dim=1).cpu() == wanted
+        found.append(Translations(recognised, far < farther, float(far.mean() / farther.mean())))
     return found
 
 

@@ -67,6 +67,11 @@ class Ladder:
         first, then = self.values(title, (before, after), quantity).values()
         return [1 - b / a for a, b in zip(first, then, strict=True)]
 
+    def against_itself(self, title: str, config: str, quantity: str = "frechet") -> list[float]:
+        """The gain of no change at all, for each seed: the next seed's flow in place of the changed one."""
+        ((_, runs),) = self.values(title, [config], quantity).items()
+        return [1 - after / before for before, after in zip(runs, [*runs[1:], runs[0]], strict=True)]
+
     def rungs(self) -> dict[str, tuple[list[float], list[float], list[float]]]:
         """For each of :data:`RUNGS` the gain in Fréchet distance in one step and in two, and in one-step pair error."""
         one, two = self.graded

@@ -22,10 +22,19 @@ TIMES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.
 def squared_losses(experiment: Experiment, config: str, seeds: Sequence[int], n: int) -> list[Tensor]:
     """For each training seed ``||z - x - v||^2 / d`` at :data:`TIMES`, ``(T, n)``, of ``n`` training pairs at most."""
     one_of("config", config, ALL)
-    made, times = experiment.pairs("train"), torch.tensor(TIMES)
-    flows = [experiment.flow(config, seed) for seed in seeds]
-    n = min(n, len(made))
-    return [training.losses_over_time(flow, made, times, premetrics.squared_l2, n) for flow in flows]
+    times, found = torch.tensor(TIMES), []
+    for seed in seeds:
+        flow, made = experiment.flow(config, seed), experiment.pairs("train", seed)
+        found.append(training.losses_over_time(flow, made, times, premetrics.squared_l2, min(n, len(made))))
+    return found
+
+
+def blind_losses(experiment: Experiment, seed: int, n: int) -> Tensor:
+    """The same for a flow that has learnt the mean direction alone, ``v = E[z - x]``: it cannot depend on ``t``."""
+    made = experiment.pairs("train", seed)
+    x, z, _ = made.batch(torch.arange(min(n, len(made))))
+    direction = z - x
+    return premetrics.squared_l2(direction, direction.mean(dim=0, keepdim=True)).expand(len(TIMES), -1)
 
 
 def mean_and_spread(of_seeds: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from rfpp import metrics, samplers
@@ -74,13 +75,48 @@ class Comparison:
     def gain(self, couples: Iterable[tuple[Sampler, Sampler]]) -> list[float]:
         """By how much the second sampler's Fréchet distance is smaller than the first's, for each seed.
 
-        The mean over ``couples`` of samplers.
+        The mean over ``couples`` of samplers; empty without any.
         """
         gains = [
             [worse.frechet - better.frechet for worse, better in zip(self.runs[a], self.runs[b], strict=True)]
             for a, b in couples
         ]
         return [statistics.fmean(of_seed) for of_seed in zip(*gains, strict=True)]
+
+    def trends(self, family: str) -> list[float]:
+        """Kendall's rank correlation of the Fréchet distance with the NFE, for each seed: -1 if it always falls."""
+        distances = self.over_nfe("frechet")[family]
+        of_seeds = zip(*distances.values(), strict=True)
+        return [_trend(list(distances), of_seed) for of_seed in of_seeds]
+
+
+def _trend(order: Sequence[int], values: Sequence[float]) -> float:
+    return float(stats.kendalltau(order, values).statistic)
+
+
+def fresh_draws(
+    experiment: Experiment, config: str, seeds: Sequence[int], sampler: Sampler, n: int
+) -> list[list[Evaluation]]:
+    """The same sampler graded ``n`` times on noise drawn anew, one evaluation for each seed: what chance alone does."""
+    return [experiment.sweep(config, seeds, [sampler], draw)[sampler] for draw in range(1, n + 1)]
+
+
+def trends_by_chance(draws: Sequence[Sequence[Evaluation]]) -> list[float]:
+    """Kendall's rank correlation of the Fréchet distance with the number of the draw, for each seed."""
+    of_seeds = zip(*([run.frechet for run in draw] for draw in draws), strict=True)
+    return [_trend(range(len(draws)), of_seed) for of_seed in of_seeds]
+
+
+def gain_by_chance(
+    experiment: Experiment, config: str, comparison: Comparison, chosen: Sequence[Sampler], seeds: Sequence[int]
+) -> list[float]:
+    """By how much the same samplers' Fréchet distances fall when their noise is drawn anew, for each seed."""
+    again = experiment.sweep(config, seeds, chosen, draw=1)
+    gains = [
+        [first.frechet - second.frechet for first, second in zip(comparison.runs[each], again[each], strict=True)]
+        for each in chosen
+    ]
+    return [statistics.fmean(of_seed) for of_seed in zip(*gains, strict=True)]
 
 
 def compare(

@@ -1,0 +1,332 @@
+"""The results page: verdicts from the records of all scales, and what they rest on, as MyST Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from rfpp.base import paths
+from rfpp.claims import statistics
+from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
+from rfpp.claims.records import Record, scales
+from rfpp.presets import PresetError, load
+
+PROTOCOL = Path("book") / "protocol.yml"
+GROUPS = {
+    "why": "Why one round of reflow is enough",
+    "ladder": "What each change is worth",
+    "sampling": "Samplers",
+    "inversion": "Inversion",
+    "cost": "Cost",
+}
+_VERDICTS = ("reproduced", "not reproduced", "inconclusive", "vacuous")
+_SIGNS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "vacuous": "∅"}
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = statistics.interval(values)
+    mean = _number(sum(values) / len(values))
+    return f"{mean} [{_number(low)}, {_number(high)}]" if len(values) > 1 else mean
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([|<>*_])", r"\\\1", " ".join(text.split()))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return ["", *("| " + " | ".join(line) + " |" for line in lines), ""]
+
+
+def _linked(claim: Claim) -> str:
+    """The claim's id, which leads to the page of its notebook if there is one."""
+    found = sorted((paths.repository() / "notebooks").glob(f"[0-9][0-9]_{claim.notebook}.ipynb"))
+    return f"{{doc}}`{claim.id} <../notebooks/{found[0].stem}>`" if found else claim.id
+
+
+def _in_scope(claim: Claim, preset: str) -> bool:
+    return claim.only_at is None or preset.partition("+")[0] in claim.only_at
+
+
+def _cell(record: Record | None, claim: Claim, preset: str) -> str:
+    if not _in_scope(claim, preset):
+        return "not about this scale"
+    if record is None:
+        return "not run"
+    stale = " (stale: the claim or the code has changed since)" if record.stale(claim) else ""
+    return f"{_SIGNS[record.verdict]} **{record.verdict}**{stale}: {_span(record.measured)}"
+
+
+def corrected(found: Mapping[str, Record], claims: Mapping[str, Claim]) -> dict[str, float]:
+    """Holm's corrected p-value of each random claim of a scale, by id."""
+    values = {
+        id: statistics.p_value(claims[id].rule, record.measured)
+        for id, record in found.items()
+        if id in claims and claims[id].is_random
+    }
+    return statistics.holm(values)
+
+
+def survives(p: float) -> bool:
+    """Whether a verdict stands after the correction for the number of claims."""
+    return p < 1 - statistics.CONFIDENCE
+
+
+def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    rows = []
+    for preset, found in by_scale.items():
+        counts = Counter[str](record.verdict for id, record in found.items() if id in claims)
+        about = sum(_in_scope(claim, preset) for claim in claims.values())
+        after = corrected(found, claims)
+        decided = [id for id in after if found[id].verdict in ("reproduced", "not reproduced")]
+        kept = sum(survives(after[id]) for id in decided)
+        rows.append(
+            [f"`{preset}`", *(str(counts[verdict]) for verdict in _VERDICTS), str(about - sum(counts.values())),
+             f"{kept} of {len(decided)}"]
+        )  # fmt: skip
+    columns = ["scale", *(f"{_SIGNS[verdict]} {verdict}" for verdict in _VERDICTS), "not run", "after correction"]
+    return _table(columns, rows)
+
+
+def _note(claim: Claim) -> str:
+    """Whether the terms were changed, other than by a control that was added."""
+    changes = sum(set(amendment.before) != {"control"} for amendment in claim.amendments)
+    return "" if not changes else ". Amended" + ("" if changes == 1 else f" {changes} times") + ", see below"
+
+
+def _verdicts(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    lines: list[str] = []
+    columns = ["", "claim", *(f"`{preset}`" for preset in by_scale), "paper", "rule"]
+    for group, title in GROUPS.items():
+        members = [claim for claim in claims.values() if claim.group == group]
+        if members:
+            rows = (
+                [
+                    _linked(claim),
+                    f"{_escape(claim.statement)} ({_escape(claim.where)})",
+                    *(_cell(found.get(claim.id), claim, preset) for preset, found in by_scale.items()),
+                    _escape(claim.paper),
+                    f"{_escape(claim.quantity)}: {claim.rule}{_note(claim)}",
+                ]
+                for claim in members
+            )
+            lines += [f"## {title}", *_table(columns, rows)]
+    return lines
+
+
+def _controls(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    def shown(record: Record | None) -> str:
+        return "" if record is None or record.control is None else _span(record.control)
+
+    rows = (
+        [
+            claim.id,
+            _escape(claim.control),
+            str(claim.rule),
+            *(shown(found.get(claim.id)) for found in by_scale.values()),
+        ]
+        for claim in claims.values()
+        if claim.control is not None
+    )
+    return _table(["", "control", "must not be", *(f"`{preset}`" for preset in by_scale)], rows)
+
+
+def _undecided(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    rows = []
+    for preset, found in by_scale.items():
+        for id, record in found.items():
+            if id in claims and record.verdict == "inconclusive" and len(record.measured) > 1:
+                rule = claims[id].rule
+                gap = statistics.distance(rule, record.value)
+                needed = statistics.seeds_needed(rule, record.measured)
+                rows.append(
+                    [id, f"`{preset}`", str(len(record.measured)), _number(gap),
+                     _number(statistics.visible_effect(record.measured)),
+                     str(needed) if needed is not None else f"more than {statistics.MOST_SEEDS}"]
+                )  # fmt: skip
+    if not rows:
+        return ["No claim is inconclusive."]
+    return _table(["", "scale", "seeds", "distance from the bound", "visible with these seeds", "seeds needed"], rows)
+
+
+def _significance(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    rows = []
+    for preset, found in by_scale.items():
+        after = corrected(found, claims)
+        for id, p in sorted(after.items(), key=lambda item: item[1]):
+            before = statistics.p_value(claims[id].rule, found[id].measured)
+            decided = found[id].verdict in ("reproduced", "not reproduced")
+            stands = "" if not decided else "stands" if survives(p) else "no longer decided"
+            rows.append([id, f"`{preset}`", found[id].verdict, f"{before:.2g}", f"{p:.2g}", stands])
+    return _table(["", "scale", "verdict", "p", "p, corrected", "after the correction"], rows)
+
+
+def _terms(terms: Terms, fields: Iterable[str]) -> str:
+    values = ((name, getattr(terms, name)) for name in fields)
+    return "; ".join(
+        f"*{name.replace('_', ' ')}*: {_escape(str(value)) if value else 'none'}" for name, value in values
+    )
+
+
+def _under(amendment: int, claim: Claim, record: Record | None) -> str:
+    """The verdict under the terms before an amendment, on the same run, where they were measured."""
+    old, since = claim.versions()[amendment], list(enumerate(claim.amendments))[amendment:]
+    if record is None:
+        return "not run"
+    this = claim.amendments[amendment]
+    if this.old_verdict:
+        return _escape(this.old_verdict)
+    if this.wording or not {"rule", "quantity"} & this.before.keys():
+        return "the same"
+    replaced = next((place for place, later in since if "quantity" in later.before and not later.wording), None)
+    values = record.measured if replaced is None else record.former.get(str(replaced))
+    if values is None:
+        return "the old quantity is not measured any more"
+    found = statistics.verdict(old.rule, values, None, claim.is_random)
+    return f"{found}: {_span(values)}"
+
+
+def _amended(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    entries: list[tuple[Amendment, int, Claim]] = [
+        (amendment, place, claim) for claim in claims.values() for place, amendment in enumerate(claim.amendments)
+    ]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for amendment, place, claim in sorted(entries, key=lambda entry: (entry[0].date, entry[2].id)):
+        before, after = claim.versions()[place], claim.versions()[place + 1]
+        if set(amendment.before) == {"control"} and before.control is None:
+            then, now = "no control", "the control listed above"
+        else:
+            then, now = _terms(before, amendment.before), _terms(after, amendment.before)
+        row = (
+            str(amendment.date), then, now, _escape(amendment.reason), "yes" if amendment.seen else "no",
+            *(_under(place, claim, found.get(claim.id)) for found in by_scale.values()),
+        )  # fmt: skip
+        rows.setdefault(row, []).append(claim.id)
+    columns = ["", "date", "before", "after", "why", "values seen", *(f"old terms, `{preset}`" for preset in by_scale)]
+    listed = [[", ".join(ids), *row] for row, ids in rows.items()]
+    return _table(columns, listed) if rows else ["No entry was ever changed."]
+
+
+def _protocol() -> list[str]:
+    """What was changed in how claims are measured, from ``book/protocol.yml``."""
+    path = paths.repository() / PROTOCOL
+    entries = yaml.safe_load(path.read_text()) if path.is_file() else []
+    fields = ("claims", "date", "before", "after", "reason", "seen", "effect")
+    shown = {True: "yes", False: "no"}
+    rows = ([_escape(str(shown.get(entry[name], entry[name]))) for name in fields] for entry in entries)
+    return _table(["", "date", "before", "after", "why", "values seen", "what came of it"], rows)
+
+
+def _covers(presets: Iterable[str]) -> list[str]:
+    rows = []
+    for name in presets:
+        try:
+            settings = load(name.partition("+")[0])
+        except PresetError:
+            continue
+        pairs = "drawn anew" if settings.pairs.per_seed else "the same for all"
+        rows.append(
+            [f"`{name}`", ", ".join(map(str, settings.seeds)), "drawn anew", pairs, "drawn anew", "the same for all"]
+        )
+    columns = ["scale", "seeds", "training (start, order of pairs, times)", "pairs", "noise of graded samples",
+               "teacher, held-out pairs, networks that grade"]  # fmt: skip
+    return _table(columns, rows)
+
+
+def _origins(by_scale: Mapping[str, Mapping[str, Record]]) -> list[str]:
+    rows = []
+    for preset, records in by_scale.items():
+        for circumstances in sorted({record.circumstances for record in records.values()}):
+            device, torch_version, version, commit = circumstances
+            same = [record for record in records.values() if record.circumstances == circumstances]
+            rows.append(
+                [f"`{preset}`", device, f"rfpp {version}, torch {torch_version}", f"`{commit}`",
+                 ", ".join(record.id for record in same), f"{max(record.seconds for record in same):.0f} s"]
+            )  # fmt: skip
+    return _table(["scale", "device", "software", "commit", "claims", "computing"], rows)
+
+
+def page(run: Path) -> str:
+    """The results page of the book from the records of ``run`` and of other scales.
+
+    Raises ``ValueError`` when the ledger and its lock disagree.
+    """
+    claims, by_scale = ledger(), scales(run)
+    check_lock(claims)
+    parts = [
+        "# Results",
+        _INTRODUCTION,
+        *_tally(by_scale, claims),
+        *_verdicts(by_scale, claims),
+        "## Controls",
+        _CONTROLS,
+        *_controls(by_scale, claims),
+        "## What the intervals cover",
+        _COVERS,
+        *_covers(by_scale),
+        "## Many claims at once",
+        _MANY,
+        *_significance(by_scale, claims),
+        "## What would have decided",
+        _UNDECIDED,
+        *_undecided(by_scale, claims),
+        "(results-amendments)=",
+        "## What was changed in the ledger",
+        _AMENDED,
+        *_amended(by_scale, claims),
+        _MEASURED,
+        *_protocol(),
+        "## Where the numbers come from",
+        _ORIGINS,
+        *_origins(by_scale),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+_INTRODUCTION = """
+Each row is a claim of the paper. Each column after it is a scale at which the claim was put to the test. A claim's
+id leads to the page where that was done. A value is the mean over seeds, with its 95 % interval in brackets. A
+claim is *reproduced* when all of the interval obeys the rule, *not reproduced* when none of it does, and
+*inconclusive* otherwise. It is *vacuous* when the rule is obeyed by its control as well: then it says nothing. One
+run of a random quantity decides nothing.
+"""
+_CONTROLS = """
+A rule is worth something only if it can fail. Each control is measured in the same run, by the same rule, on
+something that lacks what the claim is about. It must not come out as *reproduced*.
+"""
+_COVERS = """
+An interval covers what differs between seeds, and nothing else. Where a claim needs no training, seeds are those of
+its draws.
+"""
+_MANY = """
+Intervals of 95 % are wrong one time in twenty, so among this many claims one or two may well be. `p` is the
+smallest number for which an interval of confidence 1 - `p` would still decide. The next column corrects it for the
+number of claims by Holm's step-down. Verdicts with a corrected value below 0.05 stand: the chance that any of these
+is wrong is below 5 %.
+"""
+_UNDECIDED = """
+For each inconclusive claim, how far its mean lies from the rule's bound; the distance that as many seeds would have
+seen four times in five, given how they spread; and how many seeds it would take to decide, if mean and spread were
+those measured.
+"""
+_AMENDED = """
+A rule that is changed after a measurement can be bent to fit it. Every change of what decides a verdict is listed
+here, with what stood before and why it was changed, and whether a measurement had been seen by then. The last
+columns say what the old rule gives on the same run.
+"""
+_MEASURED = """
+What is measured also depends on presets, on how samples are graded, and on random numbers. These changes left the
+ledger as it was, and moved values nevertheless.
+"""
+_ORIGINS = """
+*Computing* is the time it took to compute the steps behind a claim, for the longest claim in its row. Steps that
+several claims share are counted for each of them.
+"""

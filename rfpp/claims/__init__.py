@@ -1,0 +1,27 @@
+"""The claims ledger: what the paper says, what we measured, and the verdict that a rule written down before gives.
+
+``book/claims.yml`` lists the claims. A notebook ends with ``claims.check("c13", measured=[...], seeds=[...],
+control=[...], experiment=...)``, which prints one line and leaves a JSON record under ``runs/<preset>/claims/``. The
+results page of the book is made from these records, with those kept in ``book/records/<preset>/`` for scales that were
+run elsewhere.
+"""
+
+from rfpp.claims.ledger import Amendment, Claim, Rule, Terms, check_lock, ledger, lock, locked
+from rfpp.claims.records import Record, check, out_of_scope, records, scales, skip
+from rfpp.claims.statistics import (
+    CONFIDENCE,
+    Verdict,
+    holm,
+    interval,
+    judge,
+    p_value,
+    seeds_needed,
+    verdict,
+    visible_effect,
+)
+
+__all__ = [
+    "CONFIDENCE", "Amendment", "Claim", "Record", "Rule", "Terms", "Verdict", "check", "check_lock", "holm", "interval",
+    "judge", "ledger", "lock", "locked", "out_of_scope", "p_value", "records", "scales", "seeds_needed", "skip",
+    "verdict", "visible_effect",
+]  # fmt: skip

@@ -1,0 +1,202 @@
+"""The ledger: what the paper says, the rule for each claim, and the memory of what was changed.
+
+``book/claims.yml`` lists the claims, ``book/claims.lock`` the digest of each version of each entry. An entry changes by
+an amendment alone: it says when, what stood there before, and why.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rfpp.base import files, paths
+from rfpp.base.files import digest
+from rfpp.configurations import TEACHER, Configuration, find, imported
+from rfpp.pipeline.digests import code_digest
+from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
+from rfpp.pipeline.grades import GradeFlow
+from rfpp.pipeline.identities import identity
+from rfpp.pipeline.steps import Step
+
+LOCK = Path("book") / "claims.lock"
+
+
+class Rule(BaseModel):
+    """Reproduced if the measured quantity is ``above`` or ``below`` a bound, or ``between`` two."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    above: float | None = None
+    below: float | None = None
+    between: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Rule:
+        if sum(bound is not None for bound in (self.above, self.below, self.between)) != 1:
+            raise ValueError("a rule has exactly one of above, below, between")
+        if self.between is not None and not self.between[0] < self.between[1]:
+            raise ValueError(f"between={self.between} must rise")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The open interval that counts as reproduced."""
+        if self.between is not None:
+            return self.between
+        return (self.above if self.above is not None else -math.inf, self.below if self.below is not None else math.inf)
+
+    def __str__(self) -> str:
+        if self.between is not None:
+            return f"between {self.between[0]:g} and {self.between[1]:g}"
+        return f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+
+
+class Terms(BaseModel):
+    """What a verdict depends on: these change by an amendment alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    statement: str
+    paper: str
+    quantity: str
+    rule: Rule
+    control: str | None = None
+    """A measurement of something else by the same rule, which must fail; ``None`` for one without any."""
+    only_at: list[str] | None = None
+    """The presets at which the claim is about something; all of them when ``None``."""
+
+    def digest(self) -> str:
+        """What stands for these terms in the lock and in records; a control or a scope that is not there adds nothing.
+
+        Names that :meth:`Amendment.before` may hold are these fields'.
+        """
+        return digest(self.model_dump(mode="json", exclude_none=True, include=set(Terms.model_fields)))
+
+
+class Amendment(BaseModel):
+    """A change of an entry's terms."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    date: datetime.date
+    before: dict[str, Any]
+    """The fields that changed, as they stood before; ``null`` for one that was not there."""
+    seen: bool
+    """Whether a measurement of the claim had been looked at when the terms were changed, as far as is known."""
+    reason: str
+    wording: bool = False
+    """Whether what is computed stayed the same."""
+    old_verdict: str | None = None
+    """The verdict under the old terms, where it cannot be had from a run."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Amendment:
+        if not self.before or not self.before.keys() <= Terms.model_fields.keys():
+            raise ValueError(f"before holds {sorted(self.before)}; allowed: {', '.join(Terms.model_fields)}")
+        return self
+
+
+class Claim(Terms):
+    """One entry of the ledger."""
+
+    id: Annotated[str, Field(pattern=r"^c\d\d$")]
+    where: str
+    notebook: str
+    group: Literal["why", "ladder", "sampling", "inversion", "cost"] = "why"
+    is_random: bool = True
+    """Whether two runs may differ: then one run is no verdict."""
+    rests_on: list[str] = []
+    """The configurations whose flows are measured, ``"teacher"`` for the pairs alone; empty where nothing is computed
+    that would be kept."""
+    code: list[str] = []
+    """Import paths of what computes the quantity."""
+    amendments: list[Amendment] = []
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Claim:
+        dates = [amendment.date for amendment in self.amendments]
+        if dates != sorted(dates):
+            raise ValueError(f"amendments of {self.id} are out of order: {', '.join(map(str, dates))}")
+        self.versions()  # complains about terms that are none
+        return self
+
+    def versions(self) -> list[Terms]:
+        """The terms before each amendment and, last, those that hold."""
+        values = self.model_dump(include=set(Terms.model_fields))
+        found = [values]
+        for amendment in reversed(self.amendments):
+            values = {**values, **amendment.before}
+            found.append(values)
+        return [Terms.model_validate(each) for each in reversed(found)]
+
+    def configurations(self) -> list[Configuration]:
+        """The configurations that it rests on."""
+        return [find(name) for name in self.rests_on if name != TEACHER]
+
+    def code_digest(self) -> str:
+        """Hash of the code that its quantity depends on."""
+        steps: list[type[Step]] = [MakePairs] if self.rests_on else []
+        rows = self.configurations()
+        if rows:
+            steps += [TrainFlow, GradeFlow]
+            steps += [InvertImages] if any(row.pairs == "real" for row in rows) else []
+            steps += [OwnPairs] if any(row.pairs == "own" for row in rows) else []
+        roots = [root for step in steps for root in (step, *step.code)]
+        functions = [imported(path, f"code of {self.id}") for path in self.code]
+        return digest([code_digest(*roots, *functions), [identity(row) for row in rows]])
+
+
+def ledger() -> dict[str, Claim]:
+    """The claims of ``book/claims.yml`` by id; raises ``ValueError`` for an entry that is not one."""
+    entries = yaml.safe_load((paths.repository() / paths.LEDGER).read_text())
+    claims = [Claim.model_validate(entry) for entry in entries]
+    repeated = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
+    if repeated:
+        raise ValueError(f"{paths.LEDGER} lists {', '.join(sorted(repeated))} more than once")
+    return {claim.id: claim for claim in claims}
+
+
+# The lock
+
+
+def locked() -> dict[str, list[str]]:
+    """The digest of each version of each entry, by id, the first version first."""
+    path = paths.repository() / LOCK
+    found: dict[str, list[str]] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def check_lock(claims: Mapping[str, Claim]) -> None:
+    """Raise ``ValueError`` where an entry and the lock disagree, naming the claim and what would mend it."""
+    kept = locked()
+    for id in sorted({*claims, *kept}):
+        if id not in claims:
+            raise ValueError(
+                f"{id} is gone from {paths.LEDGER}; a claim that is no longer tested stays, with its reason"
+            )
+        versions, known = [terms.digest() for terms in claims[id].versions()], kept.get(id, [])
+        if versions[: len(known)] != known:
+            raise ValueError(
+                f"{id} was changed without an amendment, or an amendment of it was: {paths.LEDGER} does not give the "
+                f"{len(known)} versions of {LOCK}; put the terms back, and write what stood before into a new amendment"
+            )
+        if len(versions) > len(known):
+            raise ValueError(f"{id} has {len(versions)} versions, {LOCK} knows {len(known)}; run: python -m rfpp lock")
+
+
+def lock() -> list[str]:
+    """Add new entries and amendments to the lock, and return the ids of these claims.
+
+    Raises ``ValueError`` where a version that is locked was changed: nothing is ever taken out.
+    """
+    claims, kept = ledger(), locked()
+    versions = {id: [terms.digest() for terms in claim.versions()] for id, claim in claims.items()}
+    for id, known in kept.items():
+        if versions.get(id, [])[: len(known)] != known:
+            check_lock(claims)
+    files.write_text(paths.repository() / LOCK, json.dumps(versions, indent=1) + "\n")
+    return [id for id, each in versions.items() if each != kept.get(id)]

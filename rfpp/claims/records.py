@@ -1,0 +1,200 @@
+"""What runs measured for claims: checked against the rule, printed in one line, kept with all circumstances."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rfpp.base import files, paths
+from rfpp.base.checks import one_of
+from rfpp.base.files import digest
+from rfpp.claims.ledger import Claim, ledger
+from rfpp.claims.statistics import Verdict, interval, verdict
+from rfpp.experiment import Experiment
+from rfpp.pipeline.steps import Step, in_order
+from rfpp.pipeline.store import Artifact, provenance
+
+Values = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run measured for a claim, and under which circumstances.
+
+    ``control``: the same for what must fail; ``former``: for quantities that an amendment replaced, by its place in the
+    entry, from 0. ``claim``: the digest of the terms that gave the verdict.
+    """
+
+    id: str
+    preset: str
+    measured: list[float]
+    seeds: list[int]
+    control: list[float] | None
+    former: dict[str, list[float]]
+    value: float
+    interval: tuple[float, float]
+    verdict: Verdict
+    claim: str
+    code: str
+    commit: str
+    seconds: float
+    provenance: dict[str, str]
+    artifacts: dict[str, str]
+
+    @property
+    def circumstances(self) -> tuple[str, str, str, str]:
+        """Device, torch, rfpp and commit."""
+        return self.provenance["device"], self.provenance["torch"], self.provenance["rfpp"], self.commit
+
+    def stale(self, claim: Claim) -> bool:
+        """Whether the claim or the code changed since this was measured."""
+        return self.claim != claim.digest() or self.code != claim.code_digest()
+
+
+def _values(name: str, id: str, given: Values, seeds: Sequence[int] | None) -> list[float]:
+    """A list of finite values, one for each seed where there are seeds."""
+    values = [float(value) for value in (given if isinstance(given, Sequence) else [given])]
+    count = len(values) if seeds is None else len(seeds)
+    if not values or len(values) != count or not all(math.isfinite(value) for value in values):
+        shown = "" if seeds is None else f", seeds={list(seeds)}"
+        raise ValueError(f"{id}: {name}={values}{shown}: one finite value for each seed is needed")
+    return values
+
+
+def _control(claim: Claim, control: Values | None, seeds: Sequence[int] | None, count: int) -> list[float] | None:
+    if (control is None) != (claim.control is None):
+        asked = f"its control ({claim.control})" if claim.control else "no control"
+        raise ValueError(f"{claim.id}: control={control}: the ledger names {asked}; measure what it names")
+    if control is None:
+        return None
+    found = _values("control", claim.id, control, None)
+    if len(found) < count:
+        raise ValueError(
+            f"{claim.id}: control={found} has {len(found)} values for {count} measured ones; "
+            "measure it with as many seeds"
+        )
+    return _values("control", claim.id, control, seeds)
+
+
+def _former(claim: Claim, former: Mapping[int, Values] | None, seeds: Sequence[int] | None) -> dict[str, list[float]]:
+    for place in former or {}:
+        if place not in range(len(claim.amendments)):
+            raise ValueError(f"{claim.id}: former={place}: the entry has {len(claim.amendments)} amendments, from 0")
+    return {str(place): _values(f"former[{place}]", claim.id, given, seeds) for place, given in (former or {}).items()}
+
+
+def check(
+    id: str,
+    measured: Values,
+    seeds: Sequence[int] | None = None,
+    *,
+    control: Values | None = None,
+    former: Mapping[int, Values] | None = None,
+    experiment: Experiment | None = None,
+) -> None:
+    """Judge a claim by what was measured, print the verdict, and record it when an ``experiment`` is given.
+
+    ``measured``: one value, or one for each of ``seeds``. ``control``: values of what the ledger's control names, which
+    must fail; ``former``: values of a quantity that an amendment replaced, by the amendment's place, from 0. The line
+    that is printed has the rule and the verdict, but not the number: its last digits depend on the machine.
+    Raises ``ValueError`` for an unknown claim, values that are not finite, a different number of seeds than values, a
+    control that is missing or has fewer values, and a claim that says nothing about this preset.
+    """
+    claims = ledger()
+    one_of("id", id, claims)
+    claim = claims[id]
+    if experiment is not None and (reason := out_of_scope(id, experiment)):
+        raise ValueError(f"{id}: {reason}; use claims.skip there")
+    values = _values("measured", id, measured, seeds)
+    seeds = list(range(len(values))) if seeds is None else list(seeds)
+    against = _control(claim, control, seeds, len(values))
+    found = verdict(claim.rule, values, against, claim.is_random)
+    count = f"{len(values)} seeds" if len(values) > 1 else "one run"
+    print(f"{id} {found} ({count}): {claim.quantity}; rule: {claim.rule}")
+    if experiment is not None:
+        artifacts = _evidence(claim, seeds, experiment)
+        record = Record(
+            id=id,
+            preset=experiment.preset.name,
+            measured=values,
+            seeds=seeds,
+            control=against,
+            former=_former(claim, former, seeds),
+            value=statistics.fmean(values),
+            interval=interval(values),
+            verdict=found,
+            claim=claim.digest(),
+            code=claim.code_digest(),
+            commit=_commit(),
+            seconds=round(sum(artifact.manifest["seconds"] for artifact in artifacts.values()), 1),
+            provenance=provenance(),
+            artifacts={name: digest(artifact.manifest["files"]) for name, artifact in artifacts.items()},
+        )
+        _write(record, experiment.folder / "claims")
+
+
+def out_of_scope(id: str, experiment: Experiment) -> str | None:
+    """Why a claim says nothing about a preset; ``None`` where it does."""
+    scope = ledger()[id].only_at
+    if scope is None or experiment.preset.origin in scope:
+        return None
+    return f"it is about the data of {', '.join(scope)} only"
+
+
+def _evidence(claim: Claim, seeds: Sequence[int], experiment: Experiment) -> dict[str, Artifact]:
+    """The finished steps that a claim rests on, whatever else a notebook has asked for."""
+    plan = experiment.plan
+    steps: list[Step] = []
+    if claim.rests_on:
+        steps += [plan.pairs("held_out"), *(plan.pairs("train", seed) for seed in seeds)]
+    steps += [plan.flow(row, seed) for row in claim.configurations() for seed in seeds]
+    found = {f"{step.name}/{step.key}": experiment.run.find(step) for step in in_order(steps)}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def skip(id: str, reason: str) -> None:
+    """Say why a claim is not judged by this run; its record, if there is one, stays.
+
+    Raises ``ValueError`` for an unknown claim.
+    """
+    one_of("id", id, ledger())
+    print(f"{id} not judged: {reason}")
+
+
+def _write(record: Record, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / f"{record.id}.json", json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(paths.repository()), "describe", "--always", "--dirty", "--abbrev=12"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def records(folder: Path) -> dict[str, Record]:
+    """The records in a folder by claim id; raises ``ValueError`` for a file that is none, or another claim's."""
+    found = {}
+    for path in sorted(folder.glob("c*.json")):
+        entry: dict[str, Any] = json.loads(path.read_text())
+        fields = Record.__dataclass_fields__
+        if entry.keys() != fields.keys() or entry["id"] != path.stem:
+            what = f"of {entry['id']}" if entry.get("id") not in (None, path.stem) else "of another version"
+            raise ValueError(f"{path} holds a record {what}; {path.stem}'s is needed: run its notebook again")
+        found[path.stem] = Record(**{**entry, "interval": tuple(entry["interval"])})
+    return found
+
+
+def scales(run: Path) -> dict[str, dict[str, Record]]:
+    """All records there are, by preset: those of ``run`` (``runs/<preset>``) first, then those kept with the book."""
+    kept = sorted(path for path in (paths.repository() / "book" / "records").glob("*") if path.is_dir())
+    found = {run.name: records(run / "claims")}
+    for folder in kept:
+        found.setdefault(folder.name, records(folder))
+    return found
