@@ -41,6 +41,16 @@ def photos(
     Raises ``ValueError`` for a size that no square has room for, a share outside of (0, 1), or more patches than there
     are places, and ``TypeError`` for numbers of another kind.
     """
+    train, rest = places(size, stride=stride, patches=patches, held_out=held_out)
+    pixels = _photographs(colour)
+    return Dataset("photos", _cut(pixels, train, size), _cut(pixels, rest, size), classes=2)
+
+
+def places(size: int, *, stride: int = 4, patches: int = 2000, held_out: float = HELD_OUT) -> tuple[Tensor, Tensor]:
+    """Where the training and the held-out patches of :func:`photos` start, rows of (photograph, row, column).
+
+    Raises what :func:`photos` does, and reads no photograph.
+    """
     at_least("size (data.resolution)", size, 1)
     if size > BLOCK:
         raise ValueError(f"size (data.resolution)={size} is too large; at most {BLOCK} is allowed for photos")
@@ -50,14 +60,13 @@ def photos(
         raise ValueError(f"data.held_out={held_out} is not a share; a number between 0 and 1 is needed")
     others = max(1, round(patches * held_out / (1 - held_out)))
     train, rest = _places(size, stride, held_out)
-    for places, wanted, split in ((train, patches, "training"), (rest, others, "held-out")):
-        if len(places) < wanted:
+    for found, wanted, split in ((train, patches, "training"), (rest, others, "held-out")):
+        if len(found) < wanted:
             raise ValueError(
                 f"patches={patches} with size (data.resolution)={size}, stride={stride} and data.held_out={held_out} "
-                f"needs {wanted} {split} patches, and there are {len(places)}; lower patches, size, stride or held_out"
+                f"needs {wanted} {split} patches, and there are {len(found)}; lower patches, size, stride or held_out"
             )
-    pixels = _photographs(colour)
-    return Dataset("photos", _cut(pixels, train[:patches], size), _cut(pixels, rest[:others], size), classes=2)
+    return train[:patches], rest[:others]
 
 
 def _photographs(colour: bool) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rfpp import data, intersections
 from rfpp.base import rng
+from rfpp.data import photographs
 from rfpp.denoisers import GaussianMixtureDenoiser, expand
 from rfpp.flow import T_MAX, RectifiedFlow, interpolate
 from rfpp.studies import crossings
@@ -18,6 +19,12 @@ from rfpp.studies.crossings import Couples
 _AT_ONCE = 1000
 _LAST = 0.01
 """Where the flow of a finite set is solved to: images that differ by more than a few hundredths are told apart."""
+
+
+def check(sizes: Sequence[int], count: int) -> None:
+    """Raise what :func:`patches` would, without reading a photograph."""
+    for size in sizes:
+        photographs.places(size, patches=count)
 
 
 def patches(sizes: Sequence[int], count: int) -> dict[int, Tensor]:
@@ -34,15 +41,10 @@ def couples(images: Tensor, seed: int, n: int, t: float = 0.5) -> Couples:
 
 
 def statistics(images: Tensor, seed: int, n: int) -> tuple[float, float]:
-    """Share of ``n`` crossing noises at ``t = 1/2`` outside the annulus, and how often their ``R(1)`` exceeds that of
-    Gaussian noise: :func:`rfpp.studies.crossings.statistics` for ``images`` ``(K, ...)`` in place of pairs' (Section 3,
-    Figures 2c and 2d)."""
-    limits, share, lags = crossings.annulus(images[0].numel()), 0.0, []
-    for part, rows in enumerate(torch.arange(n).split(_AT_ONCE)):
-        drawn = couples(images, rng.derive(seed, "part", part), len(rows))
-        share += crossings.outside(drawn.crossing, limits) * len(rows) / n
-        lags.append(torch.stack([crossings.lag_one(drawn.crossing), crossings.lag_one(drawn.gaussian)]))
-    return share, intersections.exceedance(*torch.cat(lags, dim=1))
+    """The :func:`rfpp.studies.crossings.statistics` of the noise of ``n`` crossings at ``t = 1/2`` among ``images``
+    ``(K, ...)`` in place of a preset's pairs."""
+    drawn = couples(images, seed, n)
+    return crossings.statistics(drawn.crossing, drawn.gaussian)
 
 
 class FiniteSet(GaussianMixtureDenoiser):
@@ -83,9 +85,9 @@ def ends(images: Tensor, noise: Tensor, tolerance: float = 1e-4) -> Tensor:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Where the exact flow of ``K`` images takes noise. At each time: the share of crossing noises ``z''`` that it takes
-    to ``x''`` (``reached``) or to ``x'`` (``stayed``), and at how many ``different`` images they end. The last number
-    for Gaussian noise is ``ordinary``, and ``chance`` is the share of it that ends at ``x''``, ``1 / K``."""
+    """Where the exact flow of ``K`` images takes noise. At each time: the share of crossing noises ``z''`` that it
+    takes to ``x''`` (``reached``) or to ``x'`` (``stayed``), and at how many ``different`` images they end. The last
+    number for Gaussian noise is ``ordinary``, and ``chance`` is the share of it that ends at ``x''``, ``1 / K``."""
 
     reached: Tensor
     stayed: Tensor
@@ -97,7 +99,8 @@ class Arrivals:
 def arrivals(images: Tensor, seed: int, n: int, times: Sequence[float]) -> Arrivals:
     """Section 3's first condition for ``n`` pairs ``(x', z')`` of the exact flow and random other ``images`` ``x''``.
 
-    The pairs are the flow's own, as in the paper's definition of a crossing: ``x'`` is what it makes of Gaussian ``z'``.
+    The pairs are the flow's own, as in the paper's definition of a crossing: ``x'`` is what it makes of Gaussian
+    ``z'``.
     """
     generator, count = rng.generator(seed, "arrivals"), len(images)
     z = torch.randn(n, *images.shape[1:], generator=generator)
@@ -128,21 +131,22 @@ class Exact:
 def exact_terms(images: Tensor, seed: int, n: int, times: Sequence[float]) -> Exact:
     """Eq. 4's first term before and after one round of reflow on a small set of ``images`` ``(K, ...)``, exactly.
 
-    At the ``x_t`` of ``n`` pairs, every image may have come with the noise that leads through ``x_t``. Independent pairs
-    have them all, with the posterior's weights. Of the flow's pairs there are those whose noise it takes to their image,
-    with the same weights among themselves: ``n (K - 1)`` solutions of its ODE at each time.
+    At an ``x_t``, every image may have come with the noise that leads through it. Independent pairs have them all, with
+    the posterior's weights. Of the flow's pairs there are those whose noise it takes to their image, with the same
+    weights among themselves: ``n (K - 1)`` solutions of its ODE at each time. Each kind of pair is taken at the ``x_t``
+    of ``n`` pairs of that kind, with the same noise.
     """
-    z = torch.randn(n, *images.shape[1:], generator=rng.generator(seed, "exact terms"))
-    first, count, terms = ends(images, z), len(images), []
+    generator, count, terms = rng.generator(seed, "exact terms"), len(images), []
+    z = torch.randn(n, *images.shape[1:], generator=generator)
+    drawn, first, posterior = torch.randint(count, (n,), generator=generator), ends(images, z), FiniteSet(images)
     for t in times:
-        x_t = interpolate(images[first], z, t)
+        independent, x_t = (interpolate(images[index], z, t) for index in (drawn, first))
         noise = ((x_t[:, None] - (1 - t) * images) / t).flatten(0, 1)
         crossed = ends(images, noise).reshape(n, count) == torch.arange(count)
         crossed[torch.arange(n), first] = True
-        logits = FiniteSet(images).logits(x_t / (1 - t), t / (1 - t))
-        before, after = (
-            _variance(images, kept.softmax(dim=1)) / t**2 for kept in (logits, logits.masked_fill(~crossed, -torch.inf))
-        )
+        every, kept = (posterior.logits(x / (1 - t), t / (1 - t)) for x in (independent, x_t))
+        kept = kept.masked_fill(~crossed, -torch.inf)
+        before, after = (_variance(images, logits.softmax(dim=1)) / t**2 for logits in (every, kept))
         terms.append(torch.stack([before, after, (crossed.sum() - n) / (n * (count - 1))]))
     return Exact(*torch.stack(terms, dim=1))
 
