@@ -272,6 +272,7 @@ CALLS = {
     data.Images: lambda s: s.images.batch(3, torch.Generator().manual_seed(0)),
     data.digits: lambda s: data.digits(),
     data.load: lambda s: data.load("digits"),
+    data.photos: lambda s: data.photos(8, patches=20),
     data.to_float: lambda s: data.to_float(s.images.pixels),
     data.to_uint8: lambda s: data.to_uint8(s.x),
     EDMPrecond: lambda s: s.denoiser(s.x, 0.5, s.labels),
