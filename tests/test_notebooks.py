@@ -36,6 +36,11 @@ REFUSED = [
     ("intersections", {"images_used": 10}, ValueError, "images_used=10 is too small; an integer of at least 11"),
     ("intersections", {"samples": "x"}, TypeError, "samples='x' is a str"),
     ("intersections", {"seeds": [1, 1]}, ValueError, r"seeds=\[1, 1\] has an entry twice"),
+    ("intersections", {"photo_sizes": []}, ValueError, r"photo_sizes=\[\] is empty"),
+    ("intersections", {"photo_sizes": [0]}, ValueError, "an entry of photo_sizes=0 is too small"),
+    ("intersections", {"photo_sizes": [107]}, ValueError, r"size \(data.resolution\)=107 is too large; at most 106"),
+    ("intersections", {"patches": 1}, ValueError, "patches=1 is too small; an integer of at least 2"),
+    ("intersections", {"patches": 20_000}, ValueError, "patches=20000 with .*=16, .* and there are 2116"),
     ("timesteps", {"pairs_used": 1}, ValueError, "pairs_used=1 is too small"),
     ("timesteps", {"a": math.nan}, ValueError, "a=nan is not a finite number"),
     ("timesteps", {"seeds": [-3]}, ValueError, "an entry of seeds=-3"),
@@ -96,7 +101,14 @@ def unconditional(folder):
 
 
 ALLOWED = [
-    ("intersections", {"couples": 2, "samples": 20, "images_used": 11, "shown": 1, "seeds": [4]}, ["c01 ", "c04 "]),
+    (
+        "intersections",
+        {
+            **{"couples": 2, "samples": 20, "images_used": 11, "shown": 1, "seeds": [4]},
+            **{"photo_sizes": [4, 1], "patches": 2},
+        },
+        ["c01 ", "c04 "],
+    ),
     ("timesteps", {"pairs_used": 2, "a": 0.0, "seeds": [4]}, ["c05 "]),
     ("training", {"shown": 1, "seeds": [4]}, ["c13 ", "c14 reproduced"]),
     (

@@ -204,6 +204,13 @@ def in_the_plane(things):
     intersections.regression_residual(x, z, 3)
 
 
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    """Pictures that nobody looks at any more."""
+    yield
+    plots.plt.close("all")
+
+
 def figures(things):
     line, curve = (
         torch.linspace(0, 1, 5),
@@ -266,12 +273,18 @@ CALLS = {
     claims.judge: lambda s: claims.judge(claims.Rule(above=0), (1, 2)),
     claims.ledger: lambda s: claims.ledger(),
     claims.records: lambda s: claims.records(s.folder),
-    results.page: lambda s: (results.page(s.folder), results.corrected({}, {}), results.survives(0.1)),
+    results.page: lambda s: (
+        results.page(s.folder),
+        results.tally(s.folder),
+        results.corrected({}, {}),
+        results.survives(0.1),
+    ),
     claims.skip: lambda s: claims.skip("c22", "a reason"),
     claims.scales: lambda s: claims.scales(s.folder),
     data.Images: lambda s: s.images.batch(3, torch.Generator().manual_seed(0)),
     data.digits: lambda s: data.digits(),
     data.load: lambda s: data.load("digits"),
+    data.photos: lambda s: data.photos(8, patches=20),
     data.to_float: lambda s: data.to_float(s.images.pixels),
     data.to_uint8: lambda s: data.to_uint8(s.x),
     EDMPrecond: lambda s: s.denoiser(s.x, 0.5, s.labels),

@@ -17,6 +17,8 @@ from rfpp.claims.ledger import Rule
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "vacuous", "not run"]
 CONFIDENCE = 0.95
+UPPER = (1 + CONFIDENCE) / 2
+"""Where an interval of that confidence ends, as a quantile."""
 POWER = 0.8
 MOST_SEEDS = 1000
 
@@ -31,7 +33,7 @@ def interval(measured: Sequence[float]) -> tuple[float, float]:
     mean = statistics.fmean(measured)
     if len(measured) == 1:
         return mean, mean
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(measured) - 1)) * standard_error(measured)
+    half = float(stats.t.ppf(UPPER, len(measured) - 1)) * standard_error(measured)
     return mean - half, mean + half
 
 
@@ -87,7 +89,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 def _power(effect: float, n: int) -> float:
     """How often a two-sided test of ``n`` seeds sees a true distance of ``effect`` standard deviations."""
-    critical = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    critical = stats.t.ppf(UPPER, n - 1)
     return float(stats.nct.sf(critical, n - 1, effect * math.sqrt(n)))
 
 

@@ -35,16 +35,17 @@ class _Settings(BaseModel):
 
 
 class Data(_Settings):
-    """Which images: the digits, CIFAR-10, ``images``, a folder or archive of them at ``path``, or ``custom`` ones.
+    """Which images: the digits, CIFAR-10, ``photos``, which are patches of two photographs, ``images``, a folder or
+    archive of them at ``path``, or ``custom`` ones.
 
     ``custom`` ones come from ``function``, the import path of a function ``module:name`` that returns a
     :class:`rfpp.data.Dataset`, or are given to :class:`rfpp.experiment.Experiment`.
 
-    A relative ``path`` is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout. ``resolution``, ``crop`` and
-    ``held_out`` are for ``images``, as for :func:`rfpp.data.load`.
+    A relative ``path`` is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout. ``resolution`` and ``held_out``
+    are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`.
     """
 
-    name: Literal["digits", "cifar10", "images", "custom"]
+    name: Literal["digits", "photos", "cifar10", "images", "custom"]
     path: str | None = None
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     resolution: Count | None = None
