@@ -34,7 +34,8 @@ class Configuration:
     ``start``: ``"random"`` weights, the ``"teacher"``'s, or those of a flow of another configuration. ``batch``:
     ``"small"`` or ``"large"``, which the preset says, or a number of rows. ``premetric``: a callable as those of
     :mod:`rfpp.premetrics`, or a class that makes one of a perceptual distance. ``pairs``: the ``"teacher"``'s, those of
-    inverted ``"real"`` images, or the start's ``"own"``. ``schedule``: the section of the preset that says for how
+    inverted ``"real"`` images, or the start's ``"own"``; ``real_share``: the probability with which a row is a real
+    pair instead (Section 4.4). ``schedule``: the section of the preset that says for how
     long, or an :class:`rfpp.engine.Optimisation`. ``summary`` is for people: two configurations that differ only there
     are equal.
 
@@ -48,6 +49,7 @@ class Configuration:
     premetric: Any = squared_l2
     pairs: str = "teacher"
     schedule: str | Optimisation = "training"
+    real_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.start, Configuration):
@@ -69,6 +71,8 @@ class Configuration:
         one_of("pairs", self.pairs, PAIRS)
         if self.pairs == "own" and not isinstance(self.start, Configuration):
             raise ValueError(f"pairs='own' are those of the flow in start, but start={self.start!r}; name a flow there")
+        if not 0 <= self.real_share <= 1:
+            raise ValueError(f"real_share={self.real_share} is no probability; a number from 0 to 1 is needed")
         if not isinstance(self.schedule, Optimisation):
             one_of("schedule", self.schedule, SCHEDULES)
 
@@ -99,6 +103,7 @@ VARIANTS = {
     "A-batch": Configuration("A + larger batch", "random", "large", Uniform()),
     "C-small": Configuration("C with the small batch", batch="small"),
     "D-small": Configuration("D with the small batch", batch="small", premetric=pseudo_huber),
+    "G-half": Configuration("F + half real data", _F, premetric=LPIPSHuberOverT, schedule="real_data", real_share=0.5),
     "longer": Configuration("F, trained on", _F, premetric=LPIPSHuberOverT, schedule="third_round"),
     "third": Configuration(
         "F, trained on its own pairs", _F, premetric=LPIPSHuberOverT, pairs="own", schedule="third_round"
@@ -106,7 +111,7 @@ VARIANTS = {
 }
 """What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), and another round of reflow
 (Section 3), with a second round that is trained as long to compare it with. And B's two changes one at a time, with A
-trained until it has seen as many images as B."""
+trained until it has seen as many images as B; and real pairs among generated ones (Section 4.4)."""
 
 ALL = {**CONFIGURATIONS, **VARIANTS}
 

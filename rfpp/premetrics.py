@@ -48,6 +48,27 @@ def _full_precision(device: str) -> Iterator[None]:
         yield
 
 
+class _Perceptual(torch.autograd.Function):
+    """A perceptual distance with its gradient, both in full precision: what a backward pass of its own would use by
+    then are the settings outside. Distances ``(B,)``, each of which depends on its own two images only."""
+
+    @staticmethod
+    def forward(ctx: Any, distance: PerceptualDistance, *images: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad[1:]
+        with _full_precision(images[0].device.type), torch.set_grad_enabled(any(wanted)):
+            images = tuple(image.detach().requires_grad_(want) for image, want in zip(images, wanted, strict=True))
+            found = distance(*images).flatten()
+            variables = [image for image in images if image.requires_grad]
+            gradients = iter(torch.autograd.grad(found.sum(), variables) if variables else ())
+        ctx.save_for_backward(*(next(gradients) if want else None for want in wanted))
+        return found.detach()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scale = upstream.reshape(-1, 1, 1, 1)
+        return None, *(None if gradient is None else gradient * scale for gradient in ctx.saved_tensors)
+
+
 class LPIPSHuber:
     """``(1 - t) pseudo_huber(a, b) + LPIPS(x_t - t a, x_t - t b)``: the pair's image against the predicted one.
 
@@ -63,8 +84,7 @@ class LPIPSHuber:
 
     def __call__(self, a: Tensor, b: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
         times = expand(t, x_t)
-        with _full_precision(x_t.device.type):
-            perceptual = self.perceptual(x_t - times * a, x_t - times * b).flatten()
+        perceptual: Tensor = _Perceptual.apply(self.perceptual, x_t - times * a, x_t - times * b)
         times = times.flatten()
         return (1 - times) * pseudo_huber(a, b) + self.weight(times) * perceptual
 

@@ -20,7 +20,7 @@ from rfpp.data import Images
 from rfpp.denoisers import EDMPrecond, VPPrecond
 from rfpp.engine import Batch, Objective
 from rfpp.flow import RectifiedFlow, interpolate
-from rfpp.pairs import PairDataset
+from rfpp.pairs import Mixture, PairDataset
 from rfpp.premetrics import Premetric
 from rfpp.timesteps import TimestepDistribution
 
@@ -34,7 +34,7 @@ __all__ = [
 class Reflow(Objective):
     """Algorithm 1's loss on pairs ``(x, z)`` of the 1-rectified flow: ``m(z - x, v(x_t, t))`` (Eq. 2, a premetric)."""
 
-    pairs: PairDataset
+    pairs: PairDataset | Mixture
     timesteps: TimestepDistribution
     premetric: Premetric
     batch_size: int
@@ -42,7 +42,7 @@ class Reflow(Objective):
 
     def draw(self, step: int, rows: range) -> Batch:
         generator = rng.generator(self.seed, "reflow", step)
-        index = torch.randint(len(self.pairs), (self.batch_size,), generator=generator)
+        index = self.pairs.draw(self.batch_size, generator)
         t = self.timesteps.sample(self.batch_size, generator=generator)
         own = slice(rows.start, rows.stop)
         return (*self.pairs.batch(index[own]), t[own])

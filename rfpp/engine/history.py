@@ -36,10 +36,12 @@ class LossesOverTime:
         self.sums = torch.zeros(WINDOWS, 2, BINS, device=device)
 
     def add(self, times: Tensor | None, losses: Tensor, window: int) -> None:
-        """Take in the losses ``(B,)`` of rows at ``times`` ``(B,)``, if these have any."""
+        """Take in the losses ``(B,)`` of rows at ``times`` ``(B,)``, if these have any; those that are no number do
+        not count."""
         if times is not None:
             bins = (times.float() * BINS).long().clamp(0, BINS - 1)
-            both = torch.stack([losses.detach().float(), torch.ones_like(losses, dtype=torch.float32)])
+            losses = losses.detach().float()
+            both = torch.stack([losses.nan_to_num(0, 0, 0), losses.isfinite().float()])
             self.sums[window].index_add_(1, bins, both)
 
 

@@ -23,6 +23,9 @@ from rfpp.engine.objectives import Batch, Objective
 from rfpp.engine.run import Run
 from rfpp.engine.states import Checkpoints
 
+SKIPPED = 10
+"""Steps in a row that a loss scale may skip."""
+
 
 class Diverged(ArithmeticError):
     """The loss stopped being a number."""
@@ -53,9 +56,9 @@ def fit(
     TensorBoard at each checkpoint but the last. The losses over time that TensorBoard shows are those of the first
     process's rows.
 
-    Raises :class:`Diverged` when a loss is not finite, :class:`CannotResume` when ``folder`` holds another training,
-    and :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM, with a checkpoint written. ``model`` is left
-    untouched.
+    Raises :class:`Diverged` when a loss is not finite (in fp16, several in a row), :class:`CannotResume` when
+    ``folder`` holds another training, and :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM, with a
+    checkpoint written. ``model`` is left untouched.
     """
     machinery = machinery or Machinery()
     check(objective.batch_size, machinery)
@@ -189,24 +192,29 @@ class _Loop:
         run.recent.append(total)
         run.step += 1
 
-    def _recent(self) -> list[float]:
-        """The losses since the last entry of the history; raises :class:`Diverged` for one that is not finite."""
-        if not self.run.recent:
-            return []
-        losses: list[float] = processes.mean(torch.stack(self.run.recent)).tolist()
+    def _recent(self) -> tuple[list[float], int]:
+        """The finite losses since the last entry of the history, and how many steps in a row up to now had none.
+
+        Raises :class:`Diverged` for a loss that is not finite; with a loss scale, which skips such a step, for
+        :data:`SKIPPED` of them in a row.
+        """
+        losses: list[float] = processes.mean(torch.stack(self.run.recent)).tolist() if self.run.recent else []
+        allowed, in_a_row = SKIPPED if self.run.scaler.is_enabled() else 1, self.run.skipped
         for place, value in enumerate(losses):
-            if not math.isfinite(value):
-                raise self._diverged(f"the loss is {value} at step {self.run.step - len(losses) + 1 + place}")
-        return losses
+            in_a_row = 0 if math.isfinite(value) else in_a_row + 1
+            if in_a_row == allowed:
+                which = f", the {allowed}th step in a row" if allowed > 1 else ""
+                raise self._diverged(f"the loss is {value} at step {self.run.step - len(losses) + 1 + place}{which}")
+        return [value for value in losses if math.isfinite(value)], in_a_row
 
     def log(self) -> float:
         """Make the mean of the recent losses the next entry of the history, and return it."""
-        losses, history = self._recent(), self.run.history
+        (losses, self.run.skipped), history = self._recent(), self.run.history
+        self.run.recent.clear()
         if losses:
-            self.run.recent.clear()
             history.steps.append(self.run.step)
             history.losses.append(sum(losses) / len(losses))
-        return history.losses[-1]
+        return history.losses[-1] if history.losses else math.nan
 
     def save(self) -> None:
         """Write a state, of which nothing is infinite or not a number."""

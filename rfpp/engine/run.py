@@ -38,6 +38,7 @@ class Run:
         self.step = 0
         self.history = History()
         self.recent: list[Tensor] = []
+        self.skipped = 0
         self.over_time = LossesOverTime(self.device)
         if machinery.compile:
             model.compile()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rfpp.networks.layers import Conv2d, GroupNorm, Init, Linear, zeros
 
@@ -72,9 +75,18 @@ class UNetBlock(nn.Module):
         batch, channels, height, width = x.shape
         # The 1x1 convolution's channels read (head, channel within the head, {query, key, value}).
         qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
-        query, key, value = (part.transpose(-1, -2) for part in qkv.unbind(3))
-        attended = F.scaled_dot_product_attention(query, key, value)
+        # Fused kernels need the channels of a head side by side in memory.
+        query, key, value = qkv.permute(3, 0, 1, 4, 2).contiguous()
+        with _differentiable_attention(query):
+            attended = F.scaled_dot_product_attention(query, key, value)
         return self.proj(attended.transpose(-1, -2).reshape(x.shape))
+
+
+def _differentiable_attention(query: Tensor) -> AbstractContextManager[None]:
+    """Attention without fused kernels, which have no forward-mode derivative, where one is asked for."""
+    if torch.compiler.is_compiling() or forward_ad.unpack_dual(query).tangent is None:
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 class UNet(nn.Module):

@@ -14,10 +14,11 @@ the generator it was drawn from, and :func:`noise_of_states` draws it again. The
 
 from rfpp.pairs.generators import GENERATOR, STATE_BYTES, noise, noise_of_states
 from rfpp.pairs.making import generate, invert
+from rfpp.pairs.mixture import Mixture
 from rfpp.pairs.released import import_released
 from rfpp.pairs.store import FORMAT, IN_MEMORY, INDEX, SHARD_SIZE, Damaged, PairDataset, share_done
 
 __all__ = [
-    "FORMAT", "GENERATOR", "INDEX", "IN_MEMORY", "SHARD_SIZE", "STATE_BYTES", "Damaged", "PairDataset", "generate",
-    "import_released", "invert", "noise", "noise_of_states", "share_done",
+    "FORMAT", "GENERATOR", "INDEX", "IN_MEMORY", "SHARD_SIZE", "STATE_BYTES", "Damaged", "Mixture", "PairDataset",
+    "generate", "import_released", "invert", "noise", "noise_of_states", "share_done",
 ]  # fmt: skip

@@ -180,6 +180,10 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return self._n
 
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Indices of ``n`` pairs, with replacement, ``(n,)``."""
+        return torch.randint(len(self), (n,), generator=generator)
+
     def read(self, indices: Tensor) -> dict[str, Tensor]:
         """What is stored of these pairs, ``(len(indices), ...)`` each: ``images`` as 8-bit pixels, ``labels`` and
         ``noise`` where images were inverted, ``labels`` and generator ``states`` where pairs were imported."""

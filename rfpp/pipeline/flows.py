@@ -15,7 +15,7 @@ from rfpp import checkpoints, engine, features, pairs, premetrics, training
 from rfpp.base import files, processes, rng
 from rfpp.engine import Optimisation
 from rfpp.flow import RectifiedFlow
-from rfpp.pairs import PairDataset
+from rfpp.pairs import Mixture, PairDataset
 from rfpp.pipeline.digests import presentation
 from rfpp.pipeline.networks import MODEL, STATES, Weights, is_kept, keep, perceptual_distance
 from rfpp.pipeline.sampling import Sampler, draw, labels_in_turn
@@ -121,7 +121,8 @@ class TrainFlow(Step):
     """A 2-rectified flow: reflow (Algorithm 1) on ``pairs`` from ``start``, with a timestep law and a premetric.
 
     ``start``: ``"random"``, ``"teacher"``, or the step of another flow; ``perceptual``: the weights behind the
-    premetric's distance, where it is made of one. ``label`` is what progress bars call it.
+    premetric's distance, where it is made of one; ``real``: inverted images, from which a row comes with probability
+    ``real_share`` (Section 4.4). ``label`` is what progress bars call it.
     """
 
     teacher: Weights
@@ -135,6 +136,8 @@ class TrainFlow(Step):
     dropout: float
     precision: str
     seed: int
+    real: InvertImages | None = None
+    real_share: float = 0.0
     label: Any = field(default="", compare=False)
 
     name: ClassVar[str] = "flow"
@@ -150,6 +153,12 @@ class TrainFlow(Step):
             return self.start.load(run)
         return training.initial_flow(self.teacher.load(run), self.start, self.dropout, self.seed)
 
+    def _pairs(self, run: Run) -> PairDataset | Mixture:
+        trained_on = PairDataset(run.get(self.pairs).folder)
+        if self.real is None:
+            return trained_on
+        return Mixture(trained_on, PairDataset(run.get(self.real).folder), self.real_share)
+
     def compute(self, folder: Path, run: Run) -> None:
         if is_kept(folder):
             return
@@ -157,7 +166,7 @@ class TrainFlow(Step):
         premetric = premetrics.bind(
             self.premetric, lambda: perceptual_distance(weights.load(run) if weights else nn.Identity())
         )
-        trained_on = PairDataset(run.get(self.pairs).folder)
+        trained_on = self._pairs(run)
         objective = training.Reflow(trained_on, self.timesteps, premetric, self.batch_size, self.seed)
         pictures = _Pictures(trained_on.shape, trained_on.classes)
         flow, history = engine.fit(

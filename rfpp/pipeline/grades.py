@@ -135,7 +135,7 @@ class GradeFlow(Step):
     def _pair_error(self, flow: RectifiedFlow, held_out: PairDataset, run: Run) -> float:
         """The mean of ``||sample(z) - x||^2 / d`` over held-out pairs."""
         errors = []
-        for rows in torch.arange(len(held_out)).split(SHARD):
+        for rows in torch.arange(len(held_out)).split(run.batch_size):
             x, z, labels = held_out.batch(rows)
             errors.append((self.sampler(flow, z, labels) - x).square().flatten(1).mean(dim=1))
             self._count(len(rows), run)

@@ -172,6 +172,8 @@ class Plan:
             dropout=self.preset.training.dropout,
             precision=self.preset.machinery.precision,
             seed=seed,
+            real=self.inverted() if configuration.real_share else None,
+            real_share=configuration.real_share,
             label=str(configuration),
         )
 
@@ -198,8 +200,8 @@ class Plan:
         self, nfe: int = 1, solver: str = "euler", update: str = "standard", inner: Sequence[float] | None = None
     ) -> Sampler:
         """A sampler that starts at the preset's first time; ``inner``: the times of the steps after it."""
-        first_time = self.preset.evaluation.first_time
-        return Sampler(nfe, solver, update, first_time, None if inner is None else tuple(inner))
+        times = None if inner is None else tuple(inner)
+        return Sampler(nfe, solver, update, self.preset.evaluation.first_time, times, self.preset.pairs.batch_size)
 
     def noise_seed(self, seed: int, draw: int = 0) -> int:
         """Of the noise that a training seed's samples are made of; ``draw``: 0, or another one for comparison."""

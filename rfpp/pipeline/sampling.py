@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,8 @@ class Sampler:
     first_time: float = T_MAX
     inner: tuple[float, ...] | None = None
     """The times of the steps after the first; uniform ones when ``None``."""
+    batch_size: int = field(default=500, compare=False, repr=False)
+    """Images at once."""
 
     def __post_init__(self) -> None:
         one_of("update", self.update, samplers.UPDATES)
@@ -58,11 +60,11 @@ class Sampler:
             raise ValueError(f"inner={self.inner}: times must fall from first_time={self.first_time} to 0")
         return grid
 
-    def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None, batch_size: int = 500) -> Tensor:
+    def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Samples from noise ``z`` ``(N, ...)`` in batches, on the device of ``z``."""
         images = []
         place = next((parameter.device for parameter in flow.parameters()), z.device)
-        for rows in torch.arange(len(z)).split(batch_size):
+        for rows in torch.arange(len(z)).split(self.batch_size):
             chosen = None if labels is None else labels[rows].to(place)
             made = samplers.sample(flow, z[rows].to(place), self.nfe, self.solver, self.update, self.times, chosen)
             images.append(made.to(z.device))

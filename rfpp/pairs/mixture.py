@@ -1,0 +1,61 @@
+"""Two sets of pairs as one, from which rows are drawn with a given probability each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rfpp.pairs.store import PairDataset
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Pairs of which a row is one of ``others`` with probability ``share``, else one of ``pairs``.
+
+    Indices from ``len(pairs)`` on are those of ``others``. Raises ``ValueError`` for sets of other shapes or classes,
+    and for a ``share`` outside [0, 1].
+    """
+
+    pairs: PairDataset
+    others: PairDataset
+    share: float
+
+    def __post_init__(self) -> None:
+        one, two = ((each.shape, each.classes) for each in (self.pairs, self.others))
+        if one != two:
+            raise ValueError(f"pairs of shape and classes {one} do not mix with those of {two}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share={self.share} is no probability; a number from 0 to 1 is needed")
+
+    def __len__(self) -> int:
+        return len(self.pairs) + len(self.others)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image, ``(C, H, W)``."""
+        return self.pairs.shape
+
+    @property
+    def classes(self) -> int:
+        """How many there are; 0 for none."""
+        return self.pairs.classes
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Indices of ``n`` rows, with replacement, ``(n,)``."""
+        of_others = torch.rand(n, generator=generator) < self.share
+        first, second = (each.draw(n, generator) for each in (self.pairs, self.others))
+        return torch.where(of_others, second + len(self.pairs), first)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
+        of_others = indices >= len(self.pairs)
+        x, z = torch.empty((2, len(indices), *self.shape))
+        labels = torch.empty(len(indices), dtype=torch.int64) if self.classes else None
+        for rows, source, first in ((~of_others, self.pairs, 0), (of_others, self.others, len(self.pairs))):
+            if rows.any():
+                x[rows], z[rows], found = source.batch(indices[rows] - first)
+                if labels is not None and found is not None:
+                    labels[rows] = found
+        return x, z, labels
