@@ -35,7 +35,7 @@ class Configuration:
     ``"small"`` or ``"large"``, which the preset says, or a number of rows. ``premetric``: a callable as those of
     :mod:`rfpp.premetrics`, or a class that makes one of a perceptual distance. ``pairs``: the ``"teacher"``'s, those of
     inverted ``"real"`` images, or the start's ``"own"``; ``real_share``: the probability with which a row is a real
-    pair instead (Section 4.4). ``schedule``: the section of the preset that says for how
+    pair instead (Section 4.4, whose p is that of the others). ``schedule``: the section of the preset that says for how
     long, or an :class:`rfpp.engine.Optimisation`. ``summary`` is for people: two configurations that differ only there
     are equal.
 

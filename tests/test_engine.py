@@ -425,6 +425,30 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path, bad):
     assert note["step"] == 10 and all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+@pytest.mark.parametrize("bad", [[3], [3, 4, 5, 6], [*range(2, 11)], [1, 2, 3]])
+def test_a_loss_scale_outlives_steps_without_a_number(bad):
+    """Such a step changes no weight, and its loss is in no mean."""
+
+    def loss(model, step):
+        return sum_of_parameters(model) * (float("nan") if step in bad else 1.0)
+
+    scaled = Machinery(precision="fp16", log_every=4)
+    found, history = fit(linear(), Function(loss), 16, lr=0.1, ema=0, machinery=scaled)
+    expected, _ = fit(linear(), pull, 16 - len(bad), lr=0.1, ema=0)
+    torch.testing.assert_close(weights(found), weights(expected))
+    assert np.isfinite(history.losses).all()
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_a_loss_scale_gives_up_after_ten_such_steps_in_a_row(log_every):
+    def loss(model, step):
+        return sum_of_parameters(model) * (float("inf") if 3 <= step < 13 else 1.0)
+
+    scaled = Machinery(precision="fp16", log_every=log_every)
+    with pytest.raises(Diverged, match="the loss is -?inf at step 13, the 10th step in a row"):
+        fit(linear(), Function(loss), 16, lr=0.1, machinery=scaled)
+
+
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     """The loss is finite, its gradient is not: what would be saved is worth nothing."""
 

@@ -1,7 +1,10 @@
 """The ladder: gains by hand, with seeds paired."""
 
+import dataclasses
+
 import pytest
 
+from rfpp.base import paths
 from rfpp.configurations import ALL
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
@@ -13,7 +16,7 @@ def graded():
     """Every configuration at 10 and 20 for two seeds, but B at 5 and 30; pair errors are a tenth of that."""
     runs = {name: (5, 30) if name == "B" else (10, 20) for name in ALL}
     by = {name: [Evaluation(value, 1.0, value / 10) for value in values] for name, values in runs.items()}
-    return ladder.Ladder({"one step": by, "two steps": by})
+    return ladder.Ladder({"one step": by, "two steps": by}, (0, 1), 150)
 
 
 def test_a_gain_is_the_share_that_a_change_removes_seed_by_seed():
@@ -27,6 +30,27 @@ def test_a_gain_is_the_share_that_a_change_removes_seed_by_seed():
 def test_a_configuration_against_itself_has_the_next_seeds_flow_in_place_of_the_changed_one():
     assert graded().against_itself("one step", "A") == [-1.0, 0.5]
     assert graded().against_itself("one step", "B", "pair_error") == pytest.approx([-5.0, 5 / 6])
+
+
+def test_both_sides_of_a_comparison_have_the_same_seeds():
+    runs = [Evaluation(1.0, 1.0, 0.1)]
+    with pytest.raises(ValueError, match=r"B, one step: 2 evaluations for seeds=\[3\]; .* the same seeds"):
+        ladder.Ladder({"one step": {"A": runs, "B": 2 * runs}}, [3], 150)
+
+
+def test_ladders_of_several_scales_stand_side_by_side(tmp_path, monkeypatch):
+    """This run's, and those that are kept with the book; the shortest training first."""
+    monkeypatch.setattr(paths, "repository", lambda: tmp_path)
+    experiment, ours = Experiment("smoke", runs=tmp_path / "runs"), graded()
+    ladder.keep(ours, experiment)
+    longer = dataclasses.replace(ours, steps=1500)
+    ladder.keep(longer, Experiment("smoke", runs=tmp_path / "others"))
+    (tmp_path / "book" / "records").mkdir(parents=True)
+    (tmp_path / "others" / "smoke" / "claims").rename(tmp_path / "book" / "records" / "desk")
+    found = ladder.scales(experiment)
+    assert [*found] == ["smoke", "desk"] and found["desk"].distances("B") == ours.distances("B")
+    gains = ladder.over_training(found.values())
+    assert gains["one step"]["A → B"] == {150: [0.5, -0.5], 1500: [0.5, -0.5]} and len(gains["two steps"]) == 6
 
 
 def comparison():

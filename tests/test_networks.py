@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from truth import REFERENCES, agrees, arrays, network, rand, randn, reference
 
@@ -320,6 +321,21 @@ def test_double_precision_throughout(kind, changes):
     found = model.double()(*(None if a is None else a.double() for a in arguments(model)))
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+@VARIANTS
+def test_fused_kernels_can_take_queries_keys_and_values(kind, changes, monkeypatch):
+    """They ask for a last stride of one."""
+    strides, attend = [], F.scaled_dot_product_attention
+
+    def watched(*parts):
+        strides.extend(part.stride()[-1] for part in parts)
+        return attend(*parts)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    model = build(kind, **changes, channel_mult=[1, 1], model_channels=64)
+    model.to(memory_format=torch.channels_last)(*arguments(model))
+    assert strides and set(strides) == {1}
 
 
 @VARIANTS

@@ -66,6 +66,7 @@ REFUSED = [
     ("ablation", {"second_time": 0.9995}, ValueError, "second_time=0.9995 must lie between 0 and .*first_time=0.999"),
     ("ablation", {"second_time": 0}, ValueError, "second_time=0 must lie between 0"),
     ("ablation", {"shown": 0}, ValueError, "shown=0 is too small; an integer of at least 1"),
+    ("ablation", {"uncurated": 7}, ValueError, "uncurated=7 is too small; an integer of at least 8"),
     ("inversion", {"preset": "smok"}, ValueError, "preset='smok' is unknown; .*did you mean 'smoke'"),
     ("inversion", {"settings": {"pears": 1}}, ValueError, "setting 'pears' is unknown"),
     ("inversion", {"seeds": [0.5]}, TypeError, "an entry of seeds=0.5 is a float"),
@@ -138,7 +139,7 @@ ALLOWED = [
         ],
     ),
     ("try_your_own", {"steps": 1, "shown": 1, "seed": 7}, []),
-    ("ablation", {"seeds": [3], "second_time": 1e-3, "shown": 1500}, ["c06 ", "c23 "]),
+    ("ablation", {"seeds": [3], "second_time": 1e-3, "shown": 1500, "uncurated": 8}, ["c06 ", "c23 "]),
     (
         "inversion",
         {"evaluations": [4, 1], "gaussian_nfe": 3, "images": 20, "shown": 4, "seeds": [3]},

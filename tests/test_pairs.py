@@ -23,6 +23,7 @@ from rfpp.data import to_uint8
 from rfpp.flow import RectifiedFlow, interpolate
 from rfpp.pairs import (
     Damaged,
+    Mixture,
     PairDataset,
     generate,
     generators,
@@ -790,3 +791,39 @@ def test_a_signal_while_pairs_are_made_is_not_lost(tmp_path, teacher, moment):
     generate(teacher, 40, tmp_path / "a", **OPTIONS)
     generate(teacher, 40, tmp_path / "b", **OPTIONS)
     assert torch.equal(images(tmp_path / "a"), images(tmp_path / "b"))
+
+
+# Mixtures
+
+
+@pytest.fixture
+def both(tmp_path, teacher):
+    """Two folders of pairs, of 30 and of 12."""
+    return [PairDataset(generate(teacher, n, tmp_path / str(n), **{**OPTIONS, "seed": n})) for n in (30, 12)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_mixture_draws_each_kind_with_its_probability(both, share):
+    """Uniformly within a kind; 4,000 draws, and four standard deviations."""
+    found = Mixture(*both, share).draw(4000, rng.generator(0, "mixture"))
+    of_others = (found >= 30).double().mean().item()
+    assert abs(of_others - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
+    for rows, size in ((found[found < 30], 30), (found[found >= 30] - 30, 12)):
+        if len(rows):
+            assert stats.chisquare(torch.bincount(rows, minlength=size)).pvalue > 1e-4
+
+
+def test_a_mixture_gives_the_rows_that_were_asked_for(both):
+    one, two = both
+    x, z, labels = Mixture(one, two, 0.5).batch(torch.tensor([3, 41, 29, 30, 3]))
+    for place, (dataset, index) in enumerate([(one, 3), (two, 11), (one, 29), (two, 0), (one, 3)]):
+        for found, expected in zip((x, z, labels), dataset[index], strict=True):
+            assert torch.equal(found[place], expected)
+
+
+def test_what_does_not_mix_is_refused(both, tmp_path, teacher):
+    plain = PairDataset(generate(teacher, 12, tmp_path / "plain", **{**OPTIONS, "classes": None}))
+    with pytest.raises(ValueError, match="do not mix"):
+        Mixture(both[0], plain, 0.5)
+    with pytest.raises(ValueError, match="share=1.5 is no probability"):
+        Mixture(*both, 1.5)

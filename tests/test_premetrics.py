@@ -180,6 +180,29 @@ def test_lpips_keeps_its_precision_where_autocast_would_not():
     torch.testing.assert_close(found, premetric(a, b, x_t, t))
 
 
+def test_lpips_gradient_keeps_the_settings_of_its_value():
+    """A backward pass comes when the settings are those outside again. Each operation in it is asked what it found."""
+    seen = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            seen.append((torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled("cpu")))
+            return gradient
+
+    *_, a, b, x_t, t = pair()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = LPIPSHuberOverT(lambda p, q: Watched.apply(p - q).square().sum(dim=(1, 2, 3)))(
+            a, b.requires_grad_(), x_t, t
+        )
+        loss.sum().backward()
+    assert seen == [(False, False)] and torch.backends.cudnn.allow_tf32
+
+
 def test_lpips_has_a_gradient_where_its_network_sees_nothing():
     """With these biases all features are nought. Their length, which LPIPS divides by, has no gradient there, but what
     comes before has: the last thing in each stage of VGG-16 is a ReLU, which passes nothing on."""

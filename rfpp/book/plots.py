@@ -20,6 +20,7 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 from torch import Tensor
 
+from rfpp.claims import interval
 from rfpp.engine import History
 from rfpp.studies import crossings
 
@@ -67,6 +68,43 @@ def image_rows(rows: Mapping[str, Tensor]) -> Figure:
     for axis, (name, images) in zip(axes[:, 0], rows.items(), strict=True):
         _strip(axis, images)
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def sheets(images: Mapping[str, Tensor], across: int) -> Figure:
+    """A sheet of images ``(N, C, H, W)`` for each name, ``across`` images wide; an unfinished row is left out."""
+    columns = min(4, len(images))
+    down = -(-len(images) // columns)
+    height = WIDTH / columns * max(len(each) // across for each in images.values()) / across + 0.3
+    figure, axes = plt.subplots(down, columns, figsize=(WIDTH, down * height), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (name, each) in zip(axes.flat, images.items(), strict=False):
+        rows = each[: len(each) // across * across].unflatten(0, (-1, across))
+        _strip(axis, rows.movedim(0, 2).flatten(2, 3))
+        axis.set_axis_on()
+        axis.set_title(name)
+    return figure
+
+
+def over_training(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Figure:
+    """A panel per number of steps: each rung's gain, with its 95 % interval over seeds, by the length of the training.
+
+    ``panels[title][rung][training steps]``: one value for each seed. Rungs stand side by side at each length.
+    """
+    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.5 * len(panels) + 0.4), squeeze=False)
+    for axis, (title, rungs) in zip(axes[:, 0], panels.items(), strict=True):
+        lengths = sorted({steps for gains in rungs.values() for steps in gains})
+        for shift, (steps, marker) in enumerate(zip(lengths, "osD^v" * len(lengths), strict=False)):
+            spans = [interval(gains[steps]) for gains in rungs.values()]
+            means = np.array([np.mean(gains[steps]) for gains in rungs.values()])
+            errors = np.abs(np.array(spans).T - means)
+            places = np.arange(len(rungs)) + 0.16 * (shift - (len(lengths) - 1) / 2)
+            axis.errorbar(places, means, errors, fmt=marker, markersize=5, capsize=3, label=f"{steps:,} steps")
+        axis.axhline(0, color="0.25", linewidth=0.8)
+        axis.set_xticks(range(len(rungs)), list(rungs))
+        axis.set(title=title, ylabel="share of the distance\nthat is removed", ylim=(-1.2, 1.05))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from rfpp.base import paths
+from rfpp.book.tables import number, span
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
 from rfpp.claims.records import Record, scales
@@ -25,16 +26,6 @@ GROUPS = {
 }
 _VERDICTS = ("reproduced", "not reproduced", "inconclusive", "vacuous")
 _SIGNS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "vacuous": "∅"}
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def _span(values: Sequence[float]) -> str:
-    low, high = statistics.interval(values)
-    mean = _number(sum(values) / len(values))
-    return f"{mean} [{_number(low)}, {_number(high)}]" if len(values) > 1 else mean
 
 
 def _escape(text: str) -> str:
@@ -62,7 +53,7 @@ def _cell(record: Record | None, claim: Claim, preset: str) -> str:
     if record is None:
         return "not run"
     stale = " (stale: the claim or the code has changed since)" if record.stale(claim) else ""
-    return f"{_SIGNS[record.verdict]} **{record.verdict}**{stale}: {_span(record.measured)}"
+    return f"{_SIGNS[record.verdict]} **{record.verdict}**{stale}: {span(record.measured)}"
 
 
 def corrected(found: Mapping[str, Record], claims: Mapping[str, Claim]) -> dict[str, float]:
@@ -130,7 +121,7 @@ def _verdicts(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str,
 
 def _controls(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
     def shown(record: Record | None) -> str:
-        return "" if record is None or record.control is None else _span(record.control)
+        return "" if record is None or record.control is None else span(record.control)
 
     rows = (
         [
@@ -154,8 +145,8 @@ def _undecided(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str
                 gap = statistics.distance(rule, record.value)
                 needed = statistics.seeds_needed(rule, record.measured)
                 rows.append(
-                    [id, f"`{preset}`", str(len(record.measured)), _number(gap),
-                     _number(statistics.visible_effect(record.measured)),
+                    [id, f"`{preset}`", str(len(record.measured)), number(gap),
+                     number(statistics.visible_effect(record.measured)),
                      str(needed) if needed is not None else f"more than {statistics.MOST_SEEDS}"]
                 )  # fmt: skip
     if not rows:
@@ -197,7 +188,7 @@ def _under(amendment: int, claim: Claim, record: Record | None) -> str:
     if values is None:
         return "the old quantity is not measured any more"
     found = statistics.verdict(old.rule, values, None, claim.is_random)
-    return f"{found}: {_span(values)}"
+    return f"{found}: {span(values)}"
 
 
 def _amended(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:

@@ -32,3 +32,15 @@ def share(values: Sequence[float]) -> str:
     """The mean of shares over seeds with its 95 % interval, e.g. ``"21% [16%, 26%]"``."""
     low, high = claims.interval(values)
     return f"{sum(values) / len(values):.0%} [{low:.0%}, {high:.0%}]"
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def span(values: Sequence[float]) -> str:
+    """The mean over seeds with its 95 % interval, e.g. ``"0.21 [0.16, 0.26]"``; one value as it is."""
+    low, high = claims.interval(values)
+    mean = number(sum(values) / len(values))
+    return f"{mean} [{number(low)}, {number(high)}]" if len(values) > 1 else mean

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from rfpp.base import files, paths
 from rfpp.configurations import ALL, CONFIGURATIONS
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
@@ -49,9 +52,20 @@ def configurations(experiment: Experiment) -> list[tuple[object, ...]]:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Evaluations by sampler's title and configuration, one for each seed."""
+    """Evaluations by sampler's title and configuration, one for each of ``seeds``, and the ``steps`` of training."""
 
     graded: Mapping[str, Mapping[str, Sequence[Evaluation]]]
+    seeds: Sequence[int]
+    steps: int
+
+    def __post_init__(self) -> None:
+        for title, by_config in self.graded.items():
+            for config, runs in by_config.items():
+                if len(runs) != len(self.seeds):
+                    raise ValueError(
+                        f"{config}, {title}: {len(runs)} evaluations for seeds={list(self.seeds)}; "
+                        "what is compared needs one for each of the same seeds"
+                    )
 
     def values(self, title: str, configs: Iterable[str], quantity: str = "frechet") -> dict[str, list[float]]:
         """A quantity of :class:`rfpp.pipeline.grades.Evaluation` by configuration, one value for each seed."""
@@ -85,11 +99,51 @@ def climb(experiment: Experiment, configs: Iterable[str], steps: Mapping[str, Sa
     """Train ``configs`` where needed, and grade them with each sampler of ``steps``, by its title."""
     configs = list(configs)
     experiment.train(configs, seeds)
-    return Ladder(
-        {
-            title: {
-                config: [experiment.evaluate(config, seed, sampler=sampler) for seed in seeds] for config in configs
+    graded = {
+        title: {config: [experiment.evaluate(config, seed, sampler=sampler) for seed in seeds] for config in configs}
+        for title, sampler in steps.items()
+    }
+    return Ladder(graded, seeds, experiment.preset.training.steps)
+
+
+_LADDER = "ladder.json"
+
+
+def keep(ladder: Ladder, experiment: Experiment) -> None:
+    """Write a ladder beside the experiment's claim records, for comparison with other scales."""
+    folder = experiment.folder / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / _LADDER, json.dumps(asdict(ladder), indent=1) + "\n")
+
+
+def read(path: Path) -> Ladder:
+    """A ladder from its file."""
+    content = json.loads(path.read_text())
+    graded = {
+        title: {config: [Evaluation(**run) for run in runs] for config, runs in by_config.items()}
+        for title, by_config in content["graded"].items()
+    }
+    return Ladder(graded, content["seeds"], content["steps"])
+
+
+def scales(experiment: Experiment) -> dict[str, Ladder]:
+    """The ladders that are kept, this run's and those with the book, by preset; the shortest training first."""
+    kept = sorted((paths.repository() / "book" / "records").glob(f"*/{_LADDER}"))
+    found = {path.parent.name: path for path in kept} | {experiment.preset.name: experiment.folder / "claims" / _LADDER}
+    ladders = {name: read(path) for name, path in found.items() if path.is_file()}
+    return dict(sorted(ladders.items(), key=lambda item: item[1].steps))
+
+
+def over_training(ladders: Iterable[Ladder]) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """For one step and for two, each rung of Table 1 and its gain for each seed, by the length of the training."""
+    ladders = list(ladders)
+    titles = dict.fromkeys(title for each in ladders for title in each.graded)
+    return {
+        title: {
+            f"{before} → {after}": {
+                each.steps: each.gain(title, before, after) for each in ladders if title in each.graded
             }
-            for title, sampler in steps.items()
+            for before, after in pairwise(CONFIGURATIONS)
         }
-    )
+        for title in titles
+    }
