@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,22 @@ def _book(arguments: argparse.Namespace) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     from rfpp.pipeline import costs
+    from rfpp.pipeline.plan import Plan
 
-    experiment = _experiment(arguments)
-    steps = experiment.plan.steps(arguments.config, [arguments.seed] if arguments.seed is not None else None)
-    forecasts, pace = costs.forecast(experiment.plan, experiment.run, steps), None
+    experiment, plan = _experiment(arguments), None
+    if (blank := costs.expected(experiment.preset)) is not None:
+        plan = Plan(experiment.preset, blank)
+        images = f"{len(blank.train):,} training images of {' x '.join(map(str, blank.train.shape))}"
+        _say(f"the images are not here yet; this is a plan for {images}, and nothing of it can be finished")
+    plan = plan or experiment.plan
+    steps = plan.steps(arguments.config, [arguments.seed] if arguments.seed is not None else None)
+    forecasts, pace = costs.forecast(plan, experiment.run, steps), None
     if not arguments.no_measuring and any(entry.done < 1 for entry in forecasts):
         for lpips in (True, False):
             try:
-                pace = costs.measure(experiment.plan, arguments.repeats, lpips)
+                pace = costs.measure(plan, arguments.repeats, lpips)
                 break
-            except OSError as error:  # VGG-16, or even the teacher, cannot be had here
+            except OSError as error:  # a file of the reader's own is not there
                 what = "steps with LPIPS are timed without it" if lpips else "no time can be told"
                 print(f"{what}: {error}", file=sys.stderr)
     _say(costs.report(forecasts, pace))
@@ -265,6 +272,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _at_once(error: BaseException) -> str:
+    """The setting that says how many images were taken at once where an error was raised."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return (
+        "machinery.micro_batch"
+        if any(file.parts[-2:] == ("engine", "loop.py") for file in files)
+        else "pairs.batch_size"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends with one line on stderr and status 2.
 
@@ -275,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with processes.terminable():
             arguments.function(arguments)
     except torch.OutOfMemoryError as error:
-        print(f"error: {error}\na smaller machinery.micro_batch or pairs.batch_size takes less memory", file=sys.stderr)
+        print(f"error: {error}\na smaller {_at_once(error)} takes less memory", file=sys.stderr)
         return 2
     except (ValueError, ImportError, OSError, ArithmeticError, book.NotebookFailed, book.BuildFailed) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,8 @@ import torch
 from truth import network, released_pairs
 
 from rfpp import __main__ as cli
-from rfpp import checkpoints
+from rfpp import checkpoints, presets, samplers, training
+from rfpp.base import downloads
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset
@@ -96,6 +97,41 @@ def test_train_evaluate_sample_status(own_runs, tmp_path, capsys):
     states = {line[:36].strip(): line[36:46].strip() for line in shown.splitlines()}
     assert states["train A, seed 0"] == states["train F, seed 0"] == states["96 pairs, train"] == "finished"
     assert states["train G, seed 0"] == states["train A, seed 1"] == "to do"
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "paper-cifar10", "paper-afhq", "paper-ffhq", "paper-imagenet64"])
+def test_a_plan_is_made_before_anything_is_fetched(own_runs, tmp_path, monkeypatch, capsys, preset):
+    """Passes and bytes come from the preset alone; nothing is asked of the network."""
+    for name in ("RFPP_DATA", "RFPP_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    monkeypatch.setattr(downloads, "_receive", lambda *arguments: pytest.fail("asked for a download"))
+    assert cli.main(["status", "--preset", preset, "--no-measuring"]) == 0
+    shown = capsys.readouterr().out
+    settings = presets.load(preset)
+    images, side = {"cifar10": (50_000, 32), "paper-cifar10": (50_000, 32)}.get(preset, (None, 64))
+    assert "the images are not here yet" in shown and f"of 3 x {side} x {side}" in shown
+    assert images is None or f"{images:,} training images" in shown
+    pairs = next(line for line in shown.splitlines() if f"{settings.pairs.train:,} pairs, train" in line)
+    assert f"{settings.pairs.train * (2 * settings.pairs.num_steps - 1):,}" in pairs
+
+
+def test_a_plan_for_missing_images_of_unknown_number_says_what_is_needed(own_runs, tmp_path, capsys):
+    arguments = ["status", "--preset", "paper-afhq", f"--set=data.path={tmp_path / 'no.zip'}", "--set=data.count=null"]
+    assert cli.main(arguments) == 2
+    assert "no.zip' is not there" in (error := capsys.readouterr().err) and "data.count=None must say" in error
+
+
+@pytest.mark.parametrize(("raised", "setting"), [("engine", "machinery.micro_batch"), ("else", "pairs.batch_size")])
+def test_running_out_of_memory_names_the_setting_that_matters(own_runs, monkeypatch, capsys, raised, setting):
+    def out_of_memory(*arguments, **options):
+        raise torch.OutOfMemoryError("8 GiB were asked for")
+
+    target = (training.Reflow, "losses") if raised == "engine" else (samplers, "sample")
+    monkeypatch.setattr(*target, out_of_memory)
+    command = "train" if raised == "engine" else "sample"
+    options = ["--config", "A"] if raised == "engine" else ["--n", "2", "--config", "teacher"]
+    assert cli.main([command, "--preset", "smoke", *options]) == 2
+    assert f"a smaller {setting} takes less memory" in capsys.readouterr().err
 
 
 def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):

@@ -379,3 +379,11 @@ def test_a_is_trained_longer_until_it_has_seen_as_many_images():
     plan = Plan(presets.load("laptop"))
     longer, b = plan.flow("A-longer", 0), plan.flow("B", 0)
     assert longer.optimisation.steps * longer.batch_size == b.optimisation.steps * b.batch_size
+
+
+@pytest.mark.parametrize(("name", "expected"), [("images", 7), ("cifar10", 5)])
+def test_samples_are_compared_with_the_images_that_published_numbers_are_of(name, expected):
+    """All of an archive; where there is an official split, its training images."""
+    train, rest = (data.Images(torch.zeros(n, 1, 8, 8, dtype=torch.uint8), torch.zeros(n).long()) for n in (5, 2))
+    parts = grades.compared(data.Dataset(name, train, rest, classes=1))
+    assert sum(len(part) for part in parts) == expected

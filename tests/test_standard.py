@@ -529,6 +529,7 @@ def test_nothing_forbids_a_comparison_at_the_published_protocol():
         ({"extractor_sha256": None}, "features are those of inception, not of the published"),
         ({"reference_sha256": None}, "the reference cifar10-32x32.npz has no file"),
         ({"reference_count": None}, "how many images the reference cifar10-32x32.npz is made of is not known"),
+        ({"manifold": 50_000}, "recall are taken against 50,000 real images, published ones against 10,000"),
         ({"reference_count": 9_999}, "made of 9999 images, published ones of at least 10000"),
     ],
 )
@@ -540,6 +541,12 @@ def test_each_caveat_has_its_reason(changes, complaint):
 def test_caveats_add_up_and_go_by_the_published_number_of_images():
     assert len(replace(FINE, n=2_000, reference_sha256=None, extractor_sha256=None).caveats()) == 3
     assert replace(FINE, n=10_000).caveats(published_n=10_000) == []
+
+
+def test_a_caveat_about_the_manifold_is_none_about_fid():
+    shown = str(Grades(2.013, 9.8, 0.7, 0.6, replace(FINE, manifold=50_000)))
+    assert shown.startswith("FID 2.01,") and "published ones against 10,000" in shown
+    assert replace(FINE, manifold=10_000).caveats() == []
 
 
 def test_a_protocol_is_one_line_and_a_json_record():

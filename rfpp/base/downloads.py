@@ -66,6 +66,12 @@ def weights(source: str | Path, published: str, sha256: str) -> Path:
     return path
 
 
+def kept(url: str, sha256: str | None) -> Path:
+    """Where :func:`fetch` keeps what lies at ``url``, whether it is there yet or not."""
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    return paths.downloads() / f"{(sha256 or hashlib.sha256(url.encode()).hexdigest())[:16]}-{name}"
+
+
 def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attempts: int = 3) -> Path:
     """The local copy of ``url``, downloaded unless it is there already.
 

@@ -2,6 +2,7 @@
 
 from rfpp.metrics.grades import (
     NEIGHBOURS,
+    PUBLISHED_MANIFOLD,
     PUBLISHED_N,
     PUBLISHED_REFERENCE,
     SPLITS,
@@ -16,8 +17,8 @@ from rfpp.metrics.statistics import MAX_BYTES, Moments, Statistics, frechet_dist
 from rfpp.metrics.trajectories import one_step_error, straightness
 
 __all__ = [
-    "INCEPTION_SHA256", "INCEPTION_URL", "MAX_BYTES", "NEIGHBOURS", "PUBLISHED_N", "PUBLISHED_REFERENCE", "SPLITS",
-    "Extractor", "Grades", "Inception", "Moments", "Protocol", "Statistics", "embed", "frechet_distance",
-    "frechet_distance_of_images", "grade", "inception", "inception_score", "label_agreement", "norm_distance",
-    "one_step_error", "precision_recall", "straightness",
+    "INCEPTION_SHA256", "INCEPTION_URL", "MAX_BYTES", "NEIGHBOURS", "PUBLISHED_MANIFOLD", "PUBLISHED_N",
+    "PUBLISHED_REFERENCE", "SPLITS", "Extractor", "Grades", "Inception", "Moments", "Protocol", "Statistics", "embed",
+    "frechet_distance", "frechet_distance_of_images", "grade", "inception", "inception_score", "label_agreement",
+    "norm_distance", "one_step_error", "precision_recall", "straightness",
 ]  # fmt: skip

@@ -32,6 +32,8 @@ PUBLISHED_N = 50_000
 """Generated images behind a published FID."""
 PUBLISHED_REFERENCE = 10_000
 """Fewest real images that a published reference is made of; AFHQv2, the smallest of EDM's, has 15,803."""
+PUBLISHED_MANIFOLD = 10_000
+"""Real images that published precision and recall are taken against (Dhariwal and Nichol, 2021)."""
 SPLITS = 10
 NEIGHBOURS = 3
 
@@ -106,6 +108,11 @@ class Protocol:
                 f"the reference {self.reference} is made of {self.reference_count} images, "
                 f"published ones of at least {PUBLISHED_REFERENCE}"
             )
+        if self.manifold is not None and self.manifold != PUBLISHED_MANIFOLD:
+            reasons.append(
+                f"precision and recall are taken against {self.manifold:,} real images, "
+                f"published ones against {PUBLISHED_MANIFOLD:,}"
+            )
         return reasons
 
 
@@ -125,7 +132,7 @@ class Grades:
         numbers = [
             f"{name} {value:.{digits}f}"
             for name, value, digits in (
-                ("FID (not as published)" if caveats else "FID", self.fid, 2),
+                ("FID (not as published)" if replace(self.protocol, manifold=None).caveats() else "FID", self.fid, 2),
                 ("inception score", self.inception_score, 2),
                 ("precision", self.precision, 3),
                 ("recall", self.recall, 3),

@@ -9,23 +9,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rfpp import engine, networks, pairs, premetrics, training
-from rfpp.base import processes, rng, torchvision_shim
+from rfpp import data, engine, features, networks, pairs, premetrics, training
+from rfpp.base import downloads, paths, processes, rng, torchvision_shim
 from rfpp.base.checks import one_of
 from rfpp.configurations import CONFIGURATIONS
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import interpolate
 from rfpp.pipeline.grades import SAMPLES
-from rfpp.pipeline.networks import STATES, Published, perceptual_distance
+from rfpp.pipeline.networks import STATES, VGG, Published, perceptual_distance
 from rfpp.pipeline.plan import Plan
 from rfpp.pipeline.steps import Cost, Run, Size, Step
+from rfpp.presets import Preset, PresetError
 
 METHODS = {"reflow": 1, "consistency distillation": 4, "consistency training": 2}
 """Forward passes per image of a training step: reflow's student; distillation's student, average, and the two of a Heun
@@ -77,6 +77,61 @@ class Pace:
         return f"{self.forward:,.0f} images a second forward, {self.step:,.0f} in a training step, on {self.device}"
 
 
+def expected(preset: Preset) -> data.Dataset | None:
+    """Blank images, as many and as large as those of a preset will be; ``None`` where these are here already.
+
+    They take no memory. Raises :class:`rfpp.presets.PresetError` where the preset does not say how many or how large.
+    """
+    settings = preset.data
+    place = downloads.kept(data.CIFAR10_URL, data.CIFAR10_SHA256) if settings.path is None else None
+    if settings.name not in ("cifar10", "images") or (place or paths.datasets(settings.path or "")).exists():
+        return None
+    if settings.name == "cifar10":
+        side, train, held_out, classes = 32, 50_000, 10_000, 10
+    elif settings.resolution is None or settings.count is None:
+        raise PresetError(
+            f"data.path={settings.path!r} is not there; data.resolution={settings.resolution} and data.count="
+            f"{settings.count} must say how large and how many images are, to plan without them"
+        )
+    else:
+        side, held_out = settings.resolution, max(1, round(settings.count * settings.held_out))
+        train, classes = settings.count - held_out, _network(preset).get("label_dim", 0)
+
+    def blank(n: int) -> data.Images:
+        return data.Images(
+            torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(n, -1, -1, -1), torch.zeros(n).long()
+        )
+
+    return data.Dataset(settings.name, blank(train), blank(held_out), classes)
+
+
+def _network(preset: Preset) -> dict[str, Any]:
+    """What is known of a teacher's network before its file is here."""
+    name = preset.teacher.network
+    return {} if name is None else networks.PAPER[name][1]
+
+
+def _teacher(plan: Plan) -> Any:
+    """The teacher before any training, or a network of its size where its file is not here yet."""
+    name, teacher = plan.preset.teacher.network, plan.teacher
+    if name is not None and isinstance(teacher, Published) and _is_missing(teacher.file, teacher.sha256):
+        return EDMPrecond(networks.paper(name))
+    return teacher.untrained()
+
+
+def _is_missing(file: str, sha256: str | None) -> bool:
+    """Whether a file has an address and was not downloaded yet."""
+    return downloads.is_address(file) and not downloads.kept(file, sha256).exists()
+
+
+def _perceptual(plan: Plan) -> nn.Module:
+    """LPIPS, with random weights where VGG-16's are not here yet."""
+    source = plan.perceptual
+    if isinstance(source, VGG) and _is_missing(source.file or features.VGG_URL, features.VGG_SHA256):
+        return perceptual_distance(features.VGGLPIPS(_vgg16().state_dict()))
+    return perceptual_distance(source.untrained())
+
+
 def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
     """Time the preset's network forward, and forward and backward with the losses of configurations F and D.
 
@@ -86,7 +141,7 @@ def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
     machinery, best = plan.preset.machinery, CONFIGURATIONS["F"]
     device, share = processes.device(), max(1, plan.batch_size(best) // processes.count())
     batch = min(share, machinery.micro_batch or share)
-    rows, teacher = range(batch), copy.deepcopy(plan.teacher.untrained())
+    rows, teacher = range(batch), copy.deepcopy(_teacher(plan))
     student = training.initial_flow(teacher, "teacher", plan.preset.training.dropout, 0).train().to(device)
     if machinery.channels_last:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -100,7 +155,7 @@ def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
     without: premetrics.Premetric = premetrics.pseudo_huber
     with_lpips = without
     if lpips:
-        with_lpips = premetrics.bind(best.premetric, lambda: perceptual_distance(plan.perceptual.untrained()))
+        with_lpips = premetrics.bind(best.premetric, lambda: _perceptual(plan))
 
     def forward(step: int) -> None:
         with torch.no_grad():
@@ -161,9 +216,8 @@ class Forecast:
 
 def size_of(plan: Plan) -> Size:
     """What the costs of a plan's steps depend on."""
-    dataset, teacher = plan.images.load(), plan.teacher
-    fetched = isinstance(teacher, Published) and not Path(teacher.file).expanduser().exists()
-    parameters = 0 if fetched else sum(p.numel() for p in teacher.untrained().parameters())
+    dataset = plan.images.load()
+    parameters = sum(parameter.numel() for parameter in _teacher(plan).parameters())
     return Size(math.prod(dataset.train.shape), parameters, len(dataset.train))
 
 
@@ -232,12 +286,19 @@ def report(forecasts: Sequence[Forecast], pace: Pace | None) -> str:
     return "\n".join(lines)
 
 
-def _vgg() -> nn.Module:
-    """The trunk that LPIPS takes its features from, without weights."""
+def _vgg16() -> nn.Module:
+    """VGG-16 with random weights."""
     torchvision_shim.ensure()
     from torchvision.models import vgg16
 
-    trunk: nn.Module = vgg16(weights=None).features
+    with rng.scoped(0, "vgg16"):
+        made: nn.Module = vgg16(weights=None, init_weights=False)
+    return made
+
+
+def _vgg() -> nn.Module:
+    """The trunk that LPIPS takes its features from, without weights."""
+    trunk: nn.Module = _vgg16().features  # type: ignore[assignment]
     return trunk.requires_grad_(False)
 
 

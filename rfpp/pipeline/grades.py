@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,9 +60,17 @@ def agreement(grader: nn.Module, pixels: Tensor, labels: Tensor | None) -> float
     return metrics.label_agreement(data.to_float(pixels), labels, processes.place(grader))
 
 
+def compared(dataset: data.Dataset) -> list[data.Images]:
+    """The real images that samples are compared with, those that published numbers are of.
+
+    These are the training images, and of a folder or an archive all: what is held out here was not held out there.
+    """
+    return [dataset.train, *([dataset.held_out] if dataset.name == "images" else [])]
+
+
 @dataclass(frozen=True)
 class MeasureReference(Step):
-    """Moments of the real training images' features."""
+    """Moments of the real images' features."""
 
     images: Source | Given
     grader: Weights
@@ -78,8 +87,9 @@ class MeasureReference(Step):
         network = embedding(self.grader.load(run))  # in all processes: it may have to be trained
         if processes.is_main():
             dataset = self.images.load()
-            found = moments(network, dataset.train.pixels)
-            found.statistics(f"{dataset.name}, training images").save(folder / _REFERENCE)
+            parts = [part.pixels.split(_GRADED) for part in compared(dataset)]
+            found = moments(network, chain.from_iterable(parts))
+            found.statistics(f"{dataset.name}, {found.count:,} images").save(folder / _REFERENCE)
 
     def load(self, run: Run) -> Statistics:
         """The moments."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from rfpp.base.files import digest
 from rfpp.configurations import Configuration
 from rfpp.metrics import Extractor, Grades, Moments, Statistics, embed
 from rfpp.pipeline.flows import TrainFlow
-from rfpp.pipeline.grades import SHARD
+from rfpp.pipeline.grades import SHARD, compared
 from rfpp.pipeline.networks import MODEL
 from rfpp.pipeline.plan import Plan
 from rfpp.pipeline.sampling import Sampler, Samples
@@ -50,9 +51,11 @@ def grade(
     weights_of = files.sha256(run.get(trained) / MODEL) if trained else plan.teacher.identity()[0]
 
     def work() -> Grades:
-        real = torch.cat([found for found, _ in embed(dataset.train.pixels[:n], extractor)])
+        real = torch.cat([found for found, _ in embed(dataset.train.pixels[: metrics.PUBLISHED_MANIFOLD], extractor)])
         batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(SHARD))
-        described = asdict(sampler) if isinstance(sampler, Sampler) else {"nfe": sampler.nfe, "solver": str(sampler)}
+        described: dict[str, Any] = {"nfe": sampler.nfe, "solver": str(sampler)}
+        if isinstance(sampler, Sampler):
+            described = {each.name: getattr(sampler, each.name) for each in fields(sampler) if each.compare}
         return metrics.grade(
             batches, extractor, published or own_reference(plan, folder, extractor), reference_features=real,
             dataset=dataset.name, flow_sha256=str(weights_of), seed=plan.noise_seed(seed), **described,
@@ -64,9 +67,8 @@ def grade(
 def own_reference(plan: Plan, folder: Path, extractor: Extractor) -> Statistics:
     """Statistics of the images that published ones are of: of archives, all; else those of the training split."""
     dataset = plan.images.load()
-    parts = [dataset.train, *([dataset.held_out] if dataset.name == "images" else [])]
     moments = Moments(extractor.num_features)
-    for found, _ in embed((rows for part in parts for rows in part.pixels.split(128)), extractor):
+    for found, _ in embed((rows for part in compared(dataset) for rows in part.pixels.split(128)), extractor):
         moments.add(found)
     name = f"{dataset.name}-{extractor.sha256[:8] if extractor.sha256 else 'own'}.npz"
     (folder / "references").mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,8 @@ class Data(_Settings):
     :class:`rfpp.data.Dataset`, or are given to :class:`rfpp.experiment.Experiment`.
 
     A relative ``path`` is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout. ``resolution`` and ``held_out``
-    are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`.
+    are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`. ``count``: how many
+    images there are, for plans that are made before they are fetched.
     """
 
     name: Literal["digits", "photos", "cifar10", "images", "custom"]
@@ -51,6 +52,7 @@ class Data(_Settings):
     resolution: Count | None = None
     crop: Literal["center", "dhariwal"] | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    count: Count | None = None
 
 
 class _Recipe(_Settings):
@@ -88,11 +90,13 @@ class Teacher(_Settings):
     """Which denoiser makes the pairs: one that ships (``name``), a published one (``file``), or one trained here.
 
     ``file``: EDM's pickle, a file of ours or a diffusers model, by path or URL; a URL can have its ``sha256``.
+    ``network``: which of :data:`rfpp.networks.PAPER` is in it, for plans that are made before it is fetched.
     """
 
     name: Literal["digits-teacher"] | None = None
     file: str | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    network: Literal["cifar10", "afhq", "ffhq", "imagenet64"] | None = None
     train: TeacherRecipe | None = None
 
     @model_validator(mode="after")
