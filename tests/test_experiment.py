@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_metrics import frechet
 
-from rfpp import engine, presets, samplers, timesteps, training
+from rfpp import data, engine, presets, samplers, timesteps, training
 from rfpp import pairs as pair_module
 from rfpp.base import rng
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
-from rfpp.pipeline import shipped
+from rfpp.pipeline import grades, shipped
 from rfpp.pipeline.plan import Plan
 from rfpp.presets import PresetError
 
