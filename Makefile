@@ -66,5 +66,5 @@ $(stamp): pyproject.toml constraints.txt $(shell { $(is_whole); } || echo anew)
 		echo 'setting up .venv (once, some minutes)'; \
 		rm -rf .venv && "$(PYTHON)" -m venv .venv; \
 	fi
-	@$(python) -m pip install -q --disable-pip-version-check --no-input -c constraints.txt -e ".[book,diffusers,tensorboard,test]"
+	@$(python) -m pip install -q --disable-pip-version-check --no-input -c constraints.txt -e ".[book,cluster,diffusers,tensorboard,test]"
 	@touch $@

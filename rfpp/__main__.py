@@ -31,7 +31,7 @@ def _experiment(arguments: argparse.Namespace) -> Any:
     preset = presets.load(arguments.preset, overrides)  # complains before the slow imports
     from rfpp.experiment import Experiment
 
-    return Experiment(preset)
+    return Experiment(preset, jobs=getattr(arguments, "jobs", None), scheduler=getattr(arguments, "scheduler", None))
 
 
 def _say(text: str) -> None:
@@ -227,6 +227,10 @@ def parser() -> argparse.ArgumentParser:
             )
         return sub
 
+    def side_by_side(sub: Any) -> None:
+        sub.add_argument("--jobs", type=int, help="steps to compute side by side; one for each core or GPU by default")
+        sub.add_argument("--scheduler", metavar="ADDRESS", help="a dask cluster that computes them instead")
+
     def model(sub: Any, many: bool = False, seeds: str = "all of the preset's") -> None:
         names = "A to G of Table 1, C-small, D-small, longer, third, or an import path module:NAME"
         names += "" if many else "; or teacher"
@@ -242,7 +246,9 @@ def parser() -> argparse.ArgumentParser:
         )
 
     command("pairs", _pairs, "make the pairs of the 1-rectified flow")
-    model(command("train", _train, "train 2-rectified flows"), many=True)
+    sub = command("train", _train, "train 2-rectified flows")
+    model(sub, many=True)
+    side_by_side(sub)
     sub = command("sample", _sample, "draw a picture of samples")
     model(sub, seeds="0")
     sampler(sub)
@@ -250,6 +256,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("samples.png"), help="where to")
     sub = command("evaluate", _evaluate, "grade a flow with a sampler")
     model(sub)
+    side_by_side(sub)
     sampler(sub)
     sub.add_argument("--standard", action="store_true", help="FID, inception score, precision, recall on Inception")
     sub.add_argument("--n", type=int, default=None, help="with --standard: images; the preset's number by default")

@@ -22,7 +22,7 @@ from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics import Grades, frechet_distance
 from rfpp.pairs import PairDataset
-from rfpp.pipeline import networks, standard
+from rfpp.pipeline import networks, scheduling, standard
 from rfpp.pipeline.flows import snapshots
 from rfpp.pipeline.grades import Evaluation, agreement, load_flow, moments
 from rfpp.pipeline.plan import Plan
@@ -40,7 +40,8 @@ class Experiment:
 
     ``preset``: a name, a YAML file or a :class:`rfpp.presets.Preset`; ``overrides``: settings to replace, such as
     ``{"training.steps": 800}``; ``runs``: the folder of results, ``runs/`` in the checkout by default; ``dataset``:
-    images of your own in place of the preset's.
+    images of your own in place of the preset's; ``jobs``: how many steps to compute side by side, by default one for
+    each core or GPU, or what ``RFPP_JOBS`` says; ``scheduler``: the address of a dask cluster that computes instead.
     Raises :class:`rfpp.presets.PresetError` before any work when one of them does not fit.
 
     Models lie on this process's device and take tensors from anywhere; everything else is on the CPU.
@@ -52,16 +53,23 @@ class Experiment:
         overrides: Mapping[str, Any] | None = None,
         runs: Path | None = None,
         dataset: data.Dataset | None = None,
+        jobs: int | None = None,
+        scheduler: str | None = None,
     ) -> None:
         if dataset is not None:
             overrides = {**(overrides or {}), "data": {"name": "custom"}}
         self.preset = preset if isinstance(preset, presets.Preset) else presets.load(preset, overrides)
         self.plan = Plan(self.preset, dataset)
         self.folder = (runs or paths.runs()) / self.preset.name
+        self.jobs, self.scheduler = scheduling.jobs(jobs), scheduler
         self.run: Run = self.plan.run(Store(self.folder.with_name(self.preset.origin)))
 
     def __repr__(self) -> str:
         return f"Experiment({self.preset.name!r}: {self.preset.summary})"
+
+    def compute(self, steps: Iterable[Step]) -> None:
+        """Compute what is missing of ``steps`` of :attr:`plan`, and what they need, side by side."""
+        scheduling.compute(self.run, steps, self.jobs, self.scheduler)
 
     # Data and networks
 
@@ -133,7 +141,7 @@ class Experiment:
     # Flows
 
     def train(self, configs: Config | Iterable[Config], seeds: Sequence[int] | None = None) -> None:
-        """Train what is missing of ``configs`` times ``seeds``, seed by seed, with a bar that counts them.
+        """Train what is missing of ``configs`` times ``seeds``, side by side, with a bar that counts them.
 
         Raises ``ValueError`` or ``OSError`` before any work for a configuration whose parts do not fit.
         """
@@ -144,8 +152,7 @@ class Experiment:
         self.plan.check(missing)
         if missing:
             _ = self.teacher  # whether it fits is seen before any work
-        for number, (_, step) in enumerate(steps, start=1):
-            dataclasses.replace(self.run, position=f" ({number} of {len(steps)})").get(step)
+        self.compute(step for _, step in steps)
 
     def flow_file(self, config: Config, seed: int = 0) -> Path:
         """The file of a trained flow, readable with :func:`rfpp.checkpoints.load`."""
@@ -195,6 +202,8 @@ class Experiment:
             self.plan.grader.untrained()  # if Inception cannot be had, better now than after days of training
         if config != TEACHER:
             self.train([config], seeds)
+        if self.jobs > 1 or self.scheduler is not None:
+            self.compute(step for each in steps.values() for step in each)
         self.run.get(self.plan.reference())
         images = self.preset.evaluation.samples + self.preset.pairs.held_out
         total = len(seeds) * images * sum(sampler.nfe for sampler in steps)

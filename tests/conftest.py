@@ -14,6 +14,7 @@ def runs(tmp_path, monkeypatch):
     """The folder of results of this test."""
     monkeypatch.setenv("RFPP_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("RFPP_PROGRESS", os.devnull)
+    monkeypatch.setenv("RFPP_JOBS", "1")
     return tmp_path / "runs"
 
 

@@ -99,6 +99,10 @@ def climb(experiment: Experiment, configs: Iterable[str], steps: Mapping[str, Sa
     """Train ``configs`` where needed, and grade them with each sampler of ``steps``, by its title."""
     configs = list(configs)
     experiment.train(configs, seeds)
+    experiment.compute(
+        experiment.plan.grade(config, seed, sampler)
+        for sampler in steps.values() for config in configs for seed in seeds
+    )  # fmt: skip
     graded = {
         title: {config: [experiment.evaluate(config, seed, sampler=sampler) for seed in seeds] for config in configs}
         for title, sampler in steps.items()

@@ -1,0 +1,255 @@
+"""Steps side by side: the same bits as one after the other, whatever dies meanwhile."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rfpp import __main__ as cli
+from rfpp.configurations import Configuration
+from rfpp.experiment import Experiment
+from rfpp.pipeline import scheduling
+from rfpp.pipeline.steps import in_order
+
+CONFIGS, SEEDS = ("A", "F", "third"), (0, 1)
+"""Two flows from the same pairs, and one that goes on from another."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As each of two workers has on two cores; sums depend on how many share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch):
+    """As many as there are jobs, so that each has one thread."""
+    monkeypatch.setattr(scheduling, "_cores", lambda: 2)
+    monkeypatch.delenv("RFPP_JOBS", raising=False)
+
+
+def everything(experiment):
+    return [experiment.plan.grade(config, seed, experiment.sampler()) for seed in SEEDS for config in CONFIGS]
+
+
+def results(experiment):
+    """All weights, images and grades, by step and file."""
+    found = {}
+    for step in in_order(everything(experiment)):
+        for path in sorted(experiment.run.find(step).folder.rglob("*.safetensors")):
+            found[step.key, path.name] = load_file(path)
+        if step.name == "evaluation":
+            found[step.key] = step.load(experiment.run)
+    return found
+
+
+def same(first, second):
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Computed one after the other."""
+    made = Experiment("smoke", runs=tmp_path_factory.mktemp("alone"), jobs=1)
+    made.compute(everything(made))
+    return results(made)
+
+
+def test_side_by_side_is_the_same_bit_by_bit(alone, tmp_path):
+    made = Experiment("smoke", runs=tmp_path, jobs=2)
+    made.compute(everything(made))
+    assert same(results(made), alone)
+
+
+def workers():
+    """This process's workers that compute something."""
+    return [child for child in psutil.Process().children(recursive=True) if "loky" in " ".join(child.cmdline())]
+
+
+def test_a_worker_that_dies_is_named_and_its_step_made_again(alone, tmp_path):
+    """Ten kills at odd times while it goes on."""
+    made, stop = Experiment("smoke", {"machinery.save_every": 1}, runs=tmp_path, jobs=2), threading.Event()
+    killed = []
+
+    def kill():
+        while not stop.wait(2.5) and len(killed) < 3:
+            for child in workers()[:1]:
+                child.kill()
+                killed.append(child.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made.compute(everything(made))
+    stop.set()
+    killer.join()
+    assert killed
+    named = [str(warning.message) for warning in caught if "a worker died" in str(warning.message)]
+    assert all("begun again" in message for message in named)
+    assert same(results(made), alone)
+
+
+def test_what_a_worker_died_of_again_and_again_is_an_error(tmp_path, monkeypatch):
+    """A premetric that ends its process, as running out of memory does."""
+    experiment = Experiment("smoke", runs=tmp_path, jobs=2)
+    deadly = Configuration("deadly", premetric=deadly_premetric)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match=r"train deadly, seed [01]: its worker died 3 times"):
+            experiment.compute([experiment.plan.flow(deadly, seed) for seed in (0, 1)])
+    experiment.train(["A"], SEEDS)  # there are new workers
+
+
+def deadly_premetric(a, b, x_t=None, t=None):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_error_of_a_step_ends_the_others_and_is_raised(tmp_path):
+    experiment = Experiment("smoke", {"training.steps": 100_000}, runs=tmp_path, jobs=2)
+    with pytest.raises(ZeroDivisionError):
+        experiment.compute(
+            [experiment.plan.flow("A", 0), experiment.plan.flow(Configuration("b", premetric=broken), 0)]
+        )
+    assert list(tmp_path.rglob("flow/.*.partial/states/step-*"))  # A was stopped, its checkpoint written
+
+
+def broken(a, b, x_t=None, t=None):
+    raise ZeroDivisionError
+
+
+# Signals, and how many there are
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_workers_with_their_checkpoints(runs, number):
+    """The same command goes on from there; SIGINT as a terminal sends it, to all processes."""
+    command = [
+        sys.executable,
+        "-m",
+        "rfpp",
+        "train",
+        "--preset",
+        "smoke",
+        "--config",
+        "A",
+        "B",
+        "--seed",
+        "0",
+        "--jobs",
+        "2",
+    ]
+    environment = {**os.environ, "RFPP_RUNS": str(runs)}
+    long = subprocess.Popen(
+        [*command, "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while (
+        len(list(runs.rglob("flow/.*.partial/samples-*"))) < 2 and long.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    (os.killpg if number == signal.SIGINT else os.kill)(long.pid, number)
+    _, message = long.communicate(timeout=60)
+    assert long.returncode == 75 and f"stopped by {number.name}" in message, message
+    assert len(list(runs.rglob("flow/.*.partial/states/step-*"))) >= 2
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("0", "jobs=0 is too small; an integer of at least 1"),
+        ("-2", "jobs=-2 is too small; an integer of at least 1"),
+        ("100000", r"jobs=100000 need 100000 GiB of memory; \d+ fit into what is free"),
+    ],
+)
+def test_an_impossible_number_of_jobs_is_refused_before_any_work(runs, capsys, given, complaint):
+    assert cli.main(["train", "--preset", "smoke", "--jobs", given]) == 2
+    assert re.search(complaint, capsys.readouterr().err) and not runs.exists()
+
+
+def test_the_number_of_jobs_comes_from_the_environment_or_the_machine(monkeypatch):
+    assert scheduling.jobs() == (torch.cuda.device_count() or 2) and scheduling.jobs(1) == 1
+    monkeypatch.setenv("RFPP_JOBS", "3")
+    assert scheduling.jobs() == 3
+    monkeypatch.setenv("RFPP_JOBS", "all")
+    with pytest.raises(ValueError, match="RFPP_JOBS='all' is not a number of jobs"):
+        scheduling.jobs()
+
+
+# Parts of a reader's own
+
+
+OWN = """
+import torch
+from rfpp.configurations import Configuration
+from rfpp.experiment import Experiment
+
+def own(a, b, x_t=None, t=None):
+    return (a - b).abs().flatten(1).mean(dim=1)
+
+if __name__ == "__main__":
+    experiment = Experiment("smoke", jobs=2)
+    experiment.train(Configuration("own", premetric=own), [0, 1])
+    print(*sorted(str(experiment.flow_file(Configuration("own", premetric=own), seed)) for seed in (0, 1)))
+"""
+
+
+def test_a_premetric_of_a_script_trains_in_workers(runs, tmp_path):
+    """Its code is known where it was written; the workers have no file to read it from."""
+    (tmp_path / "own.py").write_text(OWN)
+    result = subprocess.run([sys.executable, str(tmp_path / "own.py")], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(Path(file).is_file() for file in result.stdout.split())
+
+
+# A cluster
+
+
+@pytest.fixture
+def cluster():
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as made:
+        yield made
+
+
+def test_a_cluster_computes_the_same_though_a_worker_dies(alone, tmp_path, cluster):
+    made = Experiment("smoke", runs=tmp_path, scheduler=cluster.scheduler_address)
+    workers = cluster.workers
+
+    def kill():
+        time.sleep(4)
+        os.kill(next(iter(workers.values())).pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    made.compute(everything(made))
+    killer.join()
+    assert same(results(made), alone)
+
+
+def test_workers_with_other_code_are_refused(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(scheduling, "digest", lambda content: "here")
+    with pytest.raises(ValueError, match="have another version of this package's code"):
+        Experiment("smoke", runs=tmp_path, scheduler=cluster.scheduler_address).train("A", [0])
+
+
+def test_a_scheduler_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="scheduler='tcp://127.0.0.1:9' cannot be reached"):
+        Experiment("smoke", runs=tmp_path, scheduler="tcp://127.0.0.1:9").train("A", [0])
