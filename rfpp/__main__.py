@@ -103,7 +103,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    book.run(arguments.preset, arguments.notebooks, _assignments(arguments.set), write_back=arguments.write_back)
+    book.run(
+        arguments.preset, arguments.notebooks, _assignments(arguments.set), write_back=arguments.write_back,
+        jobs=arguments.jobs,
+    )  # fmt: skip
 
 
 def _book(arguments: argparse.Namespace) -> None:
@@ -268,6 +271,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
+    sub.add_argument("--jobs", type=int, help="how many side by side; one for each core or GPU by default")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     command("book", _book, "build the book from the notebooks that were run", settings=False)
     sub = command("status", _status, "what of a preset is there, what is left, and what that takes on this machine")

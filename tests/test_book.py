@@ -10,6 +10,7 @@ import pytest
 from rfpp import book, claims, presets
 from rfpp.base import paths, progress
 from rfpp.book import NotebookFailed, ParameterError
+from rfpp.pipeline import scheduling
 
 PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []"
 
@@ -171,3 +172,31 @@ def test_a_notebook_is_committed_as_the_house_rules_want_it(path):
     for cell in pictures:
         shown = cell.metadata["mystnb"]
         assert shown["figure"]["caption"] and shown["figure"]["name"] and shown["image"]["alt"]
+
+
+def printed(executed):
+    """What the cells of a notebook print, without warnings."""
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"]
+
+
+def test_notebooks_run_side_by_side_as_one_after_the_other(tmp_path, monkeypatch):
+    """The trainings that their claims rest on come first. Each line of progress says which notebook it is about."""
+    monkeypatch.setattr(scheduling, "_cores", lambda: 2)
+    terminal = Terminal()
+    together = book.run("smoke", ["timesteps", "training"], jobs=2, terminal=terminal)
+    flows = list(tmp_path.rglob("flow/*/manifest.json"))
+    assert [path.stem for path in together] == ["02_timesteps", "03_training"]
+    shown = terminal.getvalue()
+    assert shown.index("trainings: running") < min(shown.index(f"{path.stem}: running") for path in together)
+    both = [printed(path) for path in together]
+    alone = book.run("smoke", ["timesteps", "training"], jobs=1, terminal=Terminal())
+    assert [printed(path) for path in alone] == both and list(tmp_path.rglob("flow/*/manifest.json")) == flows
+
+
+def test_a_notebook_that_fails_beside_others_is_named(monkeypatch):
+    """Its parameters are checked in its first cells, so it is the notebook that fails."""
+    monkeypatch.setattr(scheduling, "_cores", lambda: 2)
+    with pytest.raises(NotebookFailed, match="failed in cell .*shown=0 is too small"):
+        book.run("smoke", ["training", "samplers"], {"shown": 0}, jobs=2, terminal=Terminal())

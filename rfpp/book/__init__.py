@@ -81,12 +81,15 @@ def run(
     parameters: Mapping[str, Any] | None = None,
     *,
     write_back: bool = False,
+    jobs: int | None = None,
     terminal: TextIO = sys.stderr,
 ) -> list[Path]:
     """Execute notebooks at a preset and return where the executed copies lie.
 
-    Everything is checked before the first one starts. Copies that ran with ``parameters`` are kept apart from those
-    that the book shows. A notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an earlier good copy.
+    ``jobs``: how many side by side, after the trainings that their claims rest on; as for
+    :func:`rfpp.pipeline.scheduling.jobs`. Everything is checked before the first one starts. Copies that ran with
+    ``parameters`` are kept apart from those that the book shows. A notebook that fails leaves
+    ``<name>.failed.ipynb`` and does not touch an earlier good copy.
     ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run.
     Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """
@@ -101,18 +104,33 @@ def run(
     changed = {name: value for name, value in given.items() if name != "preset"}
     folder = paths.runs() / settings.name / (f"variants/{digest(changed)[:6]}" if changed else "notebooks")
     folder.mkdir(parents=True, exist_ok=True)
-    finished = []
-    for number, source in enumerate(sources, start=1):
-        title = f"[{number}/{len(sources)}] {source.stem}"
-        started = time.monotonic()
-        with shown_progress(title, terminal):
-            _execute(source, folder / source.name, given)
-        terminal.write(f"{title}: done in {time.monotonic() - started:.0f} s, {folder / source.name}\n")
-        terminal.flush()
-        finished.append(folder / source.name)
+    finished = [folder / source.name for source in sources]
+    if not _together(sources, preset, given, jobs, terminal):
+        for number, source in enumerate(sources, start=1):
+            title = f"[{number}/{len(sources)}] {source.stem}"
+            started = time.monotonic()
+            with shown_progress(title, terminal):
+                _execute(source, folder / source.name, given)
+            terminal.write(f"{title}: done in {time.monotonic() - started:.0f} s, {folder / source.name}\n")
+            terminal.flush()
     for source, executed in zip(sources if write_back else [], finished, strict=False):
         files.write_text(source, executed.read_text())
     return finished
+
+
+def _together(
+    sources: Sequence[Path], preset: str, given: Mapping[str, Any], jobs: int | None, terminal: TextIO
+) -> bool:
+    """Execute several notebooks side by side, where there is more than one and room for it; whether that was done."""
+    if len(sources) < 2:
+        return False
+    from rfpp.book import together  # imports everything that notebooks do
+    from rfpp.pipeline import scheduling
+
+    count = min(scheduling.jobs(jobs), len(sources))
+    if count > 1:
+        together.run(sources, preset, given, count, terminal)
+    return count > 1
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:

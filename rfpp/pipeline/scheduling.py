@@ -67,6 +67,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share(count: int) -> dict[str, str]:
+    """The environment of one of ``count`` processes that share this machine."""
+    return {VARIABLE: "1", **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, _cores() // count)))}
+
+
 def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
     """What has to be computed for ``steps``, each after those that it needs."""
     found: dict[str, Step] = {}
@@ -222,9 +227,9 @@ def _prepare(threads: int) -> None:
 @contextlib.contextmanager
 def _local(count: int) -> Iterator[Callable[[], Executor]]:
     """Workers on this machine. A pool with a dead worker is replaced by a new one when it is next asked for."""
-    threads = max(1, _cores() // count)
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    yield lambda: get_reusable_executor(count, timeout=60, env=limits, initializer=_prepare, initargs=(threads,))
+    environment = share(count)
+    threads = int(environment["OMP_NUM_THREADS"])
+    yield lambda: get_reusable_executor(count, timeout=60, env=environment, initializer=_prepare, initargs=(threads,))
 
 
 def _version() -> str:

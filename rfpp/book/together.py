@@ -1,0 +1,76 @@
+"""Notebooks side by side: first what several of them wait for, then each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TextIO
+
+from rfpp import claims
+from rfpp.book import NotebookFailed, shown_progress
+from rfpp.configurations import TEACHER
+from rfpp.experiment import Experiment
+from rfpp.pipeline import scheduling
+
+
+def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int, terminal: TextIO) -> None:
+    """Execute notebooks, ``count`` at a time, with ``given`` parameters, after the trainings that their claims rest on.
+
+    When one fails, those that were begun end, no others begin, and :class:`rfpp.book.NotebookFailed` tells which.
+    """
+    with shown_progress("trainings", terminal):
+        gather(sources, preset, given, count)
+    parameters = [f"--set={name}={json.dumps(value)}" for name, value in given.items() if name != "preset"]
+    command = [sys.executable, "-m", "rfpp", "run", "--preset", preset, "--jobs", "1", *parameters]
+    environment = {**os.environ, **scheduling.share(count)}
+    # Those with most claims take longest; the others fill the gaps.
+    order = sorted(sources, key=lambda source: -len(_claims(source)))
+    working: list[subprocess.Popen[str]] = []
+    failed = threading.Event()
+
+    def execute(source: Path) -> str:
+        if failed.is_set():
+            return ""
+        with subprocess.Popen([*command, source.stem], stderr=subprocess.PIPE, text=True, env=environment) as process:
+            working.append(process)
+            lines = []
+            for line in process.stderr or ():
+                lines.append(line)
+                if line.startswith("[1/1] "):
+                    terminal.write(line.removeprefix("[1/1] "))
+                    terminal.flush()
+        if process.returncode:
+            failed.set()
+            return "".join(line for line in lines if not line.startswith("[1/1] ")).removeprefix("error: ").strip()
+        return ""
+
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            complaints = [complaint for complaint in pool.map(execute, order) if complaint]
+    except BaseException:
+        failed.set()
+        for process in working:
+            process.terminate()
+        raise
+    if complaints:
+        raise NotebookFailed("\n".join(complaints))
+
+
+def _claims(source: Path) -> list[claims.Claim]:
+    """The claims that a notebook judges."""
+    return [claim for claim in claims.ledger().values() if claim.notebook == source.stem.partition("_")[2]]
+
+
+def gather(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int) -> None:
+    """Train what the claims of these notebooks rest on, side by side."""
+    experiment = Experiment(preset, given.get("settings"), jobs=count)
+    judged = [claim for source in sources for claim in _claims(source) if not claims.out_of_scope(claim.id, experiment)]
+    names = dict.fromkeys(name for claim in judged for name in claim.rests_on if name != TEACHER)
+    if names:
+        experiment.train(names, given.get("seeds"))
