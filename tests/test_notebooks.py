@@ -80,6 +80,7 @@ REFUSED = [
     ("inversion", {"shown": 3}, ValueError, "shown=3 is too small; an integer of at least 4"),
     ("costs", {"passes": 0}, ValueError, "passes=0 is too small; an integer of at least 1"),
     ("costs", {"passes": 2.5}, TypeError, "passes=2.5 is a float"),
+    ("costs", {"graded": 19}, ValueError, "graded=19 is too small; an integer of at least 20"),
 ]
 
 
@@ -150,7 +151,7 @@ ALLOWED = [
         {"settings": unconditional, "evaluations": [16, 2], "images": 20, "shown": 500, "seeds": [0]},
         ["c18 ", "c19 ", "knows no classes, so there is nothing", "c20 not judged: the teacher knows no classes"],
     ),
-    ("costs", {"passes": 1}, ["c21 reproduced", "c22 not judged: "]),
+    ("costs", {"passes": 1, "graded": 20}, ["c21 reproduced", "c22 not judged: "]),
 ]
 
 

@@ -7,6 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from rfpp import metrics
+from rfpp.data import to_float, to_uint8
+from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
 
 COLUMNS = ("", "Fréchet distance", "recognised", "pair error")
@@ -65,3 +71,32 @@ class Grades:
             )
             found.append((name, f"{frechet:.2f}", _shown(agreement, ".1%"), _shown(error, ".4f")))
         return found
+
+
+def references(experiment: Experiment, n: int) -> dict[str, Tensor]:
+    """Up to ``n`` real images that were held out, and of the teacher's, ``(N, C, H, W)`` each."""
+    pairs, held_out = experiment.pairs(), experiment.data.held_out
+    x, _, _ = pairs.batch(torch.arange(min(n, len(pairs))))
+    return {"real, held out": to_float(held_out.pixels[:n]), "teacher": x}
+
+
+STANDING = ("", "images", "Fréchet distance", "precision", "recall", "score by classes")
+
+
+@torch.no_grad()
+def standing(experiment: Experiment, images: Mapping[str, Tensor]) -> list[tuple[object, ...]]:
+    """A row for each set of ``images`` ``(N, C, H, W)`` in [-1, 1], as :data:`STANDING` says, in the preset's features.
+
+    They are rounded to 8 bits and compared with the training images, precision and recall with as many as there are of
+    the set. The score is the inception score's formula on the preset's classifier, left out where there is none.
+    """
+    real, rows = experiment.data.train, []
+    for name, made in images.items():
+        rounded, near = to_float(to_uint8(made)), to_float(real.pixels[: len(made)])
+        distance = metrics.frechet_distance_of_images(to_float(real.pixels), rounded, experiment.embedding)
+        shares = metrics.precision_recall(near, rounded, experiment.embedding)
+        score = math.nan
+        if experiment.preset.features.kind != "standard":
+            score = metrics.inception_score(torch.cat([experiment.classifier(part) for part in rounded.split(500)]))
+        rows.append((name, len(made), f"{distance:.3f}", *(f"{share:.2f}" for share in shares), _shown(score, ".2f")))
+    return rows

@@ -178,6 +178,18 @@ def norms(trips: RoundTrips, nfe: int) -> dict[str, Tensor]:
     return {**found, "Gaussian noise": gaussian.norm(dim=1)}
 
 
+def noises(trips: RoundTrips, nfe: int, shown: int) -> dict[str, Tensor]:
+    """Images, the noise that the first seed's flow and EDM invert them to, and Gaussian noise, ``(shown, C, H, W)``.
+
+    Noise is divided by three, so that three standard deviations fill the scale (Figure 5c).
+    """
+    x = trips.real.x[:shown]
+    rows = {"real image": x}
+    for name, method in (("noise, F", "F, Euler"), ("noise, EDM", "EDM, Euler")):
+        rows[name] = trips.noise(method, nfe)[0][:shown] / 3
+    return {**rows, "Gaussian noise": torch.randn(x.shape, generator=rng.generator(0, "reference")) / 3}
+
+
 def shell(d: int, share: float = 0.95) -> tuple[float, float]:
     """The norms between which the ``share`` of Gaussian noise in ``d`` dimensions lies, by the chi distribution."""
     low, high = stats.chi(d).ppf([(1 - share) / 2, (1 + share) / 2])
