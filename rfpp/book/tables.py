@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rfpp import claims
@@ -32,3 +32,29 @@ def share(values: Sequence[float]) -> str:
     """The mean of shares over seeds with its 95 % interval, e.g. ``"21% [16%, 26%]"``."""
     low, high = claims.interval(values)
     return f"{sum(values) / len(values):.0%} [{low:.0%}, {high:.0%}]"
+
+
+def _judged(claim: claims.Claim, measured: Sequence[float], control: Sequence[float] | None) -> str:
+    """The verdict, with the mean and the 95 % interval of what was measured, and of the control."""
+    shown = []
+    for values in (measured, control or []):
+        if values:
+            low, high = claims.interval(values)
+            shown.append(f"{sum(values) / len(values):.2f} [{low:.2f}, {high:.2f}]")
+    return f"{claims.verdict(claim.rule, measured, control, claim.is_random)}: " + "; control ".join(shown)
+
+
+def verdicts(of_data: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float] | None]]]) -> Table:
+    """A row per claim, a column per data set, by the ledger's rules; nothing is recorded.
+
+    ``of_data[name][id]``: values over seeds, and those of the claim's control.
+    """
+    ledger, ids = claims.ledger(), next(iter(of_data.values()))
+    rows = [
+        (
+            f"{id}: {ledger[id].quantity}; rule: {ledger[id].rule}",
+            *(_judged(ledger[id], *of[id]) for of in of_data.values()),
+        )
+        for id in ids
+    ]
+    return Table(("claim", *of_data), rows)
