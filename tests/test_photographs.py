@@ -117,3 +117,18 @@ def test_terms_before_reflow_are_the_closed_form_of_independent_pairs(small):
         loss = intersections.irreducible_loss(GaussianMixtureDenoiser(small), x, t, generator)
         assert before == pytest.approx(loss.mean().item(), rel=0.15)
     assert (exact.after <= exact.before).all()
+
+
+def test_one_round_leaves_less_than_the_flow_before(small):
+    """The control is the loss of the exact flow on independent pairs over its own closed form: 1 but for the draws."""
+    left, before = photographs.remaining(small, 0, [0.5, 0.7, 0.9], count=10, n=100, draws=4000)
+    assert left < 0.05 and before == pytest.approx(1, abs=0.2)
+    assert photographs.remaining(small, 0, [0.9], 10, 20) == photographs.remaining(small, 0, [0.9], 10, 20)
+
+
+def test_quantities_are_those_of_the_statistics_one_for_each_seed(small):
+    found = photographs.quantities(small, [0, 3], 50, [0.9])
+    assert found.keys() == {"c01", "c02", "c04"} and all(len(values) == 2 for pair in found.values() for values in pair)
+    crossed, white = photographs.statistics(small, 3, 50), photographs.white_noise(small, 3, 50)
+    assert (found["c01"][0][1], found["c02"][0][1]) == crossed and (found["c01"][1][1], found["c02"][1][1]) == white
+    assert white[0] < 0.2 and white[1] == pytest.approx(0.5, abs=0.3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rfpp import claims
@@ -44,3 +44,25 @@ def span(values: Sequence[float]) -> str:
     low, high = claims.interval(values)
     mean = number(sum(values) / len(values))
     return f"{mean} [{number(low)}, {number(high)}]" if len(values) > 1 else mean
+
+
+def _judged(claim: claims.Claim, measured: Sequence[float], control: Sequence[float] | None) -> str:
+    """The verdict, with the mean and the 95 % interval of what was measured, and of the control."""
+    shown = [span(values) for values in (measured, control) if values]
+    return f"{claims.verdict(claim.rule, measured, control, claim.is_random)}: " + "; control ".join(shown)
+
+
+def verdicts(of_data: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float] | None]]]) -> Table:
+    """A row per claim, a column per data set, by the ledger's rules; nothing is recorded.
+
+    ``of_data[name][id]``: values over seeds, and those of the claim's control.
+    """
+    ledger, ids = claims.ledger(), next(iter(of_data.values()))
+    rows = [
+        (
+            f"{id}: {ledger[id].quantity}; rule: {ledger[id].rule}",
+            *(_judged(ledger[id], *of[id]) for of in of_data.values()),
+        )
+        for id in ids
+    ]
+    return Table(("claim", *of_data), rows)
