@@ -213,6 +213,15 @@ def _add_imports(commands: Any) -> None:
     sub.set_defaults(function=_retrain)
 
 
+def _add_standard(sub: argparse.ArgumentParser) -> None:
+    """The options of the standard evaluation."""
+    sub.add_argument("--standard", action="store_true", help="FID, inception score, precision, recall on Inception")
+    sub.add_argument("--n", type=int, default=None, help="with --standard: images; the preset's number by default")
+    sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; else made of the dataset's images")
+    sub.add_argument("--reference-count", type=int, help="with --reference: images it is of, if the file does not say")
+    sub.add_argument("--weights", help="with --standard: Inception's, a file or a URL; else downloaded")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(prog="python -m rfpp", description="2-rectified flow++ at any scale.")
@@ -261,11 +270,7 @@ def parser() -> argparse.ArgumentParser:
     model(sub)
     side_by_side(sub)
     sampler(sub)
-    sub.add_argument("--standard", action="store_true", help="FID, inception score, precision, recall on Inception")
-    sub.add_argument("--n", type=int, default=None, help="with --standard: images; the preset's number by default")
-    sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; else made of the dataset's images")
-    sub.add_argument("--reference-count", type=int, help="with --reference: images it is of, if the file does not say")
-    sub.add_argument("--weights", help="with --standard: Inception's, a file or a URL; else downloaded")
+    _add_standard(sub)
     sub = command("run", _run, "run notebooks", settings=False)
     sub.add_argument("notebooks", nargs="*", help="parts of their names; all by default")
     sub.add_argument(
