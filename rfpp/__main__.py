@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rfpp import book, presets
+from rfpp import book, configurations, presets
 from rfpp.base import checks, downloads, processes
 
 
@@ -222,6 +222,22 @@ def _add_standard(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--weights", help="with --standard: Inception's, a file or a URL; else downloaded")
 
 
+def _add_jobs(sub: argparse.ArgumentParser) -> None:
+    """The options of what is computed side by side."""
+    sub.add_argument("--jobs", type=int, help="steps to compute side by side; one for each core or GPU by default")
+    sub.add_argument("--scheduler", metavar="ADDRESS", help="a dask cluster that computes them instead")
+
+
+def _add_sampler(sub: argparse.ArgumentParser) -> None:
+    """The options of :func:`_sampler`."""
+    sub.add_argument("--nfe", type=int, default=1, help="evaluations; odd with --solver heun")
+    sub.add_argument("--solver", default="euler", help="euler or heun")
+    sub.add_argument("--update", default="standard", help="standard or straight")
+    sub.add_argument(
+        "--times", type=float, nargs="+", metavar="T", help="when the steps after the first begin; the paper: 0.8"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(prog="python -m rfpp", description="2-rectified flow++ at any scale.")
@@ -239,37 +255,25 @@ def parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    def side_by_side(sub: Any) -> None:
-        sub.add_argument("--jobs", type=int, help="steps to compute side by side; one for each core or GPU by default")
-        sub.add_argument("--scheduler", metavar="ADDRESS", help="a dask cluster that computes them instead")
-
     def model(sub: Any, many: bool = False, seeds: str = "all of the preset's") -> None:
-        names = "A to G of Table 1, C-small, D-small, longer, third, or an import path module:NAME"
+        names = f"{', '.join(configurations.ALL)}, or an import path module:NAME"
         names += "" if many else "; or teacher"
         sub.add_argument("--config", default="F", nargs="+" if many else None, help=names)
         sub.add_argument("--seed", type=int, default=None, help=f"training seed; {seeds} by default")
 
-    def sampler(sub: Any) -> None:
-        sub.add_argument("--nfe", type=int, default=1, help="evaluations; odd with --solver heun")
-        sub.add_argument("--solver", default="euler", help="euler or heun")
-        sub.add_argument("--update", default="standard", help="standard or straight")
-        sub.add_argument(
-            "--times", type=float, nargs="+", metavar="T", help="when the steps after the first begin; the paper: 0.8"
-        )
-
     command("pairs", _pairs, "make the pairs of the 1-rectified flow")
     sub = command("train", _train, "train 2-rectified flows")
     model(sub, many=True)
-    side_by_side(sub)
+    _add_jobs(sub)
     sub = command("sample", _sample, "draw a picture of samples")
     model(sub, seeds="0")
-    sampler(sub)
+    _add_sampler(sub)
     sub.add_argument("--n", type=int, default=100, help="how many")
     sub.add_argument("--out", type=Path, default=Path("samples.png"), help="where to")
     sub = command("evaluate", _evaluate, "grade a flow with a sampler")
     model(sub)
-    side_by_side(sub)
-    sampler(sub)
+    _add_jobs(sub)
+    _add_sampler(sub)
     _add_standard(sub)
     sub = command("run", _run, "run notebooks", settings=False)
     sub.add_argument("notebooks", nargs="*", help="parts of their names; all by default")
