@@ -20,10 +20,10 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from truth import network
+from truth import network, random_inception
 
 from rfpp import __main__ as cli
-from rfpp import metrics, presets
+from rfpp import book, metrics, presets
 from rfpp.base.processes import Stopped
 from rfpp.checkpoints import load
 from rfpp.data import load as load_data
@@ -164,29 +164,39 @@ def test_standard_grades_from_the_command_line(images, tmp_path, monkeypatch, ca
     assert json.loads(made.read_text())["n"] == 24
 
 
-@pytest.mark.parametrize("name", ["paper-afhq", "paper-ffhq", "paper-imagenet64"])
-def test_the_presets_of_64_pixels(name, tmp_path, monkeypatch):
-    """From an archive in EDM's layout and a teacher in its format, ADM with classes for ImageNet, to a graded flow.
-    Mean colours stand in for Inception."""
-    labelled = name == "paper-imagenet64"
-    source = load_digits()
-    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        labels = []
-        for number, image in enumerate(source.images[:60]):
+def archive(path, labelled):
+    """Digits in colour at 64x64 as EDM's dataset zip, of three classes or of none."""
+    labels = []
+    with zipfile.ZipFile(path, "w") as file:
+        for number, image in enumerate(load_digits().images[:60]):
             place, buffer = f"00000/img{number:08d}.png", io.BytesIO()
             Image.fromarray(np.kron(image, np.ones((8, 8))).astype(np.uint8) * 15).convert("RGB").save(buffer, "PNG")
-            archive.writestr(place, buffer.getvalue())
+            file.writestr(place, buffer.getvalue())
             labels.append([place, number % 3])
-        archive.writestr("dataset.json", json.dumps({"labels": labels if labelled else None}))
+        file.writestr("dataset.json", json.dumps({"labels": labels if labelled else None}))
+    return str(path)
+
+
+def published(path, labelled):
+    """A small network for 64x64 in EDM's format, ADM with classes."""
     kind, shape = (DhariwalUNet, {"label_dim": 3}) if labelled else (SongUNet, {})
     made = kind(
         64, 3, 3, model_channels=8, channel_mult=[1, 2, 2], num_blocks=1, attn_resolutions=[16], **shape,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(made))})
+    edm.write(path, {"ema": edm.denoiser(EDMPrecond(made))})
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["paper-afhq", "paper-ffhq", "paper-imagenet64"])
+def test_the_presets_of_64_pixels(name, tmp_path, monkeypatch):
+    """From an archive in EDM's layout and a teacher in its format, ADM with classes for ImageNet, to a graded flow.
+    Mean colours stand in for Inception."""
+    labelled = name == "paper-imagenet64"
     monkeypatch.setattr(metrics, "inception", lambda *arguments: Means())
     changes = {key: value for key, value in SHRUNK.items() if not key.startswith(("teacher", "features"))}
-    changes |= {"data.path": str(tmp_path / "images.zip"), "teacher.file": str(tmp_path / "edm.pkl")}
+    changes["data.path"] = archive(tmp_path / "images.zip", labelled)
+    changes["teacher.file"] = published(tmp_path / "edm.pkl", labelled)
     monkeypatch.setenv("RFPP_CACHE", str(tmp_path / "cache"))
     experiment = Experiment(name, changes, runs=tmp_path / "runs")
     assert experiment.data.train.shape == (3, 64, 64) and experiment.classes == (3 if labelled else 0)
@@ -302,3 +312,59 @@ def test_a_training_stopped_from_outside_says_so_and_goes_on(tmp_path, capsys, m
     assert cli.main(status) == 0
     shown = capsys.readouterr().out
     assert "train A, seed 0" in shown and "started" in shown and "forward passes" in shown and "memory:" in shown
+
+
+# The notebooks
+
+
+LIGHT = {
+    "intersections": {
+        "couples": 40, "samples": 20, "images_used": 20, "shown": 4, "photo_sizes": [4], "patches": 30
+    },
+    "timesteps": {"pairs_used": 8},
+    "training": {"shown": 2},
+    "ablation": {"shown": 2, "uncurated": 8},
+    "samplers": {"euler": [1, 2], "heun": [1], "second": [0.3], "shown": 2},
+    "inversion": {"evaluations": [2, 4], "gaussian_nfe": 2, "images": 20, "shown": 4},
+    "costs": {"passes": 1, "graded": 20},
+    "try_your_own": {"steps": 1, "shown": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shrunk(images, tmp_path_factory):
+    """Settings for each preset: its own data, teacher and features, of the same kind as at full size but small."""
+    from torchvision.models import vgg16
+
+    folder = tmp_path_factory.mktemp("published")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        torch.save(vgg16(weights=None).features.state_dict(prefix="features."), folder / "vgg.pth")
+    inception = random_inception(folder / "inception.pth")
+    standard = {"features.vgg": str(folder / "vgg.pth"), "features.inception": str(inception)}
+    plain = EDMPrecond(network(img_resolution=32, in_channels=3, out_channels=3, label_dim=0, attn_resolutions=[16]))
+    edm.write(folder / "plain.pkl", {"ema": edm.denoiser(plain)})
+    small = {name: value for name, value in SHRUNK.items() if not name.startswith(("teacher", "features"))}
+    small |= {"evaluation.samples": 12, "pairs.held_out": 12, "machinery.workers": 0, "machinery.tensorboard": False}
+    small |= {"training.steps": 2, "training.small_batch": 2, "training.large_batch": 4}
+    found = {
+        "cifar10": {**SHRUNK, **small, "data.path": images},
+        "paper-cifar10": {**small, **standard, "data.path": images, "teacher.file": str(folder / "plain.pkl")},
+    }
+    for name, labelled in (("paper-afhq", False), ("paper-imagenet64", True)):
+        found[name] = {
+            **small, **standard, "data.path": archive(folder / f"{name}.zip", labelled), "data.held_out": 0.4,
+            "teacher.file": published(folder / f"{name}.pkl", labelled),
+        }  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("slug", LIGHT)
+@pytest.mark.parametrize("name", ["cifar10", "paper-cifar10", "paper-afhq", "paper-imagenet64"])
+def test_every_notebook_runs_at_every_kind_of_preset(shrunk, name, slug, monkeypatch, tmp_path_factory):
+    """With and without classes, a teacher that is trained or published, small networks or the standard ones."""
+    runs = tmp_path_factory.getbasetemp() / "notebooks"
+    monkeypatch.setenv("RFPP_RUNS", str(runs))
+    monkeypatch.setenv("RFPP_CACHE", str(runs / "cache"))
+    (executed,) = book.run(name, [slug], {**LIGHT[slug], "settings": shrunk[name]}, terminal=io.StringIO())
+    assert executed.is_file()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import linalg, special
-from truth import randn
+from truth import randn, random_inception
 
 from rfpp import metrics
 from rfpp.metrics import Extractor, Grades, Moments, Protocol, Statistics, statistics
@@ -99,20 +99,7 @@ def list_of(images):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A file of random weights, with which activations neither vanish nor explode, and logits tell images apart."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Bare(FeatureExtractorInceptionV3):
-        def load_state_dict(self, *arguments, **options):
-            pass
-
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.save({}, path)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = Bare("bare", ["2048"], path).state_dict()
-    scale = {"conv.weight": 6**0.5, "fc.weight": 30.0}
-    torch.save({k: v * scale.get(".".join(k.split(".")[-2:]), 1) for k, v in state.items()}, path)
-    return path
+    return random_inception(tmp_path_factory.mktemp("inception") / "random.pth")
 
 
 @pytest.fixture(scope="session")

@@ -193,3 +193,20 @@ def released_pairs(folder, n, classes=None, size=4, channels=3, per_folder=None,
 def fit(model, objective, steps, *, lr=1e-3, warmup=0, decay=False, ema=0.9999, growing=True, **options):
     """``rfpp.engine.fit`` with the optimisation spelt out."""
     return engine.fit(model, objective, engine.Optimisation(steps, lr, warmup, decay, ema, growing), **options)
+
+
+def random_inception(path):
+    """A file of random weights, with which activations neither vanish nor explode, and logits tell images apart."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Bare(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *arguments, **options):
+            pass
+
+    torch.save({}, path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = Bare("bare", ["2048"], path).state_dict()
+    scale = {"conv.weight": 6**0.5, "fc.weight": 30.0}
+    torch.save({k: v * scale.get(".".join(k.split(".")[-2:]), 1) for k, v in state.items()}, path)
+    return path

@@ -293,7 +293,8 @@ Each row is a claim of the paper. Each column after it is a scale at which the c
 id leads to the page where that was done. A value is the mean over seeds, with its 95 % interval in brackets. A
 claim is *reproduced* when all of the interval obeys the rule, *not reproduced* when none of it does, and
 *inconclusive* otherwise. It is *vacuous* when the rule is obeyed by its control as well: then it says nothing. One
-run of a random quantity decides nothing.
+run of a random quantity decides nothing. How each change of Table 1 is worth more or less after a longer training,
+{numref}`fig-rungs-over-training` shows.
 """
 _CONTROLS = """
 A rule is worth something only if it can fail. Each control is measured in the same run, by the same rule, on
