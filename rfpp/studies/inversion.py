@@ -173,9 +173,30 @@ def norms(trips: RoundTrips, nfe: int) -> dict[str, Tensor]:
         name: torch.cat(trips.noise(method, nfe)).flatten(1).norm(dim=1)
         for name, method in (("configuration F", "F, Euler"), ("EDM", "EDM, Euler"))
     }
-    x = trips.real.x
-    gaussian = torch.randn(len(x), x[0].numel(), generator=rng.generator(0, "reference"))
-    return {**found, "Gaussian noise": gaussian.norm(dim=1)}
+    return {**found, "Gaussian noise": _gaussian(trips).flatten(1).norm(dim=1)}
+
+
+def _gaussian(trips: RoundTrips) -> Tensor:
+    """As much Gaussian noise as there are images."""
+    return torch.randn(trips.real.x.shape, generator=rng.generator(0, "reference"))
+
+
+FULL_SCALE = 3.0
+"""Standard deviations of noise that fill the range of an image."""
+
+
+def noises(trips: RoundTrips, nfe: int, shown: int) -> dict[str, Tensor]:
+    """The first images, their inverted noise by the first seed's flow and by EDM, and Gaussian noise (Figure 5c).
+
+    ``(shown, C, H, W)`` each, or fewer where there are fewer images. All noise is on one scale: three standard
+    deviations of Gaussian noise reach from 0 to 1.
+    """
+    found = {
+        f"F, {nfe} NFE": trips.noise("F, Euler", nfe)[0],
+        f"EDM, {nfe} NFE": trips.noise("EDM, Euler", nfe)[0],
+        "Gaussian noise": _gaussian(trips),
+    }
+    return {"real image": trips.real.x[:shown], **{name: z[:shown] / FULL_SCALE for name, z in found.items()}}
 
 
 def shell(d: int, share: float = 0.95) -> tuple[float, float]:
