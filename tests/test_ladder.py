@@ -1,6 +1,7 @@
 """The ladder: gains by hand, with seeds paired."""
 
 import pytest
+from scipy import stats
 
 from rfpp.configurations import ALL
 from rfpp.experiment import Experiment
@@ -70,3 +71,14 @@ def test_what_the_paper_prints_by_steps():
     assert printed["two"]["FFHQ 64"]["F"] == 4.41
     with pytest.raises(ValueError, match="name='cifra10' is unknown; .*did you mean 'cifar10'"):
         published.table("cifra10")
+
+
+@pytest.mark.parametrize(("name", "most"), [("cifar10", (10,)), ("imagenet64", (1, 1))])
+def test_scores_that_the_paper_prints_beside_fid(name, most):
+    """Of the methods that have them; a rank correlation that a slipped column would not have."""
+    rows = published.scores(name)
+    assert all(len(row) == len(published.SCORES[name]) for row in rows)
+    assert all(0 < float(value) <= bound for row in rows for value, bound in zip(row[3:], most, strict=True))
+    assert {len(row) for family in published.table(name).values() for row in family} == {3 + len(most)}
+    fid, score = ([float(row[column]) for row in rows] for column in (2, 3))
+    assert len(rows) > 15 and stats.kendalltau(fid, score).statistic < -0.3

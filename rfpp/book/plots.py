@@ -310,14 +310,15 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Figure:
     return figure
 
 
-def published(groups: Mapping[str, Sequence[tuple[str, int, float]]], xlabel: str, ylabel: str) -> Figure:
-    """Published results as points: ``(method, NFE, FID)`` by family, both axes logarithmic; ours are not among them."""
+def published(groups: Mapping[str, Sequence[Sequence[Any]]], xlabel: str, ylabel: str) -> Figure:
+    """Published results as points: ``(method, NFE, FID, ...)`` by family, both axes logarithmic; ours are not among
+    them."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
     for (family, entries), marker in zip(groups.items(), "os^DvPX", strict=False):
         highlighted = family == "this paper"
         axis.plot(
-            [nfe for _, nfe, _ in entries],
-            [fid for *_, fid in entries],
+            [nfe for _, nfe, *_ in entries],
+            [fid for _, _, fid, *_ in entries],
             "*" if highlighted else marker,
             markersize=13 if highlighted else 5,
             color="black" if highlighted else None,
