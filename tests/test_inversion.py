@@ -41,6 +41,11 @@ def test_heun_has_its_own_evaluations(trips):
         trips.noise("F", 8)
 
 
+def test_a_ratio_is_of_equal_evaluations_and_of_one_seed():
+    curves = {"F, Euler": {2: [1.0, 2.0], 4: [1.0, 1.0]}, "EDM, Euler": {2: [4.0, 4.0], 4: [3.0, 2.0]}, "EDM, Heun": {}}
+    assert inversion.ratio(curves) == {2: [4.0, 2.0], 4: [3.0, 2.0]}
+
+
 def test_inverted_noise_is_shown_on_one_scale(trips):
     """The first images' own noise, a third of it; Gaussian noise as in the histogram of the norms."""
     rows = inversion.noises(trips, nfe=2, shown=3)

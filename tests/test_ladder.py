@@ -1,8 +1,10 @@
 """The ladder: gains by hand, with seeds paired."""
 
 import pytest
+import torch
 from scipy import stats
 
+from rfpp.book import tables
 from rfpp.configurations import ALL
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
@@ -52,6 +54,19 @@ def test_a_gain_over_samplers_is_the_mean_difference_for_each_seed():
     euler, heun = found.samplers["Euler"], found.samplers["Heun"]
     assert found.gain([(euler[0], heun[0]), (euler[2], heun[1])]) == [1.0, 3.5]
     assert found.gain([]) == []
+
+
+def test_the_least_of_a_curve_and_what_another_time_costs():
+    curve = (torch.tensor([0.2, 0.5, 0.8]), torch.tensor([2.0, 1.0, 1.25]), None)
+    assert solvers.least(curve, 0.8) == (0.5, 0.25) and solvers.least(curve, 0.5) == (0.5, 0)
+    with pytest.raises(ValueError, match="time=0.3 was not tried; the curve has 0.2, 0.5, 0.8"):
+        solvers.least(curve, 0.3)
+
+
+def test_a_table_has_a_row_for_each_nfe_that_a_sampler_took():
+    table = tables.by_nfe({"Euler": {1: [0.1, 0.3], 2: [0.012345]}, "Heun": {3: [12.0]}})
+    assert table.columns == ("NFE", "Euler", "Heun")
+    assert table.rows == [(1, "0.2", ""), (2, "0.0123", ""), (3, "", "12")]
 
 
 def test_a_trend_by_chance_is_that_of_the_draws():

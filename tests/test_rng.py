@@ -349,6 +349,7 @@ CALLS = {
     plots.norm_histogram: lambda s: plots.norm_histogram({"a": s.t}, (0.1, 0.9)),
     plots.rounds: lambda s: plots.rounds({"one step": {"F": [1.0, 2.0]}}, {"F": "second"}),
     tables.share: lambda s: tables.share([0.1, 0.2]),
+    tables.by_nfe: lambda s: tables.by_nfe({"Euler": {1: [2.0]}}),
     plots.crossing_plane: figures,
     plots.crossing_statistics: lambda s: plots.crossing_statistics({"noise": s.z}),
     plots.lines: lambda s: plots.lines({"a": (s.t, s.t)}, "loss"),

@@ -106,7 +106,7 @@ def by_nfe(
     """A panel per quantity, a line per sampler: the mean over seeds against the NFE, seeds as dots."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 3.0), squeeze=False)
     for axis, (quantity, samplers) in zip(axes[0], curves.items(), strict=True):
-        for (name, points), marker in zip(samplers.items(), "osD^", strict=False):
+        for (name, points), marker in zip(samplers.items(), "osD^v", strict=False):
             line = axis.plot(
                 list(points), [np.mean(runs) for runs in points.values()], marker=marker, markersize=5, label=name
             )

@@ -31,7 +31,7 @@ SCORES = {
 def scores(name: str) -> list[tuple[object, ...]]:
     """The methods of which a table prints more than FID, in columns :data:`SCORES`."""
     return [
-        (method, nfe, f"{fid:g}", *(f"{value:.2f}" for value in more))
+        (method, nfe, str(fid), *(f"{value:.2f}" for value in more))
         for family in table(name).values()
         for method, nfe, fid, *more in family
         if None not in more
