@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rfpp import presets
+from rfpp.experiment import Experiment
 from rfpp.pipeline import costs
 from rfpp.pipeline.plan import Plan
 from rfpp.studies import accounts
@@ -44,6 +45,14 @@ def test_a_pace_is_measured():
     pace = costs.measure(Plan(presets.load("smoke")), repeats=2)
     assert pace.forward > pace.step > 0 and pace.plain > 0 and "images a second" in str(pace)
     assert costs.Pace(100, 8, 10, "cpu").lpips == pytest.approx(0.25)  # 1/8 s instead of 1/10 s
+
+
+def test_what_pairs_are_worth_in_passes_and_in_time():
+    """395M of 1828.6M passes; 96 pairs of 7 evaluations at 100 a second beside 3 steps of 16 images at 10 a second."""
+    paper = costs.Training(5_000_000, 79, 700_000, 2048)
+    assert accounts.pairs_share({"reflow": costs.forward_passes(paper, "reflow")}) == pytest.approx(395 / 1828.6)
+    found = accounts.pairs_over_training(Experiment("smoke"), costs.Pace(forward=100, step=10, plain=10, device="cpu"))
+    assert found == pytest.approx(6.72 / 4.8)
 
 
 def test_the_settings_of_a_preset_stand_below_the_papers():

@@ -41,6 +41,23 @@ def test_heun_has_its_own_evaluations(trips):
         trips.noise("F", 8)
 
 
+def test_a_ratio_is_of_equal_evaluations_and_of_one_seed():
+    curves = {"F, Euler": {2: [1.0, 2.0], 4: [1.0, 1.0]}, "EDM, Euler": {2: [4.0, 4.0], 4: [3.0, 2.0]}, "EDM, Heun": {}}
+    assert inversion.ratio(curves) == {2: [4.0, 2.0], 4: [3.0, 2.0]}
+
+
+def test_inverted_noise_is_shown_on_one_scale(trips):
+    """The first images' own noise, a third of it; Gaussian noise as in the histogram of the norms."""
+    rows = inversion.noises(trips, nfe=2, shown=3)
+    assert list(rows) == ["real image", "F, 2 NFE", "EDM, 2 NFE", "Gaussian noise"]
+    assert torch.equal(rows["real image"], trips.real.x[:3])
+    for name, method in (("F, 2 NFE", "F, Euler"), ("EDM, 2 NFE", "EDM, Euler")):
+        torch.testing.assert_close(3 * rows[name], trips.noise(method, 2)[0][:3])
+    norms = inversion.norms(trips, 2)["Gaussian noise"]
+    torch.testing.assert_close(3 * rows["Gaussian noise"].flatten(1).norm(dim=1), norms[:3])
+    assert all(len(images) == 20 for images in inversion.noises(trips, nfe=2, shown=50).values())
+
+
 def test_a_walk_begins_and_ends_with_real_images_of_its_class(trips):
     walks = inversion.interpolations(trips, there=2, back=1, shown=5)
     assert 0 < len(walks) <= 5

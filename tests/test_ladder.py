@@ -3,8 +3,11 @@
 import dataclasses
 
 import pytest
+import torch
+from scipy import stats
 
 from rfpp.base import paths
+from rfpp.book import tables
 from rfpp.configurations import ALL
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
@@ -77,6 +80,19 @@ def test_a_gain_over_samplers_is_the_mean_difference_for_each_seed():
     assert found.gain([]) == []
 
 
+def test_the_least_of_a_curve_and_what_another_time_costs():
+    curve = (torch.tensor([0.2, 0.5, 0.8]), torch.tensor([2.0, 1.0, 1.25]), None)
+    assert solvers.least(curve, 0.8) == (0.5, 0.25) and solvers.least(curve, 0.5) == (0.5, 0)
+    with pytest.raises(ValueError, match="time=0.3 was not tried; the curve has 0.2, 0.5, 0.8"):
+        solvers.least(curve, 0.3)
+
+
+def test_a_table_has_a_row_for_each_nfe_that_a_sampler_took():
+    table = tables.by_nfe({"Euler": {1: [0.1, 0.3], 2: [0.012345]}, "Heun": {3: [12.0]}})
+    assert table.columns == ("NFE", "Euler", "Heun")
+    assert table.rows == [(1, "0.2", ""), (2, "0.0123", ""), (3, "", "12")]
+
+
 def test_a_trend_by_chance_is_that_of_the_draws():
     draws = [[Evaluation(value, 1.0, 0.0)] for value in (2.0, 1.0, 3.0)]
     assert solvers.trends_by_chance(draws) == pytest.approx([1 / 3])
@@ -94,3 +110,14 @@ def test_what_the_paper_prints_by_steps():
     assert printed["two"]["FFHQ 64"]["F"] == 4.41
     with pytest.raises(ValueError, match="name='cifra10' is unknown; .*did you mean 'cifar10'"):
         published.table("cifra10")
+
+
+@pytest.mark.parametrize(("name", "most"), [("cifar10", (10,)), ("imagenet64", (1, 1))])
+def test_scores_that_the_paper_prints_beside_fid(name, most):
+    """Of the methods that have them; a rank correlation that a slipped column would not have."""
+    rows = published.scores(name)
+    assert all(len(row) == len(published.SCORES[name]) for row in rows)
+    assert all(0 < float(value) <= bound for row in rows for value, bound in zip(row[3:], most, strict=True))
+    assert {len(row) for family in published.table(name).values() for row in family} == {3 + len(most)}
+    fid, score = ([float(row[column]) for row in rows] for column in (2, 3))
+    assert len(rows) > 15 and stats.kendalltau(fid, score).statistic < -0.3

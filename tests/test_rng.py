@@ -354,6 +354,7 @@ CALLS = {
     plots.over_training: lambda s: plots.over_training({"one step": {"A → B": {150: [0.1, 0.2], 1500: [0.2, 0.3]}}}),
     tables.share: lambda s: (tables.share([0.1, 0.2]), tables.span([0.1, 0.2]), tables.number(0.1)),
     tables.verdicts: lambda s: tables.verdicts({"digits": {"c01": ([0.6, 0.7], [0.0, 0.1])}}),
+    tables.by_nfe: lambda s: tables.by_nfe({"Euler": {1: [2.0]}}),
     plots.crossing_plane: figures,
     plots.crossing_statistics: lambda s: plots.crossing_statistics({"noise": s.z}),
     plots.lines: lambda s: plots.lines({"a": (s.t, s.t)}, "loss"),

@@ -33,6 +33,7 @@ from rfpp.experiment import Experiment
 from rfpp.networks import DhariwalUNet, SongUNet
 from rfpp.pipeline import costs
 from rfpp.presets import PresetError
+from rfpp.studies import grading
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_every_stage_of_cifar10(images, tmp_path):
     assert not list(tmp_path.rglob("step-*")) and not list(tmp_path.rglob("samples/shard*"))
 
 
-def test_the_papers_preset_with_files_in_place_of_downloads(images, tmp_path):
+def test_the_papers_preset_with_files_in_place_of_downloads(images, tmp_path, monkeypatch):
     """EDM's pickle as teacher, LPIPS on VGG-16, grades on Inception, whose weights here are random ones."""
     from torchvision.models import vgg16
 
@@ -126,6 +127,10 @@ def test_the_papers_preset_with_files_in_place_of_downloads(images, tmp_path):
     with pytest.raises(ValueError, match="grades with Inception and has no classifier"):
         _ = experiment.classifier
     assert list(tmp_path.rglob("tensorboard/events*"))
+    monkeypatch.setattr(metrics, "inception", lambda weights: Means())
+    found = grading.scores(experiment, ["F"], [experiment.sampler(1)])
+    assert set(found) == {("teacher", 5), ("teacher", 1), ("F", 1)}
+    assert all(math.isnan(each.classifier_score) and math.isfinite(each.frechet) for each in found.values())
 
 
 class Means(metrics.Extractor):

@@ -144,7 +144,7 @@ def by_nfe(
     """A panel per quantity, a line per sampler: the mean over seeds against the NFE, seeds as dots."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 3.0), squeeze=False)
     for axis, (quantity, samplers) in zip(axes[0], curves.items(), strict=True):
-        for (name, points), marker in zip(samplers.items(), "osD^", strict=False):
+        for (name, points), marker in zip(samplers.items(), "osD^v", strict=False):
             line = axis.plot(
                 list(points), [np.mean(runs) for runs in points.values()], marker=marker, markersize=5, label=name
             )
@@ -348,14 +348,15 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Figure:
     return figure
 
 
-def published(groups: Mapping[str, Sequence[tuple[str, int, float]]], xlabel: str, ylabel: str) -> Figure:
-    """Published results as points: ``(method, NFE, FID)`` by family, both axes logarithmic; ours are not among them."""
+def published(groups: Mapping[str, Sequence[Sequence[Any]]], xlabel: str, ylabel: str) -> Figure:
+    """Published results as points: ``(method, NFE, FID, ...)`` by family, both axes logarithmic; ours are not among
+    them."""
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
     for (family, entries), marker in zip(groups.items(), "os^DvPX", strict=False):
         highlighted = family == "this paper"
         axis.plot(
-            [nfe for _, nfe, _ in entries],
-            [fid for *_, fid in entries],
+            [nfe for _, nfe, *_ in entries],
+            [fid for _, _, fid, *_ in entries],
             "*" if highlighted else marker,
             markersize=13 if highlighted else 5,
             color="black" if highlighted else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,13 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table of {len(self.rows)} rows"
+
+
+def by_nfe(curves: Mapping[str, Mapping[int, Sequence[float]]], form: str = ".3g") -> Table:
+    """A row for each NFE and a column for each sampler: means over seeds, nothing where an NFE was not tried."""
+    tried = sorted({nfe for points in curves.values() for nfe in points})
+    means = [{nfe: format(statistics.fmean(runs), form) for nfe, runs in points.items()} for points in curves.values()]
+    return Table(("NFE", *curves), [(nfe, *(of.get(nfe, "") for of in means)) for nfe in tried])
 
 
 def share(values: Sequence[float]) -> str:

@@ -59,6 +59,17 @@ def seconds(experiment: Experiment, pace: costs.Pace) -> Rows:
     ]
 
 
+def pairs_over_training(experiment: Experiment, pace: costs.Pace) -> float:
+    """How many times as long as a training of configuration F the preset's pairs take."""
+    own = costs.Training.of(experiment.plan)
+    return (own.pairs * own.nfe_per_pair / pace.forward) / (own.steps * own.batch / pace.step)
+
+
+def pairs_share(passes: Mapping[str, Mapping[str, int]]) -> float:
+    """The share of reflow's forward passes that make pairs."""
+    return passes["reflow"]["making pairs"] / sum(passes["reflow"].values())
+
+
 def operations(names: tuple[str, ...] = ("cifar10", "afhq", "imagenet64")) -> Rows:
     """The paper's networks: parameters, operations of a training step of the network and of LPIPS, and their ratio."""
     rows: Rows = []

@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rfpp import metrics
-from rfpp.data import to_float, to_uint8
+from rfpp import data, metrics
+from rfpp.base import rng
+from rfpp.base.checks import at_least
+from rfpp.configurations import TEACHER, find
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
+from rfpp.pipeline.sampling import Sampler
+from rfpp.samplers import TWO_STEPS
 
 COLUMNS = ("", "Fréchet distance", "recognised", "pair error")
 
@@ -73,30 +77,131 @@ class Grades:
         return found
 
 
-def references(experiment: Experiment, n: int) -> dict[str, Tensor]:
-    """Up to ``n`` real images that were held out, and of the teacher's, ``(N, C, H, W)`` each."""
-    pairs, held_out = experiment.pairs(), experiment.data.held_out
-    x, _, _ = pairs.batch(torch.arange(min(n, len(pairs))))
-    return {"real, held out": to_float(held_out.pixels[:n]), "teacher": x}
+# Precision, recall and the classifier score
+
+SCORES = ("", "NFE", "Fréchet distance", "precision", "recall", "classifier score")
+NETWORK_BATCH = 128
+"""Images that a network embeds at once."""
 
 
-STANDING = ("", "images", "Fréchet distance", "precision", "recall", "score by classes")
+@dataclass(frozen=True)
+class Scores:
+    """Samples beside as many real images, in the features that grade.
+
+    ``frechet``: as in :class:`rfpp.pipeline.grades.Evaluation`; ``precision`` and ``recall``: Kynkäänniemi et al.,
+    2019; ``classifier_score``: the inception score's formula on the grading classifier's logits, between 1 and the
+    number of classes. It is NaN without such a classifier, or with fewer images than the score's ten splits.
+    """
+
+    frechet: float
+    precision: float
+    recall: float
+    classifier_score: float
+
+
+def check_scored(experiment: Experiment, configs: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless these are configurations, none twice, with images enough."""
+    if isinstance(configs, str) or not isinstance(configs, Sequence):
+        raise TypeError(f"graded={configs!r} is a {type(configs).__name__}; a list of configurations is needed")
+    for config in configs:
+        find(config)
+    if len(set(configs)) < len(configs):
+        raise ValueError(f"graded={list(configs)} has an entry twice; leave one of them out")
+    if configs:
+        few_steps(experiment)  # complains where the second time is not below the preset's first
+        at_least("evaluation.samples, or the number of training images,", compared(experiment), metrics.NEIGHBOURS + 1)
+
+
+def few_steps(experiment: Experiment) -> list[Sampler]:
+    """One step, and two, of which the second begins at the paper's time."""
+    return [experiment.sampler(1), experiment.sampler(2, inner=TWO_STEPS[1:])]
+
+
+def compared(experiment: Experiment) -> int:
+    """How many samples are held against as many real images: the preset's, or all training images if fewer."""
+    return min(experiment.preset.evaluation.samples, len(experiment.data.train))
+
+
+def protocol(experiment: Experiment) -> str:
+    """What the scores are made of, and what is left out."""
+    n, dataset = compared(experiment), experiment.data.name
+    known = (
+        "" if _has_classifier(experiment) else "; no classifier score, as no classifier of these classes grades here"
+    )
+    return f"{n:,} samples of seed {experiment.preset.seeds[0]} against {n:,} training images of {dataset}{known}"
+
+
+def _has_classifier(experiment: Experiment) -> bool:
+    return experiment.preset.features.kind != "standard"
 
 
 @torch.no_grad()
-def standing(experiment: Experiment, images: Mapping[str, Tensor]) -> list[tuple[object, ...]]:
-    """A row for each set of ``images`` ``(N, C, H, W)`` in [-1, 1], as :data:`STANDING` says, in the preset's features.
+def _batched(network: nn.Module, pixels: Tensor) -> Tensor:
+    """What a network makes of 8-bit images, on the CPU."""
+    return torch.cat([network(data.to_float(rows)).cpu() for rows in pixels.split(NETWORK_BATCH)])
 
-    They are rounded to 8 bits and compared with the training images, precision and recall with as many as there are of
-    the set. The score is the inception score's formula on the preset's classifier, left out where there is none.
+
+def classifier_score(experiment: Experiment, pixels: Tensor) -> float:
+    """The inception score's formula on the grading classifier's logits of 8-bit images ``(N, C, H, W)``.
+
+    NaN without such a classifier, or with fewer images than the score's ten splits.
     """
-    real, rows = experiment.data.train, []
-    for name, made in images.items():
-        rounded, near = to_float(to_uint8(made)), to_float(real.pixels[: len(made)])
-        distance = metrics.frechet_distance_of_images(to_float(real.pixels), rounded, experiment.embedding)
-        shares = metrics.precision_recall(near, rounded, experiment.embedding)
-        score = math.nan
-        if experiment.preset.features.kind != "standard":
-            score = metrics.inception_score(torch.cat([experiment.classifier(part) for part in rounded.split(500)]))
-        rows.append((name, len(made), f"{distance:.3f}", *(f"{share:.2f}" for share in shares), _shown(score, ".2f")))
-    return rows
+    if not _has_classifier(experiment) or len(pixels) < metrics.SPLITS:
+        return float("nan")
+    return metrics.inception_score(_batched(experiment.classifier, pixels))
+
+
+@dataclass(frozen=True)
+class _Real:
+    """Features ``(n, num_features)`` of real images that samples are held against."""
+
+    experiment: Experiment
+    features: Tensor
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> _Real:
+        pixels = experiment.data.train.pixels
+        rows = torch.randperm(len(pixels), generator=rng.generator(0, "manifold"))[: compared(experiment)]
+        return cls(experiment, _batched(experiment.embedding, pixels[rows]))
+
+    def score(self, pixels: Tensor, graded: Evaluation) -> Scores:
+        found = _batched(self.experiment.embedding, pixels)
+        precision, recall = metrics.precision_recall(self.features, found, nn.Identity())
+        return Scores(graded.frechet, precision, recall, classifier_score(self.experiment, pixels))
+
+
+def scores(
+    experiment: Experiment, configs: Sequence[str], samplers: Sequence[Sampler]
+) -> dict[tuple[str, int], Scores]:
+    """By flow and NFE: the teacher's images of the pairs, then the teacher and ``configs`` with each sampler.
+
+    Samples are the first of those that :meth:`rfpp.experiment.Experiment.evaluate` grades for the first seed. Nothing
+    is computed without any ``configs``.
+    """
+    if not configs:
+        return {}
+    seed, n, real = experiment.preset.seeds[0], compared(experiment), _Real.of(experiment)
+    made, passes = experiment.pairs("train"), 2 * experiment.preset.pairs.num_steps - 1
+    images = made.read(torch.arange(min(n, len(made))))["images"]
+    found = {(TEACHER, passes): real.score(images, experiment.references()["teacher"])}
+    for config in (TEACHER, *configs):
+        graded = experiment.sweep(config, [seed], samplers)
+        for sampler in samplers:
+            drawn = sampler(experiment.flow(config, seed), *experiment.noise(n))
+            found[config, sampler.nfe] = real.score(data.to_uint8(drawn), graded[sampler][0])
+    return found
+
+
+def score_rows(found: Mapping[tuple[str, int], Scores]) -> list[tuple[object, ...]]:
+    """A row for each flow and NFE, as :data:`SCORES` says."""
+    return [
+        (
+            name,
+            nfe,
+            f"{each.frechet:.2f}",
+            f"{each.precision:.3f}",
+            f"{each.recall:.3f}",
+            _shown(each.classifier_score, ".2f"),
+        )
+        for (name, nfe), each in found.items()
+    ]

@@ -26,7 +26,7 @@ CONTROL = "1-rectified flow, Euler"
 """The teacher's ODE on the times of configuration F: what the times are worth without the training."""
 
 HEUN = (7, 15)
-"""Evaluations of Heun's method, ``2 k - 1`` for ``k`` steps: with fewer the solver is unstable."""
+"""Evaluations of Heun's method, ``2 k - 1`` for ``k`` steps: four, which are too few for digits, and eight."""
 
 SIGMA_MAX = 80.0
 FEWEST = 20
@@ -162,6 +162,12 @@ def reconstruction_errors(trips: RoundTrips, evaluations: Sequence[int]) -> Curv
     return _curves(evaluations, lambda method, nfe: errors(trips, method, nfe))
 
 
+def ratio(curves: Curves) -> dict[int, list[float]]:
+    """EDM's error over configuration F's at equal NFE, Euler, for each seed."""
+    ours, edm = curves["F, Euler"], curves["EDM, Euler"]
+    return {nfe: [b / a for a, b in zip(ours[nfe], edm[nfe], strict=True)] for nfe in ours}
+
+
 def norm_distances(trips: RoundTrips, evaluations: Sequence[int]) -> Curves:
     """Kolmogorov's distance of the inverted noise's norms from those of Gaussian noise."""
     return _curves(evaluations, lambda method, nfe: distances(trips, method, nfe))
@@ -173,21 +179,30 @@ def norms(trips: RoundTrips, nfe: int) -> dict[str, Tensor]:
         name: torch.cat(trips.noise(method, nfe)).flatten(1).norm(dim=1)
         for name, method in (("configuration F", "F, Euler"), ("EDM", "EDM, Euler"))
     }
-    x = trips.real.x
-    gaussian = torch.randn(len(x), x[0].numel(), generator=rng.generator(0, "reference"))
-    return {**found, "Gaussian noise": gaussian.norm(dim=1)}
+    return {**found, "Gaussian noise": _gaussian(trips).flatten(1).norm(dim=1)}
+
+
+def _gaussian(trips: RoundTrips) -> Tensor:
+    """As much Gaussian noise as there are images."""
+    return torch.randn(trips.real.x.shape, generator=rng.generator(0, "reference"))
+
+
+FULL_SCALE = 3.0
+"""Standard deviations of noise that fill the range of an image."""
 
 
 def noises(trips: RoundTrips, nfe: int, shown: int) -> dict[str, Tensor]:
-    """Images, the noise that the first seed's flow and EDM invert them to, and Gaussian noise, ``(shown, C, H, W)``.
+    """The first images, their inverted noise by the first seed's flow and by EDM, and Gaussian noise (Figure 5c).
 
-    Noise is divided by three, so that three standard deviations fill the scale (Figure 5c).
+    ``(shown, C, H, W)`` each, or fewer where there are fewer images. All noise is on one scale: three standard
+    deviations of Gaussian noise reach from 0 to 1.
     """
-    x = trips.real.x[:shown]
-    rows = {"real image": x}
-    for name, method in (("noise, F", "F, Euler"), ("noise, EDM", "EDM, Euler")):
-        rows[name] = trips.noise(method, nfe)[0][:shown] / 3
-    return {**rows, "Gaussian noise": torch.randn(x.shape, generator=rng.generator(0, "reference")) / 3}
+    found = {
+        f"F, {nfe} NFE": trips.noise("F, Euler", nfe)[0],
+        f"EDM, {nfe} NFE": trips.noise("EDM, Euler", nfe)[0],
+        "Gaussian noise": _gaussian(trips),
+    }
+    return {"real image": trips.real.x[:shown], **{name: z[:shown] / FULL_SCALE for name, z in found.items()}}
 
 
 def shell(d: int, share: float = 0.95) -> tuple[float, float]:

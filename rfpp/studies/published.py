@@ -21,6 +21,23 @@ def table(name: str) -> dict[str, Any]:
     return tables[name]
 
 
+SCORES = {
+    "cifar10": ("", "NFE", "FID", "inception score"),
+    "imagenet64": ("", "NFE", "FID", "precision", "recall"),
+}
+"""What Tables 4 and 5 print of a method."""
+
+
+def scores(name: str) -> list[tuple[object, ...]]:
+    """The methods of which a table prints more than FID, in columns :data:`SCORES`."""
+    return [
+        (method, nfe, str(fid), *(f"{value:.2f}" for value in more))
+        for family in table(name).values()
+        for method, nfe, fid, *more in family
+        if None not in more
+    ]
+
+
 def ladder(titles: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
     """Table 1's FID by number of steps, data set and configuration; ``titles`` of one and of two steps."""
     return {

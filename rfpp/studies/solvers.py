@@ -176,7 +176,7 @@ def path(experiment: Experiment, flow: RectifiedFlow, start: Start) -> tuple[lis
 
 
 def straightness(experiment: Experiment, flow: RectifiedFlow, start: Start) -> float:
-    """Mean squared deviation of paths from their chords; 0 is straight."""
+    """Mean squared deviation of paths from their chords, known as straightness although 0 is straight."""
     return float(metrics.straightness(*path(experiment, flow, start)).mean())
 
 
@@ -199,3 +199,15 @@ def two_steps(
     graded = experiment.sweep(config, seeds, wanted)
     values = torch.tensor([[getattr(run, quantity) for run in graded[sampler]] for sampler in wanted])
     return torch.tensor(second), values.mean(dim=1), values.std(dim=1) if len(seeds) > 1 else None
+
+
+def least(curve: tuple[Tensor, Tensor, Tensor | None], time: float) -> tuple[float, float]:
+    """The time at which a curve of :func:`two_steps` is least, and by which share it is larger at ``time``.
+
+    Raises ``ValueError`` for a time that was not tried.
+    """
+    times, means, _ = curve
+    near = torch.isclose(times, torch.tensor(time, dtype=times.dtype))
+    if not near.any():
+        raise ValueError(f"time={time:g} was not tried; the curve has {', '.join(f'{each:g}' for each in times)}")
+    return round(float(times[means.argmin()]), 6), float(means[near][0] / means.min()) - 1
