@@ -5,6 +5,8 @@ be read from it: what passes there creates its tensors where the others are, and
 """
 
 import copy
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,3 +115,62 @@ def test_on_the_cpu_nothing_is_put_in_between():
     assert not model._forward_pre_hooks and not model._forward_hooks
     x = randn(2, 3)
     assert torch.equal(model(x, 0.5), x + 1)
+
+
+@pytest.fixture
+def a_box_of_two(monkeypatch):
+    """The environment that ``torchrun`` gives a process of one of two machines."""
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.setattr("socket.gethostname", lambda: "box")
+    return monkeypatch
+
+
+class Way:
+    """A datagram socket that leaves the machine by one address."""
+
+    def __init__(self, leaving):
+        self.leaving = leaving
+
+    def __call__(self, *_):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def connect(self, address):
+        assert address[0] == "10.0.0.1"
+
+    def getsockname(self):
+        return self.leaving, 40000
+
+
+NETWORKS = {
+    "lo": [SimpleNamespace(address="127.0.0.1")],
+    "ib0": [SimpleNamespace(address="fe80::1"), SimpleNamespace(address="10.0.0.7")],
+}
+
+
+@pytest.mark.parametrize(
+    ("own", "leaving", "interface"),
+    [("127.0.1.1", "10.0.0.7", "ib0"), ("10.0.0.7", "10.0.0.7", "")],
+    ids=["the host's name is a loopback address", "it is not"],
+)
+def test_several_boxes_listen_where_the_others_are(a_box_of_two, own, leaving, interface):
+    a_box_of_two.setattr("socket.gethostbyname", lambda _: own)
+    a_box_of_two.setattr("socket.socket", Way(leaving))
+    a_box_of_two.setattr("psutil.net_if_addrs", lambda: NETWORKS)
+    processes._listen_to_other_machines()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == interface
+
+
+def test_a_box_that_no_other_reaches_says_what_to_set(a_box_of_two):
+    a_box_of_two.setattr("socket.gethostbyname", lambda _: "127.0.1.1")
+    a_box_of_two.setattr("socket.socket", Way("127.0.0.1"))
+    a_box_of_two.setattr("psutil.net_if_addrs", lambda: NETWORKS)
+    with pytest.raises(RuntimeError, match=r"'box', has the address 127\.0\.1\.1, .* GLOO_SOCKET_IFNAME=eth0"):
+        processes._listen_to_other_machines()

@@ -7,7 +7,10 @@ there are many, on one machine or several; ``accelerate`` finds out and connects
 from __future__ import annotations
 
 import atexit
+import ipaddress
+import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +19,13 @@ from functools import cache
 from types import FrameType
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 _PATIENCE = timedelta(hours=6)
 """How long processes wait for one that works alone, such as the first one while it grades 50,000 images."""
 
@@ -33,9 +38,38 @@ def through_gloo() -> bool:
     return not torch.cuda.is_available()
 
 
+def _listen_to_other_machines() -> None:
+    """Tell gloo which network leads to the other machines, where it would listen to this one only.
+
+    Gloo listens at the address that the host's name has, which on many machines is a loopback address. Raises
+    ``RuntimeError`` when no other is found.
+    """
+    size, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if size <= here or os.environ.get(_INTERFACE):
+        return
+    try:
+        own = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        own = "127.0.0.1"
+    if not ipaddress.ip_address(own).is_loopback:
+        return
+    main = os.environ.get("MASTER_ADDR", "")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((main, 9))  # a datagram socket: nothing is sent, an address is chosen
+        leaving = way.getsockname()[0]
+    found = [name for name, addresses in psutil.net_if_addrs().items() if leaving in {each.address for each in addresses}]
+    if ipaddress.ip_address(leaving).is_loopback or not found:
+        raise RuntimeError(
+            f"the name of this host, {socket.gethostname()!r}, has the address {own}, which no other machine reaches; "
+            f"set {_INTERFACE} to the network that leads to them, for example {_INTERFACE}=eth0"
+        )
+    os.environ[_INTERFACE] = found[0]
+
+
 @cache
 def state() -> PartialState:
     """This process's place among all; connects them when it is first called."""
+    _listen_to_other_machines()
     found = PartialState(cpu=through_gloo(), timeout=_PATIENCE)
     if found.num_processes > 1:
         atexit.register(found.destroy_process_group)  # or a thread of the connection may abort a process that is done

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 from torch import Tensor
+from torch.nn import functional
 
 from rfpp.claims import interval
 from rfpp.engine import History
@@ -81,6 +82,7 @@ def sheets(images: Mapping[str, Tensor], across: int) -> Figure:
         axis.set_axis_off()
     for axis, (name, each) in zip(axes.flat, images.items(), strict=False):
         rows = each[: len(each) // across * across].unflatten(0, (-1, across))
+        rows = functional.pad(rows, (0, 0, 0, 1), value=-1 if rows.shape[2] == 1 else 1)  # a white line between them
         _strip(axis, rows.movedim(0, 2).flatten(2, 3))
         axis.set_axis_on()
         axis.set_title(name)

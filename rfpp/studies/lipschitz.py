@@ -92,7 +92,7 @@ class Jacobians:
 
     def row(self, t: float) -> tuple[str, ...]:
         """Cells under :data:`COLUMNS`; ``t`` is the time of the two shares."""
-        stretches = (f"{float(self.stretch.quantile(share)):.2g}" for share in (0.5, 0.99, 1))
+        stretches = (f"{float(self.stretch.quantile(share)):.3g}" for share in (0.5, 0.99, 1))
         shares = (f"{float(of(torch.tensor([t]))):.1%}" for of in (self.stretched, self.reversed))
         return *stretches, f"{self.last(1):.3f}", *shares, f"{float(self.least.min()):.2g}"
 
