@@ -57,7 +57,8 @@ def _listen_to_other_machines() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         way.connect((main, 9))  # a datagram socket: nothing is sent, an address is chosen
         leaving = way.getsockname()[0]
-    found = [name for name, addresses in psutil.net_if_addrs().items() if leaving in {each.address for each in addresses}]
+    networks = psutil.net_if_addrs().items()
+    found = [name for name, addresses in networks if leaving in {each.address for each in addresses}]
     if ipaddress.ip_address(leaving).is_loopback or not found:
         raise RuntimeError(
             f"the name of this host, {socket.gethostname()!r}, has the address {own}, which no other machine reaches; "
