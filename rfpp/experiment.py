@@ -58,6 +58,7 @@ class Experiment:
     ) -> None:
         if dataset is not None:
             overrides = {**(overrides or {}), "data": {"name": "custom"}}
+        processes.listen_to_other_machines()
         self.preset = preset if isinstance(preset, presets.Preset) else presets.load(preset, overrides)
         self.plan = Plan(self.preset, dataset)
         self.folder = (runs or paths.runs()) / self.preset.name

@@ -164,7 +164,7 @@ def test_several_boxes_listen_where_the_others_are(a_box_of_two, own, leaving, i
     a_box_of_two.setattr("socket.gethostbyname", lambda _: own)
     a_box_of_two.setattr("socket.socket", Way(leaving))
     a_box_of_two.setattr("psutil.net_if_addrs", lambda: NETWORKS)
-    processes._listen_to_other_machines()
+    processes.listen_to_other_machines()
     assert os.environ["GLOO_SOCKET_IFNAME"] == interface
 
 
@@ -173,4 +173,4 @@ def test_a_box_that_no_other_reaches_says_what_to_set(a_box_of_two):
     a_box_of_two.setattr("socket.socket", Way("127.0.0.1"))
     a_box_of_two.setattr("psutil.net_if_addrs", lambda: NETWORKS)
     with pytest.raises(RuntimeError, match=r"'box', has the address 127\.0\.1\.1, .* GLOO_SOCKET_IFNAME=eth0"):
-        processes._listen_to_other_machines()
+        processes.listen_to_other_machines()

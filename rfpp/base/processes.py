@@ -38,11 +38,11 @@ def through_gloo() -> bool:
     return not torch.cuda.is_available()
 
 
-def _listen_to_other_machines() -> None:
+def listen_to_other_machines() -> None:
     """Tell gloo which network leads to the other machines, where it would listen to this one only.
 
-    Gloo listens at the address that the host's name has, which on many machines is a loopback address. Raises
-    ``RuntimeError`` when no other is found.
+    Gloo listens at the address that the host's name has, which on many machines is a loopback address. Called before
+    the processes are connected. Raises ``RuntimeError`` when no other network is found.
     """
     size, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if size <= here or os.environ.get(_INTERFACE):
@@ -70,7 +70,6 @@ def _listen_to_other_machines() -> None:
 @cache
 def state() -> PartialState:
     """This process's place among all; connects them when it is first called."""
-    _listen_to_other_machines()
     found = PartialState(cpu=through_gloo(), timeout=_PATIENCE)
     if found.num_processes > 1:
         atexit.register(found.destroy_process_group)  # or a thread of the connection may abort a process that is done
