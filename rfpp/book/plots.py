@@ -94,7 +94,8 @@ def over_training(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]
 
     ``panels[title][rung][training steps]``: one value for each seed. Rungs stand side by side at each length.
     """
-    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.5 * len(panels) + 0.4), squeeze=False)
+    lowest = min(np.mean(gains) for rungs in panels.values() for each in rungs.values() for gains in each.values())
+    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.5 * len(panels) + 0.4), squeeze=False, sharey=True)
     for axis, (title, rungs) in zip(axes[:, 0], panels.items(), strict=True):
         lengths = sorted({steps for gains in rungs.values() for steps in gains})
         for shift, (steps, marker) in enumerate(zip(lengths, "osD^v" * len(lengths), strict=False)):
@@ -105,7 +106,7 @@ def over_training(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]
             axis.errorbar(places, means, errors, fmt=marker, markersize=5, capsize=3, label=f"{steps:,} steps")
         axis.axhline(0, color="0.25", linewidth=0.8)
         axis.set_xticks(range(len(rungs)), list(rungs))
-        axis.set(title=title, ylabel="share of the distance\nthat is removed", ylim=(-1.2, 1.05))
+        axis.set(title=title, ylabel="share of the distance\nthat is removed", ylim=(min(-0.2, lowest - 0.2), 1.05))
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
