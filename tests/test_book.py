@@ -178,7 +178,8 @@ def printed(executed):
     """What the cells of a notebook print, without warnings."""
     cells = nbformat.read(executed, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return [output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"]
+    streams = (output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    return "".join(streams)  # what is printed at once may come in pieces
 
 
 def test_notebooks_run_side_by_side_as_one_after_the_other(tmp_path, monkeypatch):
