@@ -15,7 +15,7 @@ check := import importlib.util as u, os, sys; \
 is_whole := test -f $(stamp) && $(python) -I -c '$(check)' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help book test mutants lab notebooks clean clean-all distclean anew
+.PHONY: help book test scales mutants lab notebooks clean clean-all distclean anew
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PRESET=$(PRESET)] [NB="slug ..."] [PYTHON=$(PYTHON)]'
@@ -34,8 +34,11 @@ test: $(stamp) ## check style and types, run the tests, compare the notebooks wi
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
-	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto tests  # a process for each core: one thread each is fastest
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto -m "not every_scale" tests  # a process for each core: one thread each is fastest
 	@$(python) -m pytest --capture=no --nbval --nbval-current-env notebooks
+
+scales: $(stamp) ## run every notebook at every preset, shrunk (minutes)
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadgroup -m every_scale tests
 
 mutants: $(stamp) ## put known faults into a copy of the library and see that the tests notice each (minutes)
 	@$(python) tests/mutants.py

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shrunk import LIGHT, LIGHTER, SHRUNK, coloured_digits
 from sklearn.datasets import load_digits
 from truth import network
 
@@ -41,33 +42,7 @@ def images(tmp_path_factory):
     """A folder like CIFAR-10's, of few images."""
     if os.environ.get("RFPP_CIFAR10"):
         return os.environ["RFPP_CIFAR10"]
-    folder = tmp_path_factory.mktemp("cifar-10-batches-bin")
-    digits = load_digits()
-    grey = np.kron(digits.images, np.ones((1, 4, 4))) * (255 / 16)
-    tint = np.stack([np.cos(digits.target), np.sin(digits.target), np.ones(len(grey))], axis=1) / 4 + 0.75
-    pixels = (grey[:, None] * tint[:, :, None, None]).astype(np.uint8)
-    records = np.concatenate([digits.target[:, None].astype(np.uint8), pixels.reshape(len(pixels), -1)], axis=1)
-    for number, part in enumerate(np.array_split(records[:1500], 5), start=1):
-        (folder / f"data_batch_{number}.bin").write_bytes(part.tobytes())
-    (folder / "test_batch.bin").write_bytes(records[1500:].tobytes())
-    return str(folder)
-
-
-SHRUNK = {
-    "teacher.train.network": {
-        "model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [16], "dropout": 0.1
-    },
-    "teacher.train.batch": 16, "teacher.train.steps": 6, "teacher.train.warmup": 1,
-    "features.train.widths": [4, 8], "features.train.batch": 16, "features.train.steps": 4,
-    "features.train.warmup": 0,
-    "pairs.train": 48, "pairs.held_out": 16, "pairs.num_steps": 3, "pairs.batch_size": 16,
-    "training.steps": 4, "training.small_batch": 4, "training.large_batch": 8, "training.warmup": 1,
-    "real_data.nfe": 1, "real_data.steps": 2, "real_data.warmup": 0,
-    "third_round.pairs": 16, "third_round.nfe": 2, "third_round.steps": 2,
-    "evaluation.samples": 32, "seeds": [0],
-    "machinery.compile": False, "machinery.workers": 1, "machinery.save_every": 2,
-}  # fmt: skip
-"""Settings that make the ``cifar10`` preset small; its precision, layout and loaders stay."""
+    return coloured_digits(tmp_path_factory.mktemp("cifar-10-batches-bin"))
 
 
 def test_every_stage_of_cifar10(images, tmp_path):
@@ -322,18 +297,20 @@ def test_a_training_stopped_from_outside_says_so_and_goes_on(tmp_path, capsys, m
 # The notebooks
 
 
-LIGHT = {
-    "intersections": {
-        "couples": 40, "samples": 20, "images_used": 20, "shown": 4, "photo_sizes": [4], "patches": 30
-    },
-    "timesteps": {"pairs_used": 8},
-    "training": {"shown": 2},
-    "ablation": {"shown": 2, "uncurated": 8},
-    "samplers": {"euler": [1, 2], "heun": [1], "second": [0.3], "shown": 2},
-    "inversion": {"evaluations": [2, 4], "gaussian_nfe": 2, "images": 20, "shown": 4},
-    "costs": {"passes": 1, "graded": ["F"]},
-    "try_your_own": {"steps": 1, "shown": 2},
-}  # fmt: skip
+AT_ONCE = {
+    "cifar10": ["ablation", "samplers"],
+    "paper-cifar10": ["inversion", "costs"],
+    "paper-afhq": ["intersections", "training"],
+    "paper-imagenet64": ["timesteps", "try_your_own"],
+}
+"""What ``make test`` runs: each notebook once, each kind of preset twice. ``make scales`` runs all there is."""
+EVERY = [
+    pytest.param(
+        name, slug, marks=[pytest.mark.xdist_group(name), *([] if slug in some else [pytest.mark.every_scale])]
+    )
+    for name, some in AT_ONCE.items()
+    for slug in LIGHT
+]
 
 
 @pytest.fixture(scope="module")
@@ -349,8 +326,7 @@ def shrunk(images, tmp_path_factory):
     plain = EDMPrecond(network(img_resolution=32, in_channels=3, out_channels=3, label_dim=0, attn_resolutions=[16]))
     edm.write(folder / "plain.pkl", {"ema": edm.denoiser(plain)})
     small = {name: value for name, value in SHRUNK.items() if not name.startswith(("teacher", "features"))}
-    small |= {"evaluation.samples": 12, "pairs.held_out": 12, "machinery.workers": 0, "machinery.tensorboard": False}
-    small |= {"training.steps": 2, "training.small_batch": 1, "training.large_batch": 2}
+    small |= LIGHTER
     found = {
         "cifar10": {**SHRUNK, **small, "data.path": images},
         "paper-cifar10": {**small, **standard, "data.path": images, "teacher.file": str(folder / "plain.pkl")},
@@ -363,8 +339,7 @@ def shrunk(images, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("slug", LIGHT)
-@pytest.mark.parametrize("name", ["cifar10", "paper-cifar10", "paper-afhq", "paper-imagenet64"])
+@pytest.mark.parametrize(("name", "slug"), EVERY)
 def test_every_notebook_runs_at_every_kind_of_preset(shrunk, name, slug, monkeypatch, tmp_path_factory):
     """With and without classes, a teacher that is trained or published, small networks or the standard ones.
 
