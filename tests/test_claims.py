@@ -435,10 +435,17 @@ def test_one_run_of_a_random_quantity_is_no_verdict():
 
 
 def table(page):
-    """The cells of the claims' table, by claim."""
-    start, end = page.index("## Why one round"), page.index("## Controls")
-    lines = [line for line in page[start:end].splitlines() if re.match(r"\| (\{doc\}`)?c\d", line)]
-    return {line.split("|")[1].strip(): line for line in lines}
+    """The rows of the claims' tables, by claim."""
+    return {
+        match[1]: line for line in page.splitlines() if (match := re.match(r'\| (?:<a .*>)?<span id="(c\d\d)"', line))
+    }
+
+
+def rules(page):
+    """The rows of what is folded beside them: what is measured, its rule, the control."""
+    folded = page.split("{dropdown} Rules and controls\n")[1:]
+    lines = [line for part in folded for line in part.partition("\n::::")[0].splitlines()]
+    return {match[1]: line for line in lines if (match := re.match(r"\| (c\d\d) \|", line))}
 
 
 def section(page, title):
@@ -450,11 +457,13 @@ def test_the_page_lists_every_claim(checkout, experiment):
     """With its number in the paper, its rule, its verdict here; what was not run is there too."""
     check("c01", [0.61, 0.6, 0.62], control=NOTHING, experiment=experiment)
     check("c02", 3.0, experiment=experiment)
-    rows = table(results_page(experiment.folder))
-    assert list(rows) == ["c01", "c02", "c03"]
+    page = results_page(experiment.folder)
+    rows, terms = table(page), rules(page)
+    assert list(rows) == list(terms) == ["c01", "c02", "c03"]
     low, high = interval([0.61, 0.6, 0.62])
-    assert f"**reproduced**: 0.61 [{low:.3g}, {high:.3g}]" in rows["c01"] and "above 0.5" in rows["c01"]
-    assert "**not reproduced**: 3 |" in rows["c02"] and "not run" in rows["c03"] and "reproduced" not in rows["c03"]
+    assert f"✓ reproduced</span> 0.61 [{low:.3g}, {high:.3g}]" in rows["c01"] and "above 0.5" in terms["c01"]
+    assert "✗ not reproduced</span> 3 |" in rows["c02"]
+    assert "not run" in rows["c03"] and "reproduced" not in rows["c03"]
 
 
 def test_a_claim_leads_to_the_page_of_its_notebook(checkout, experiment, tmp_path):
@@ -462,15 +471,16 @@ def test_a_claim_leads_to_the_page_of_its_notebook(checkout, experiment, tmp_pat
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "03_training.ipynb").touch()
     page = results_page(experiment.folder)
-    assert "| {doc}`c01 <../notebooks/03_training>` |" in page and "| c02 |" in page
+    assert '| <a href="../notebooks/03_training.html#c01"><span id="c01">c01</span></a> |' in page
+    assert '| <span id="c02">c02</span> |' in page
 
 
 def test_text_of_the_ledger_does_not_break_the_table(checkout, experiment):
-    """Five columns whatever a statement holds: its bars and stars are escaped."""
+    """Four columns whatever a statement holds: its bars and stars are escaped."""
     page = results_page(experiment.folder)
     assert r"*up to\* 75 % \| in" in page and r"\>" in page
     for row in table(page).values():
-        assert row.replace(r"\|", "").count("|") == 6
+        assert row.replace(r"\|", "").count("|") == 5
 
 
 def test_the_page_without_any_record_says_not_run(checkout, experiment):
@@ -504,7 +514,8 @@ def test_records_of_other_scales_have_columns_of_their_own(checkout, experiment,
     page = results_page(experiment.folder)
     assert "| `smoke` | `big` |" in page
     row = table(page)["c01"]
-    assert "✓ **reproduced**: 0.7 [0.7, 0.7] | ✗ **not reproduced**: 0.2 [0.2, 0.2] |" in row
+    cells = [re.sub("<[^>]*>", "", cell).strip() for cell in row.split("|")]
+    assert "✓ reproduced 0.7 [0.7, 0.7]" in cells and "✗ not reproduced 0.2 [0.2, 0.2]" in cells
     assert "| not run | not about this scale |" in table(page)["c03"]
 
 
@@ -521,8 +532,8 @@ def test_the_page_says_where_numbers_come_from(checkout, experiment):
 def test_the_page_tells_controls_and_what_is_vacuous(checkout, experiment):
     check("c01", [0.61, 0.6, 0.62], control=[0.9, 0.91, 0.92], experiment=experiment)
     page = results_page(experiment.folder)
-    assert "∅ **vacuous**: 0.61" in table(page)["c01"]
-    assert "| c01 | A against itself | above 0.5 | 0.91 [" in section(page, "Controls")
+    assert "∅ vacuous</span> 0.61" in table(page)["c01"]
+    assert "above 0.5 | A against itself | 0.91 [" in rules(page)["c01"]
     assert "| `smoke` | 0 | 0 | 0 | 1 | 2 | 0 of 0 |" in page
 
 

@@ -230,21 +230,17 @@ def _code(notebook: Path) -> list[str]:
     ]
 
 
-def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Path:
-    """Render the book from the notebooks executed at ``preset`` and return its first page.
+def _lay_out(preset: str, source: Path) -> None:
+    """Write the pages that are made from what was run at ``preset``: chapters, the results, the first page's result."""
+    import nbformat
 
-    Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since;
-    :class:`BuildFailed` when there is so much as a warning.
-    """
-    from rfpp.book import results  # imports everything that a record may depend on
+    from rfpp.book import pages, results  # import everything that a record may depend on
+    from rfpp.claims import ledger
+    from rfpp.claims.records import scales
 
-    repository, run_folder = paths.repository(), paths.runs() / presets.load(preset).name
-    source = repository / "_build" / "source"
-    shutil.rmtree(source, ignore_errors=True)
-    (source / "notebooks").mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy2(repository / name, source / name)
-    shutil.copytree(repository / "book", source / "book")
+    name = presets.load(preset).name
+    run_folder, claims = paths.runs() / name, ledger()
+    by_scale = scales(run_folder)
     for notebook in notebooks():
         executed = run_folder / "notebooks" / notebook.name
         if not executed.is_file() or _code(executed) != _code(notebook):
@@ -253,9 +249,30 @@ def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Pa
                 f"{notebook.name} {what} at preset {preset!r}; "
                 f"run: python -m rfpp run --preset {preset} {notebook.stem}"
             )
-        shutil.copy2(executed, source / "notebooks" / notebook.name)
+        slug, content = notebook.stem.partition("_")[2], nbformat.read(executed, as_version=4)
+        nbformat.write(pages.chapter(content, slug, name, by_scale, claims), source / "notebooks" / notebook.name)
+        if slug == "training":
+            (source / "book" / "one-step.png").write_bytes(pages.picture(content, "fig-one-step"))
     (source / "book" / "results.md").write_text(results.page(run_folder))
     (source / "book" / "tally.txt").write_text(results.tally(run_folder))
+    (source / "book" / "summary.txt").write_text(pages.summary(by_scale, claims))
+    results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
+
+
+def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Path:
+    """Render the book from the notebooks executed at ``preset`` and return its first page.
+
+    Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since;
+    :class:`BuildFailed` when there is so much as a warning.
+    """
+    repository = paths.repository()
+    source = repository / "_build" / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    (source / "notebooks").mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(repository / name, source / name)
+    shutil.copytree(repository / "book", source / "book")
+    _lay_out(preset, source)
 
     # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]

@@ -111,6 +111,37 @@ def over_training(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]
     return figure
 
 
+def forest(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], controls: Mapping[str, float]) -> Figure:
+    """A line per claim, right of the middle where its rule is obeyed.
+
+    ``rows[claim][scale]``: mean and interval, as the margin by which the rule is obeyed; ``controls[claim]``: that of
+    what must fail. Each row is scaled by its farthest interval, and controls beyond it stand at the edge.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.42 * len(rows) + 0.8))
+    scales = list(dict.fromkeys(scale for intervals in rows.values() for scale in intervals))
+    for place, (title, intervals) in enumerate(rows.items()):
+        unit = max(abs(end) for interval in intervals.values() for end in interval)
+        for number, scale in enumerate(scales):
+            if scale in intervals:
+                mean, low, high = (margin / unit for margin in intervals[scale])
+                label = scale if place == 0 else None
+                axis.errorbar(
+                    mean, place + 0.2 * number + 0.12, xerr=[[mean - low], [high - mean]], fmt="osD^v"[number % 5],
+                    color=f"C{number}", markersize=4.5, capsize=2.5, label=label,
+                )  # fmt: skip
+        if title in controls:
+            edge = min(max(controls[title] / unit, -1.08), 1.08)
+            axis.plot(edge, place + 0.22, "D", markersize=5, markerfacecolor="none", color="0.45", zorder=1)
+        axis.text(-1.12, place - 0.16, title, fontsize=7.5, va="center", bbox={"color": "white", "pad": 0.5})
+    axis.plot([], [], "D", markersize=5, markerfacecolor="none", color="0.45", label="control")
+    axis.axvline(0, color="0.25", linewidth=0.8)
+    axis.set(xlim=(-1.15, 1.15), ylim=(len(rows) - 0.3, -0.6), xticks=[], yticks=[])
+    axis.set_xlabel("rule broken   ←      |      →   rule obeyed")
+    sns.despine(ax=axis, left=True, bottom=True)
+    figure.legend(loc="outside lower center", ncols=len(scales) + 1)
+    return figure
+
+
 def loss_curves(curves: Mapping[str, Sequence[History]], labels: Mapping[str, str]) -> Figure:
     """Loss against step: a panel per configuration (their losses are different quantities), a line per seed."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 2.6), squeeze=False)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from matplotlib.figure import Figure
 
 from rfpp.base import paths
+from rfpp.book import pages, plots
 from rfpp.book.tables import number, span
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
@@ -25,7 +28,6 @@ GROUPS = {
     "cost": "Cost",
 }
 _VERDICTS = ("reproduced", "not reproduced", "inconclusive", "vacuous")
-_SIGNS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "vacuous": "∅"}
 
 
 def _escape(text: str) -> str:
@@ -38,9 +40,10 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _linked(claim: Claim) -> str:
-    """The claim's id, which leads to the page of its notebook if there is one."""
+    """The claim's id, which leads to where its verdict was reached, and is where links to this row lead."""
     found = sorted((paths.repository() / "notebooks").glob(f"[0-9][0-9]_{claim.notebook}.ipynb"))
-    return f"{{doc}}`{claim.id} <../notebooks/{found[0].stem}>`" if found else claim.id
+    id = f'<span id="{claim.id}">{claim.id}</span>'
+    return f'<a href="../notebooks/{found[0].stem}.html#{claim.id}">{id}</a>' if found else id
 
 
 def _in_scope(claim: Claim, preset: str) -> bool:
@@ -53,7 +56,7 @@ def _cell(record: Record | None, claim: Claim, preset: str) -> str:
     if record is None:
         return "not run"
     stale = " (stale: the claim or the code has changed since)" if record.stale(claim) else ""
-    return f"{_SIGNS[record.verdict]} **{record.verdict}**{stale}: {span(record.measured)}"
+    return f"{pages.badge(record.verdict)}{stale} {pages.value(claim, record.measured)}"
 
 
 def corrected(found: Mapping[str, Record], claims: Mapping[str, Claim]) -> dict[str, float]:
@@ -89,7 +92,7 @@ def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Cl
             [f"`{preset}`", *(str(counts[verdict]) for verdict in _VERDICTS), str(about - sum(counts.values())),
              f"{kept} of {len(decided)}"]
         )  # fmt: skip
-    columns = ["scale", *(f"{_SIGNS[verdict]} {verdict}" for verdict in _VERDICTS), "not run", "after correction"]
+    columns = ["scale", *(pages.badge(verdict) for verdict in _VERDICTS), "not run", "after correction"]
     return _table(columns, rows)
 
 
@@ -99,9 +102,14 @@ def _note(claim: Claim) -> str:
     return "" if not changes else ". Amended" + ("" if changes == 1 else f" {changes} times") + ", see below"
 
 
+def _folded(title: str, lines: Iterable[str]) -> list[str]:
+    return [f"::::{{dropdown}} {title}", *lines, "::::", ""]
+
+
 def _verdicts(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    """A table for each group of claims, and a folded one with their rules and controls."""
     lines: list[str] = []
-    columns = ["", "claim", *(f"`{preset}`" for preset in by_scale), "paper", "rule"]
+    scale_names = [f"`{preset}`" for preset in by_scale]
     for group, title in GROUPS.items():
         members = [claim for claim in claims.values() if claim.group == group]
         if members:
@@ -111,29 +119,55 @@ def _verdicts(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str,
                     f"{_escape(claim.statement)} ({_escape(claim.where)})",
                     *(_cell(found.get(claim.id), claim, preset) for preset, found in by_scale.items()),
                     _escape(claim.paper),
-                    f"{_escape(claim.quantity)}: {claim.rule}{_note(claim)}",
                 ]
                 for claim in members
             )
-            lines += [f"## {title}", *_table(columns, rows)]
+            lines += [f"## {title}", *_table(["", "claim", *scale_names, "paper"], rows)]
+            lines += _folded("Rules and controls", _rules(by_scale, members))
     return lines
 
 
-def _controls(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
-    def shown(record: Record | None) -> str:
-        return "" if record is None or record.control is None else span(record.control)
+def _rules(by_scale: Mapping[str, Mapping[str, Record]], members: Iterable[Claim]) -> list[str]:
+    def shown(record: Record | None, claim: Claim) -> str:
+        return "" if record is None or record.control is None else pages.value(claim, record.control)
 
     rows = (
         [
             claim.id,
-            _escape(claim.control),
-            str(claim.rule),
-            *(shown(found.get(claim.id)) for found in by_scale.values()),
+            f"{_escape(claim.quantity)}: {pages.rule(claim)}{_note(claim)}",
+            _escape(claim.control or "none: nothing here is random"),
+            *(shown(found.get(claim.id), claim) for found in by_scale.values()),
         ]
-        for claim in claims.values()
-        if claim.control is not None
+        for claim in members
     )
-    return _table(["", "control", "must not be", *(f"`{preset}`" for preset in by_scale)], rows)
+    return _table(["", "what is measured, and its rule", "control", *(f"control, `{name}`" for name in by_scale)], rows)
+
+
+def _margin(claim: Claim, value: float) -> float:
+    """By how much a value obeys the rule; negative where it does not."""
+    low, high = claim.rule.bounds
+    return min(value - low, high - value)
+
+
+def _margins(claim: Claim, record: Record) -> tuple[float, float, float]:
+    low, high = sorted(_margin(claim, end) for end in record.interval)
+    return _margin(claim, record.value), low, high
+
+
+def forest(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> Figure:
+    """All claims that were judged, with each scale's interval and the mean of the first scale's control."""
+    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
+    controls: dict[str, float] = {}
+    for claim in claims.values():
+        records = {preset: found[claim.id] for preset, found in by_scale.items() if claim.id in found}
+        if records:
+            title = textwrap.shorten(f"{claim.id}: {claim.statement}", 100, placeholder=" …")
+            rows[title] = {preset: _margins(claim, record) for preset, record in records.items()}
+            control = next(iter(records.values())).control
+            if control is not None:
+                controls[title] = _margin(claim, sum(control) / len(control))
+    plots.style()
+    return plots.forest(rows, controls)
 
 
 def _undecided(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
@@ -262,25 +296,23 @@ def page(run: Path) -> str:
         "# Results",
         _INTRODUCTION,
         *_tally(by_scale, claims),
+        _FOREST,
         *_verdicts(by_scale, claims),
-        "## Controls",
-        _CONTROLS,
-        *_controls(by_scale, claims),
         "## What the intervals cover",
         _COVERS,
         *_covers(by_scale),
         "## Many claims at once",
         _MANY,
-        *_significance(by_scale, claims),
+        *_folded("Corrected values of p", _significance(by_scale, claims)),
         "## What would have decided",
         _UNDECIDED,
         *_undecided(by_scale, claims),
         "(results-amendments)=",
         "## What was changed in the ledger",
         _AMENDED,
-        *_amended(by_scale, claims),
+        *_folded("Changes of the ledger", _amended(by_scale, claims)),
         _MEASURED,
-        *_protocol(),
+        *_folded("Changes around the ledger", _protocol()),
         "## Where the numbers come from",
         _ORIGINS,
         *_origins(by_scale),
@@ -289,16 +321,22 @@ def page(run: Path) -> str:
 
 
 _INTRODUCTION = """
-Each row is a claim of the paper. Each column after it is a scale at which the claim was put to the test. A claim's
-id leads to the page where that was done. A value is the mean over seeds, with its 95 % interval in brackets. A
-claim is *reproduced* when all of the interval obeys the rule, *not reproduced* when none of it does, and
-*inconclusive* otherwise. It is *vacuous* when the rule is obeyed by its control as well: then it says nothing. One
-run of a random quantity decides nothing. How each change of Table 1 is worth more or less after a longer training,
-{numref}`fig-rungs-over-training` shows.
+Each row is a claim of the paper, each column after it a scale at which the claim was put to the test. A value is the
+mean over seeds, with its 95 % interval in brackets. A claim is *reproduced* when all of the interval obeys its rule,
+*not reproduced* when none of it does, and *inconclusive* otherwise. Every claim about the method has a control, the
+same measurement on something that lacks what the claim is about: where the control obeys the rule as well, the
+verdict is *vacuous*. One run of a random quantity decides nothing. How much each change of Table 1 is worth after a
+longer training, {numref}`fig-rungs-over-training` shows.
 """
-_CONTROLS = """
-A rule is worth something only if it can fail. Each control is measured in the same run, by the same rule, on
-something that lacks what the claim is about. It must not come out as *reproduced*.
+_FOREST = """
+```{figure} forest.svg
+:name: fig-forest
+:alt: A line for each claim, with the interval of each scale and its control beside the bound of the rule.
+
+All claims that were judged. Right of the line the rule is obeyed. Each row has a unit of its own, so that its
+farthest interval fits; bars are 95 % intervals over seeds. Hollow: the mean of the control at the first scale, which
+should not obey the rule. It stands at the edge where it lies beyond it.
+```
 """
 _COVERS = """
 An interval covers what differs between seeds, and nothing else. Where a claim needs no training, seeds are those of

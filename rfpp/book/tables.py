@@ -47,6 +47,11 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
+def percent(value: float) -> str:
+    """A share as a number of per cent, with a decimal below ten."""
+    return f"{100 * value:.{0 if abs(value) >= 0.0995 else 1}f}".removesuffix(".0")
+
+
 def span(values: Sequence[float]) -> str:
     """The mean over seeds with its 95 % interval, e.g. ``"0.21 [0.16, 0.26]"``; one value as it is."""
     low, high = claims.interval(values)

@@ -107,6 +107,8 @@ class Claim(Terms):
     where: str
     notebook: str
     group: Literal["why", "ladder", "sampling", "inversion", "cost"] = "why"
+    percent: bool = False
+    """Whether pages show values of the quantity in per cent."""
     is_random: bool = True
     """Whether two runs may differ: then one run is no verdict."""
     rests_on: list[str] = []

@@ -1,0 +1,17 @@
+// One button for all folded code of a page, where there is any.
+document.addEventListener("DOMContentLoaded", () => {
+  const folded = [...document.querySelectorAll("details.hide")];
+  const title = document.querySelector("article h1");
+  if (!folded.length || !title) return;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "all-code";
+  const show = (open) => {
+    for (const each of folded) each.open = open;
+    button.textContent = open ? "Fold all code" : "Show all code";
+    button.setAttribute("aria-pressed", String(open));
+  };
+  button.addEventListener("click", () => show(button.getAttribute("aria-pressed") !== "true"));
+  show(false);
+  title.after(button);
+});

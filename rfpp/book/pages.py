@@ -1,0 +1,141 @@
+"""Chapters and the first page as the book shows them.
+
+An executed notebook prints verdicts in words without numbers, whose last digits depend on the machine. Here the records
+of the run take their place: what was found stands at the top of its chapter, each verdict with its value beside the
+figure that it is about, and code is folded.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import html
+import re
+from collections.abc import Iterator, Mapping
+
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+
+from rfpp.book.tables import number, percent
+from rfpp.claims import statistics
+from rfpp.claims.ledger import Claim
+from rfpp.claims.records import Record
+
+SIGNS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "vacuous": "∅", "not judged": "–"}
+NARROW_SPACE = "\u202f"
+"""Which no line ends at."""
+_PRINTED = re.compile(r"^(?P<id>c\d\d) (?P<verdict>[a-z ]+?)(?: \((?:\d+ seeds|one run)\))?: (?P<rest>.*)$")
+
+
+def value(claim: Claim, values: list[float]) -> str:
+    """The mean over seeds with its 95 % interval, in per cent where the quantity is a share."""
+    show, unit = (percent, NARROW_SPACE + "%") if claim.percent else (number, "")
+    low, high = statistics.interval(values)
+    mean = show(sum(values) / len(values)) + unit
+    return f"{mean} [{show(low)}, {show(high)}]" if len(values) > 1 else mean
+
+
+def rule(claim: Claim) -> str:
+    """What the interval must obey, in the unit of :func:`value`."""
+    show, unit = (percent, NARROW_SPACE + "%") if claim.percent else (number, "")
+    if claim.rule.between is not None:
+        return "between {} and {}".format(*map(show, claim.rule.between)) + unit
+    side, bound = ("above", claim.rule.above) if claim.rule.above is not None else ("below", claim.rule.below)
+    return f"{side} {show(bound or 0)}{unit}"
+
+
+def badge(verdict: str, text: str | None = None) -> str:
+    """A verdict as a coloured sign with its word, or with another text."""
+    kind = verdict.replace(" ", "-")
+    return f'<span class="verdict-sign {kind}">{SIGNS[verdict]} {html.escape(verdict if text is None else text)}</span>'
+
+
+def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str:
+    """A verdict with its value, for the place where it was reached."""
+    lines = [f"{badge(verdict)} {html.escape(claim.statement)} <span class='where'>({html.escape(claim.where)})</span>"]
+    if record is None:
+        lines.append(html.escape(reason))
+    else:
+        control = "" if record.control is None else f"; control {value(claim, record.control)}"
+        lines.append(
+            f"<b>{value(claim, record.measured)}</b>: {html.escape(claim.quantity)}. Rule: {rule(claim)}{control}. "
+            f"The paper: {html.escape(claim.paper)}."
+        )
+    lines[-1] += f' <a href="../book/results.html#{claim.id}">All scales</a>'
+    body = "".join(f"<p>{line}</p>" for line in lines)
+    return f'<div class="verdict {verdict.replace(" ", "-")}" id="{claim.id}">{body}</div>'
+
+
+def _verdicts(cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[str, Claim]) -> Iterator[str]:
+    """Take the verdicts out of what a cell printed, and give a card for each."""
+    for output in cell.get("outputs", []):
+        if output.output_type == "stream" and output.name == "stdout":
+            kept = []
+            for line in output.text.splitlines(keepends=True):
+                match = _PRINTED.match(line.rstrip("\n"))
+                if match and match["id"] in claims and match["verdict"] in SIGNS:
+                    record = found.get(match["id"]) if match["verdict"] != "not judged" else None
+                    yield _card(claims[match["id"]], record, match["verdict"], match["rest"])
+                else:
+                    kept.append(line)
+            output.text = "".join(kept)
+
+
+def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[str, Record]]) -> Iterator[NotebookNode]:
+    """What the chapter found, at each scale."""
+    lines = []
+    for claim in judged:
+        records = {name: found[claim.id] for name, found in by_scale.items() if claim.id in found}
+        if preset in records:
+            parts = [
+                f'<a href="#{claim.id}">{badge(record.verdict)}</a> {value(claim, record.measured)} at `{name}`'
+                for name, record in records.items()
+            ]
+            lines.append(f"- {claim.statement} {'; '.join(parts)}.")
+    if lines:
+        yield new_markdown_cell("\n".join([":::{admonition} What was found", ":class: found", *lines, ":::"]))
+
+
+def chapter(
+    executed: NotebookNode, slug: str, preset: str, by_scale: Mapping[str, Mapping[str, Record]],
+    claims: Mapping[str, Claim],
+) -> NotebookNode:  # fmt: skip
+    """A notebook that was executed at ``preset``, as the book shows it.
+
+    ``by_scale``: the records of this preset and of others, by preset and claim.
+    """
+    page, cells, found = copy.deepcopy(executed), [], by_scale.get(preset, {})
+    for cell in page.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            cards = list(_verdicts(cell, found, claims))
+            cell.outputs = [output for output in cell.outputs if output.get("text", " ")]
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+            if cards:
+                cells.append(new_markdown_cell("\n".join(cards)))
+    judged = [claim for claim in claims.values() if claim.notebook == slug]
+    page.cells = [*cells[:1], *_in_short(judged, preset, by_scale), *cells[1:]]
+    return page
+
+
+def picture(executed: NotebookNode, name: str) -> bytes:
+    """The PNG of the figure that is called ``name`` in a notebook; raises ``ValueError`` when there is none."""
+    for cell in executed.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output.data["image/png"])
+    raise ValueError(f"no figure {name!r} in the notebook")
+
+
+def summary(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> str:
+    """The result in a sentence, for each scale, as Markdown."""
+    claim, lines = claims["c13"], []
+    for preset, found in by_scale.items():
+        if claim.id in found:
+            of_seeds = f"{len(found[claim.id].measured)} seeds"
+            lines.append(f"- `{preset}`: **{value(claim, found[claim.id].measured)}** ({of_seeds})")
+    if not lines:
+        return ""
+    said = "The improved training removes this share of the vanilla flow's Fréchet distance, in one step:"
+    return "\n".join([said, "", *lines, f"- the paper: FID {claim.paper}", ""])

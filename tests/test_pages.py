@@ -1,0 +1,136 @@
+"""Chapters as the book shows them: records take the place of what notebooks print."""
+
+import base64
+import re
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from rfpp.book import pages
+from rfpp.claims import ledger
+
+CLAIMS = ledger()
+IMAGE = b"a picture"
+
+
+def record(verdict, measured, control=None):
+    return SimpleNamespace(verdict=verdict, measured=measured, control=control)
+
+
+BY_SCALE = {
+    "small": {"c13": record("reproduced", [0.7, 0.8, 0.9], [0.0, 0.1, -0.1]), "c14": record("not reproduced", [2.0])},
+    "big": {"c13": record("inconclusive", [0.4, 0.6])},
+}
+
+
+@pytest.fixture
+def executed():
+    """A chapter whose second cell prints two verdicts, a claim that is not judged, and a line of its own."""
+    printed = (
+        "c13 reproduced (3 seeds): share; rule: above 0.5\nmine: 3\nc14 not reproduced (one run): x; rule: below 1\n"
+    )
+    figure = {"mystnb": {"figure": {"name": "fig-x", "caption": "x"}}}
+    shown = new_output("display_data", {"image/png": base64.b64encode(IMAGE).decode()})
+    cells = [
+        new_markdown_cell("# Training\n\n*Why?*"),
+        new_code_cell("show()", metadata=figure, outputs=[shown]),
+        new_code_cell("check()", outputs=[new_output("stream", name="stdout", text=printed)]),
+        new_code_cell("skip()", outputs=[new_output("stream", name="stdout", text="c22 not judged: elsewhere only\n")]),
+        new_code_cell("warn()", outputs=[new_output("stream", name="stderr", text="c13 reproduced: no verdict\n")]),
+    ]
+    notebook = new_notebook(cells=cells)
+    nbformat.validate(notebook)
+    return notebook
+
+
+@pytest.fixture
+def page(executed):
+    made = pages.chapter(executed, "training", "small", BY_SCALE, CLAIMS)
+    nbformat.validate(made)
+    return made
+
+
+def text(cell):
+    """What a reader sees of a cell's Markdown."""
+    return re.sub("<[^>]*>", "", cell.source).replace(pages.NARROW_SPACE, " ")
+
+
+def test_what_was_found_stands_below_the_question_at_all_scales(page):
+    assert page.cells[0].source.startswith("# Training")
+    found = text(page.cells[1])
+    # Student's t for two degrees of freedom: 4.303; the spread is 0.1, of three seeds
+    assert "✓ reproduced 80 % [55, 105] at `small`; ? inconclusive 50 % [-77, 177] at `big`" in found
+    assert "✗ not reproduced 2 at `small`" in found and CLAIMS["c14"].statement in found
+    assert '<a href="#c13">' in page.cells[1].source
+
+
+def test_a_verdict_has_its_value_where_it_was_reached(page):
+    """The other lines of the cell stay; what goes to stderr is no verdict."""
+    place = [cell.source for cell in page.cells].index("check()")
+    (kept,), cards = page.cells[place].outputs, page.cells[place + 1]
+    assert kept.text == "mine: 3\n"
+    assert [match for match in re.findall(r'id="(c\d\d)"', cards.source)] == ["c13", "c14"]
+    assert "80 % [55, 105]: share of A&#x27;s" in text(cards) and "Rule: above 50 %; control 0 % [-25, 25]." in text(
+        cards
+    )
+    assert 'class="verdict not-reproduced" id="c14"' in cards.source and "\n\n" not in cards.source
+    assert page.cells[-1].outputs[0].text == "c13 reproduced: no verdict\n"
+
+
+def test_a_claim_that_was_not_judged_says_why(page):
+    place = [cell.source for cell in page.cells].index("skip()")
+    assert not page.cells[place].outputs
+    assert "– not judged" in text(page.cells[place + 1]) and "elsewhere only" in text(page.cells[place + 1])
+
+
+def test_code_is_folded_and_the_notebook_itself_stays_as_it_is(executed, page):
+    assert all("hide-input" in cell.metadata.tags for cell in page.cells if cell.cell_type == "code")
+    assert "tags" not in executed.cells[1].metadata and executed.cells[2].outputs[0].text.startswith("c13")
+
+
+def test_a_chapter_without_records_has_no_box(executed):
+    page = pages.chapter(executed, "training", "other", BY_SCALE, CLAIMS)
+    assert page.cells[1].source == "show()"
+
+
+def test_the_first_page_takes_its_picture_from_a_notebook(executed):
+    assert pages.picture(executed, "fig-x") == IMAGE
+    with pytest.raises(ValueError, match="no figure 'fig-y'"):
+        pages.picture(executed, "fig-y")
+
+
+def test_the_result_in_a_sentence_has_every_scale():
+    said = pages.summary(BY_SCALE, CLAIMS).replace(pages.NARROW_SPACE, " ")
+    assert "- `small`: **80 % [55, 105]** (3 seeds)" in said and "- `big`: **50 % [-77, 177]** (2 seeds)" in said
+    assert CLAIMS["c13"].paper in said and pages.summary({"small": {}}, CLAIMS) == ""
+
+
+@pytest.mark.parametrize(
+    ("id", "values", "shown"),
+    [
+        ("c13", [0.123], "12 %"),
+        ("c13", [0.0996], "10 %"),
+        ("c13", [0.0123], "1.2 %"),
+        ("c13", [-1.68], "-168 %"),
+        ("c18", [1.1375], "1.14"),
+        ("c14", [1.81e-11], "1.81e-11"),
+    ],
+)
+def test_shares_are_shown_in_per_cent(id, values, shown):
+    assert pages.value(CLAIMS[id], values).replace(pages.NARROW_SPACE, " ") == shown
+
+
+@pytest.mark.parametrize(
+    ("id", "shown"),
+    [
+        ("c13", "above 50 %"),
+        ("c18", "below 1"),
+        ("c22", "between 5 and 25 %"),
+        ("c08", "above -5 %"),
+        ("c06", "above 0 %"),
+    ],
+)
+def test_a_rule_is_in_the_unit_of_its_values(id, shown):
+    assert pages.rule(CLAIMS[id]).replace(pages.NARROW_SPACE, " ") == shown
