@@ -40,20 +40,22 @@ def run(command: list[str], changes: dict[str, Any], folder: Path, left: float) 
     chosen = [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     own = {"RFPP_RUNS": str(folder), "RFPP_JOBS": "1", "RFPP_PROGRESS": os.devnull, "PYTHONPATH": path}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rfpp", *command, "--preset", "cifar10", *chosen], env={**os.environ, **own},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        said, _ = process.communicate(timeout=left)
-    except subprocess.TimeoutExpired:
-        process.terminate()
+    with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open as long as any process of the command's own
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rfpp", *command, "--preset", "cifar10", *chosen], env={**os.environ, **own},
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         try:
-            said, _ = process.communicate(timeout=PATIENCE)
+            process.wait(left)
         except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-    return process.returncode, said.strip().replace("\r", "\n").rpartition("\n")[2]
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        output.seek(0)
+        return process.returncode, output.read().strip().rpartition("\n")[2]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
