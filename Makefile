@@ -15,7 +15,7 @@ check := import importlib.util as u, os, sys; \
 is_whole := test -f $(stamp) && $(python) -I -c '$(check)' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help book test scales mutants lab notebooks clean clean-all distclean anew
+.PHONY: help book pdf test scales mutants lab notebooks clean clean-all distclean anew
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PRESET=$(PRESET)] [NB="slug ..."] [PYTHON=$(PYTHON)]'
@@ -29,6 +29,10 @@ help: ## list the targets
 book: $(stamp) ## run the notebooks at PRESET and build the book
 	@$(python) -m rfpp run --preset "$(PRESET)" $(NB)
 	@$(python) -m rfpp book --preset "$(PRESET)"
+
+pdf: $(stamp) ## run the notebooks at PRESET and print the book as one PDF; needs Chromium
+	@$(python) -m rfpp run --preset "$(PRESET)" $(NB)
+	@$(python) -m rfpp book --preset "$(PRESET)" --pdf
 
 test: $(stamp) ## check style and types, run the tests, compare the notebooks with their stored outputs
 	@$(python) -m ruff check .

@@ -110,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _book(arguments: argparse.Namespace) -> None:
-    print(f"open {book.build(arguments.preset)}")
+    print(f"open {book.build(arguments.preset, pdf=arguments.pdf)}")
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -282,7 +282,8 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--jobs", type=int, help="how many side by side; one for each core or GPU by default")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
-    command("book", _book, "build the book from the notebooks that were run", settings=False)
+    sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
+    sub.add_argument("--pdf", action="store_true", help="as one PDF, which Chromium prints")
     sub = command("status", _status, "what of a preset is there, what is left, and what that takes on this machine")
     sub.add_argument("--config", nargs="+", default=None, help="A to G of Table 1, all by default")
     sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")

@@ -259,12 +259,16 @@ def _lay_out(preset: str, source: Path) -> None:
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
 
 
-def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Path:
-    """Render the book from the notebooks executed at ``preset`` and return its first page.
+def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO = sys.stderr) -> Path:
+    """Render the book from the notebooks executed at ``preset`` and return its first page, or the whole as a ``pdf``.
 
     Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since;
-    :class:`BuildFailed` when there is so much as a warning.
+    :class:`BuildFailed` when there is so much as a warning, or no Chromium to print a PDF.
     """
+    from rfpp.book import printing
+
+    if pdf:
+        printing.chromium()  # missed before any work
     repository = paths.repository()
     source = repository / "_build" / "source"
     shutil.rmtree(source, ignore_errors=True)
@@ -276,10 +280,16 @@ def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Pa
 
     # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
-    command += ["-W", "--keep-going", "--all", "--path-output", str(repository), str(source)]
+    command += ["-W", "--keep-going", "--all", "--builder", "singlehtml" if pdf else "html"]
+    command += ["--path-output", str(repository), str(source)]
     terminal.write("building the book\n")
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if result.returncode:
         complaints = [line for line in result.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
         raise BuildFailed("the book did not build:\n" + "\n".join(complaints or result.stdout.splitlines()[-20:]))
-    return repository / "_build" / "html" / "index.html"
+    if not pdf:
+        return repository / "_build" / "html" / "index.html"
+    terminal.write("printing it\n")
+    return printing.write(
+        repository / "_build" / "singlehtml" / "book" / "intro.html", repository / "_build" / "rfpp.pdf"
+    )
