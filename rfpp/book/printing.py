@@ -11,7 +11,6 @@ from rfpp.book import BuildFailed
 
 VARIABLE = "CHROMIUM"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_MARGIN = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 _FOOTER = '<div style="font-size:8px; width:100%; text-align:center"><span class="pageNumber"></span></div>'
 _TYPESET = """async () => {
     await window.MathJax.startup.promise;
@@ -57,7 +56,8 @@ def write(document: Path, target: Path) -> Path:
                 raise BuildFailed(f"{formulas} formulas, {typeset} of them typeset, {broken} with an error")
             page.emulate_media(media="print")
             printed = page.pdf(
-                format="A4", margin=_MARGIN, print_background=True, outline=True, tagged=True,
+                format="A4", margin={"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
+                print_background=True, outline=True, tagged=True,
                 display_header_footer=True, header_template="<span></span>", footer_template=_FOOTER,
             )  # fmt: skip
         finally:
