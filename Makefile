@@ -38,7 +38,7 @@ test: $(stamp) ## check style and types, run the tests, compare the notebooks wi
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
-	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto -m "not every_scale" tests  # a process for each core: one thread each is fastest
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist worksteal -m "not every_scale" tests  # a process for each core: one thread each is fastest
 	@$(python) -m pytest --capture=no --nbval --nbval-current-env notebooks
 
 scales: $(stamp) ## run every notebook at every preset, shrunk (minutes)

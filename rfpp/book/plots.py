@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -29,7 +30,9 @@ WIDTH = 7.0
 
 
 def style() -> None:
-    """The book's look; a notebook calls it once."""
+    """The book's look, in double resolution; a notebook calls it once."""
+    if (shell := get_ipython()) is not None:
+        shell.run_line_magic("config", "InlineBackend.figure_formats = ['retina']")
     sns.set_theme(
         context="notebook",
         style="ticks",
