@@ -18,6 +18,15 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+@pytest.fixture
+def shared_runs(tmp_path_factory, monkeypatch):
+    """A folder of results that all tests of notebooks share, in all processes: each step is computed once."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
+    monkeypatch.setenv("RFPP_RUNS", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """A denoiser with a tiny U-Net, random weights and three classes; not to be changed."""

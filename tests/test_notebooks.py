@@ -159,7 +159,7 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize(("slug", "given", "printed"), ALLOWED, ids=lambda value: str(value)[:40])
-def test_a_value_that_is_allowed_runs_to_the_end(slug, given, printed, tmp_path):
+def test_a_value_that_is_allowed_runs_to_the_end(slug, given, printed, tmp_path, shared_runs):
     given = {name: value(tmp_path) if callable(value) else value for name, value in given.items()}
     (executed,) = book.run("smoke", [slug], given, terminal=io.StringIO())
     cells = nbformat.read(executed, as_version=4).cells

@@ -424,7 +424,8 @@ CALLS = {
 QUIET = {
     # without numbers: files, folders, bars, messages, signals, and what reads programs or draws the book
     *("rfpp.base." + name for name in ("checks", "downloads", "files", "paths", "processes", "progress")),
-    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__", "rfpp.book", "rfpp.book.together"),
+    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__"),
+    *("rfpp.book" + name for name in ("", ".pages", ".printing", ".together")),
     # Inception, whose weights are not at hand; the same code on another network is called
     *("rfpp.metrics.inception", "rfpp.pipeline.standard"),
 }
@@ -443,6 +444,7 @@ ELSEWHERE = {
     "in_order",
     "package",
     "share",
+    "forest",
 }
 """Called where bad input is tried, when the package is imported, or once for digests that are kept."""
 

@@ -230,8 +230,23 @@ def _code(notebook: Path) -> list[str]:
     ]
 
 
-def _lay_out(preset: str, source: Path) -> None:
-    """Write the pages that are made from what was run at ``preset``: chapters, the results, the first page's result."""
+def _executed(preset: str) -> dict[str, Path]:
+    """The notebooks that were executed at ``preset``, by name; raises ``FileNotFoundError`` for one that is not."""
+    found = {}
+    for notebook in notebooks():
+        executed = paths.runs() / presets.load(preset).name / "notebooks" / notebook.name
+        if not executed.is_file() or _code(executed) != _code(notebook):
+            what = "was changed since it was run" if executed.is_file() else "was not run"
+            raise FileNotFoundError(
+                f"{notebook.name} {what} at preset {preset!r}; "
+                f"run: python -m rfpp run --preset {preset} {notebook.stem}"
+            )
+        found[notebook.stem] = executed
+    return found
+
+
+def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
+    """Write the pages that are made from what was run: chapters, the results, and the first page's result."""
     import nbformat
 
     from rfpp.book import pages, results  # import everything that a record may depend on
@@ -241,16 +256,9 @@ def _lay_out(preset: str, source: Path) -> None:
     name = presets.load(preset).name
     run_folder, claims = paths.runs() / name, ledger()
     by_scale = scales(run_folder)
-    for notebook in notebooks():
-        executed = run_folder / "notebooks" / notebook.name
-        if not executed.is_file() or _code(executed) != _code(notebook):
-            what = "was changed since it was run" if executed.is_file() else "was not run"
-            raise FileNotFoundError(
-                f"{notebook.name} {what} at preset {preset!r}; "
-                f"run: python -m rfpp run --preset {preset} {notebook.stem}"
-            )
-        slug, content = notebook.stem.partition("_")[2], nbformat.read(executed, as_version=4)
-        nbformat.write(pages.chapter(content, slug, name, by_scale, claims), source / "notebooks" / notebook.name)
+    for stem, path in executed.items():
+        slug, content = stem.partition("_")[2], nbformat.read(path, as_version=4)
+        nbformat.write(pages.chapter(content, slug, name, by_scale, claims), source / "notebooks" / path.name)
         if slug == "training":
             (source / "book" / "one-step.png").write_bytes(pages.picture(content, "fig-one-step"))
     (source / "book" / "results.md").write_text(results.page(run_folder))
@@ -269,14 +277,14 @@ def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO 
 
     if pdf:
         printing.chromium()  # missed before any work
-    repository = paths.repository()
+    executed, repository = _executed(preset), paths.repository()
     source = repository / "_build" / "source"
     shutil.rmtree(source, ignore_errors=True)
     (source / "notebooks").mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(repository / name, source / name)
     shutil.copytree(repository / "book", source / "book")
-    _lay_out(preset, source)
+    _lay_out(preset, executed, source)
 
     # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
