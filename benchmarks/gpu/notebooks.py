@@ -23,6 +23,9 @@ from rfpp import book
 tests()
 from shrunk import LIGHT, LIGHTER, SHRUNK  # noqa: E402
 
+MORE = {"costs": {"graded": ["A"]}}
+"""What the tests leave out, because Inception takes minutes on a CPU; here a small network grades."""
+
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run them one after the other, on to the next where one fails."""
@@ -36,7 +39,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for slug in slugs:
             start, end = time.perf_counter(), "finished"
             try:
-                book.run("cifar10", [slug], {**LIGHT[slug], "settings": changes}, terminal=io.StringIO())
+                parameters = {**LIGHT[slug], **MORE.get(slug, {}), "settings": changes}
+                book.run("cifar10", [slug], parameters, terminal=io.StringIO())
             except book.NotebookFailed as error:
                 end = str(error).partition("\nThe notebook")[0]
             manifests = [json.loads(path.read_text()) for path in Path(folder).rglob("manifest.json")]
