@@ -15,7 +15,7 @@ check := import importlib.util as u, os, sys; \
 is_whole := test -f $(stamp) && $(python) -I -c '$(check)' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help book test mutants lab notebooks clean clean-all distclean anew
+.PHONY: help book test bench mutants lab notebooks clean clean-all distclean anew
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PRESET=$(PRESET)] [NB="slug ..."] [PYTHON=$(PYTHON)]'
@@ -36,6 +36,9 @@ test: $(stamp) ## check style and types, run the tests, compare the notebooks wi
 	@$(python) -m mypy
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto tests  # a process for each core: one thread each is fastest
 	@$(python) -m pytest --capture=no --nbval --nbval-current-env notebooks
+
+bench: $(stamp) ## compare speed with the usual ways and write benchmarks/results.json (about six minutes)
+	@$(python) -m pytest benchmarks --benchmark-json=benchmarks/results.json
 
 mutants: $(stamp) ## put known faults into a copy of the library and see that the tests notice each (minutes)
 	@$(python) tests/mutants.py

@@ -424,7 +424,7 @@ CALLS = {
 QUIET = {
     # without numbers: files, folders, bars, messages, signals, and what reads programs or draws the book
     *("rfpp.base." + name for name in ("checks", "downloads", "files", "paths", "processes", "progress")),
-    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__", "rfpp.book"),
+    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__", "rfpp.book", "rfpp.book.benchmarks"),
     # Inception, whose weights are not at hand; the same code on another network is called
     *("rfpp.metrics.inception", "rfpp.pipeline.standard"),
 }

@@ -236,7 +236,7 @@ def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Pa
     Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since;
     :class:`BuildFailed` when there is so much as a warning.
     """
-    from rfpp.book import results  # imports everything that a record may depend on
+    from rfpp.book import benchmarks, results  # these import everything that a record may depend on
 
     repository, run_folder = paths.repository(), paths.runs() / presets.load(preset).name
     source = repository / "_build" / "source"
@@ -256,6 +256,7 @@ def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Pa
         shutil.copy2(executed, source / "notebooks" / notebook.name)
     (source / "book" / "results.md").write_text(results.page(run_folder))
     (source / "book" / "tally.txt").write_text(results.tally(run_folder))
+    benchmarks.write(source / "book")
 
     # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
