@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -20,11 +21,24 @@ import torch
 from rfpp.pipeline import shipped
 
 T = TypeVar("T")
+BEGAN = pytest.StashKey[tuple[float, float, float]]()
 PACKAGES = ("rfpp", "torch", "numpy", "scipy", "pillow", "pytest-benchmark")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tiny", action="store_true", help="sizes that only show that every benchmark runs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BEGAN] = _spent()
+
+
+def _spent() -> tuple[float, float, float]:
+    """Seconds on the clock, that processors were busy with anything, and with this process and those it started."""
+    times, own = psutil.cpu_times(), psutil.Process()
+    children = sum(sum(child.cpu_times()[:2]) for child in own.children(recursive=True))
+    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    return time.monotonic(), busy, sum(own.cpu_times()[:4]) + children
 
 
 @pytest.fixture(autouse=True)
@@ -155,8 +169,12 @@ def has_bf16() -> bool:
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
-    """The machine, without its name and whatever else would say whose it is."""
+    """The machine, without its name and whatever else would say whose it is; ``others``: the share of its time that
+    went to other work while the benchmarks ran."""
+    lasted, busy, own = (now - then for now, then in zip(_spent(), config.stash[BEGAN], strict=True))
     return {
+        "others": max(0.0, round((busy - own) / lasted / psutil.cpu_count(), 2)),
+        "minutes": round(lasted / 60, 1),
         "cpu": _cpu().get("brand_raw", platform.machine()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),

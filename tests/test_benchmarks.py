@@ -142,7 +142,10 @@ def grown(slope):
 
 
 def results(*entries):
-    info = {"cpu": "c", "cores": 2, "memory_gib": 8, "system": "s", "python_version": "3", "packages": {"torch": "2"}}
+    info = {
+        "cpu": "c", "cores": 2, "memory_gib": 8, "system": "s", "python_version": "3", "packages": {"torch": "2"},
+        "minutes": 5.0, "others": 0.1,
+    }  # fmt: skip
     return {
         "machine_info": info, "commit_info": {"id": "abc", "dirty": False}, "datetime": "2026-01-01",
         "benchmarks": [{"extra_info": entry} for entry in entries],

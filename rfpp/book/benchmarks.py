@@ -107,7 +107,8 @@ def machine(found: Mapping[str, Any]) -> str:
     changed = " with changes" if commit["dirty"] else ""
     return (
         f"Measured on {found['datetime']} on {info['cpu']}, {info['cores']} cores, {info['memory_gib']} GiB, "
-        f"{info['system']}, Python {info['python_version']}, {packages}; commit `{commit['id']}`{changed}.\n"
+        f"{info['system']}, Python {info['python_version']}, {packages}; commit `{commit['id']}`{changed}. It took "
+        f"{info['minutes']:g} minutes, in which other work had {info['others']:.0%} of the processor.\n"
     )
 
 
