@@ -52,7 +52,7 @@ def bench_noise_and_randn(compare, size):
     compare(
         lambda: pairs.noise(0, indices, SHAPE),
         lambda: torch.randn(len(indices), *SHAPE, generator=generator),
-        question="the same, and noise that is no function of the index",
+        question="that noise, beside noise that is no function of an index",
         baseline="one torch.randn for the batch",
         rounds=31,
     )
@@ -69,7 +69,7 @@ def bench_noise_on_the_gpu(compare, size):
     compare(
         on_the_gpu,
         lambda: pairs.noise(0, indices, SHAPE),
-        question="the same on the GPU",
+        question="that noise on the GPU",
         baseline="on the CPU, one thread",
         rounds=31,
     )

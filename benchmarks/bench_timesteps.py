@@ -25,7 +25,7 @@ def bench_against_a_distribution_function(compare, size):
     compare(
         lambda: UShaped().sample(n, generator),
         lambda: baselines.solved_times(n, other),
-        question="the same, where the distribution function is known",
+        question="the same batch, its distribution function known",
         baseline="a root finder for each draw",
         calls=200,
     )

@@ -132,35 +132,43 @@ def _bars(axis: Axes, shown: Sequence[Entry]) -> None:
         axis.barh(place, ratio["median"] - 1, left=1, xerr=errors, color=colour, height=0.6, error_kw={"linewidth": 1})
         if goal is not None:
             axis.plot([goal, goal], [place - 0.42, place + 0.42], color="black", linewidth=2)
+        right = max(ratio["high"], goal or 1, 1)
+        axis.annotate(_digits(ratio["median"]), (right, place), (5, 0), textcoords="offset points", va="center", size=8)
     axis.axvline(1, color="0.25", linewidth=0.8)
-    axis.set_yticks(range(len(shown)), [_wrapped(each["question"]) for each in shown], fontsize=8)
+    axis.set_yticks(range(len(shown)), ["\n".join(textwrap.wrap(each["question"], 40)) for each in shown], fontsize=8)
     axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="times faster than the usual way (bar; black: the goal)")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set(xscale="log", xlabel="times faster than the usual way")
+    axis.margins(x=0.12)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
-def _wrapped(text: str, width: int = 44) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+def _lines(axis: Axes, shown: Sequence[Entry]) -> None:
+    """A line for each growth, as multiples of its smallest size and of what that took."""
+    longest = max((each["sizes"][-1] / each["sizes"][0] for each in shown), default=2)
+    axis.plot([1, longest], [1, longest], color="0.6", linestyle="--", linewidth=1, label="in proportion")
+    for each, marker in zip(shown, "osD^vP" * len(shown), strict=False):
+        multiples = np.array(each["sizes"]) / each["sizes"][0], np.array(each["values"]) / each["values"][0]
+        name = "\n".join(textwrap.wrap(f"{each['what']}, over {each['over']}", 40))
+        axis.plot(*multiples, marker=marker, markersize=4, linewidth=1.2, label=name)
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="size, over the smallest",
+        ylabel="time or memory,\nover that of the smallest",
+    )
+    for each_axis in (axis.xaxis, axis.yaxis):
+        each_axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
 
 
 def figure(found: Mapping[str, Any]) -> Figure:
-    """Ratios as bars on a logarithmic axis, and how costs grow, each as a multiple of that of its smallest size."""
+    """Ratios as bars on a logarithmic axis, and how costs grow with size."""
     style()
-    shown, lines = entries(found, "comparison"), entries(found, "growth")
-    sizes = (WIDTH, 0.36 * len(shown) + 3.9)
-    drawn, (above, below) = plt.subplots(2, 1, figsize=sizes, height_ratios=[0.36 * len(shown) + 0.7, 3.2])
-    _bars(above, shown)
-    longest = max((each["sizes"][-1] / each["sizes"][0] for each in lines), default=2)
-    below.plot([1, longest], [1, longest], color="0.6", linestyle="--", linewidth=1, label="in proportion")
-    for each, marker in zip(lines, "osD^vP" * len(lines), strict=False):
-        multiples = np.array(each["sizes"]) / each["sizes"][0], np.array(each["values"]) / each["values"][0]
-        below.plot(*multiples, marker=marker, markersize=4, linewidth=1.2, label=f"{each['what']} ({each['over']})")
-    below.set(
-        xscale="log", yscale="log", xlabel="size, as a multiple of the smallest", ylabel="time or memory,\nlikewise"
-    )
-    for axis in (below.xaxis, below.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-    below.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+    shown, heights = entries(found, "comparison"), (0.4 * len(entries(found, "comparison")) + 0.7, 2.9)
+    drawn = plt.figure(figsize=(WIDTH, sum(heights)))
+    panels: Any = drawn.subfigures(2, 1, height_ratios=heights)
+    _bars(panels[0].subplots(), shown)
+    _lines(panels[1].subplots(), entries(found, "growth"))
     return drawn
 
 
