@@ -15,7 +15,7 @@ check := import importlib.util as u, os, sys; \
 is_whole := test -f $(stamp) && $(python) -I -c '$(check)' 2>/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test scales mutants lab notebooks clean clean-all distclean anew
+.PHONY: help book pdf test scales bench mutants lab notebooks clean clean-all distclean anew
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PRESET=$(PRESET)] [NB="slug ..."] [PYTHON=$(PYTHON)]'
@@ -43,6 +43,9 @@ test: $(stamp) ## check style and types, run the tests, compare the notebooks wi
 
 scales: $(stamp) ## run every notebook at every preset, shrunk (minutes)
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadgroup -m every_scale tests
+
+bench: $(stamp) ## compare speed with the usual ways and write benchmarks/results.json (about six minutes)
+	@$(python) -m pytest benchmarks --benchmark-json=benchmarks/results.json
 
 mutants: $(stamp) ## put known faults into a copy of the library and see that the tests notice each (minutes)
 	@$(python) tests/mutants.py

@@ -249,7 +249,7 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     """Write the pages that are made from what was run: chapters, the results, and the first page's result."""
     import nbformat
 
-    from rfpp.book import pages, results  # import everything that a record may depend on
+    from rfpp.book import benchmarks, pages, results  # import everything that a record may depend on
     from rfpp.claims import ledger
     from rfpp.claims.records import scales
 
@@ -265,6 +265,7 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     (source / "book" / "tally.txt").write_text(results.tally(run_folder))
     (source / "book" / "summary.txt").write_text(pages.summary(by_scale, claims))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
+    benchmarks.write(source / "book")
 
 
 def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO = sys.stderr) -> Path:
