@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,10 +106,12 @@ def machine(found: Mapping[str, Any]) -> str:
     info, commit = found["machine_info"], found["commit_info"]
     packages = ", ".join(f"{name} {version}" for name, version in info["packages"].items())
     changed = " with changes" if commit["dirty"] else ""
+    others = [each["extra_info"]["others"] for each in found["benchmarks"]]
     return (
         f"Measured on {found['datetime']} on {info['cpu']}, {info['cores']} cores, {info['memory_gib']} GiB, "
         f"{info['system']}, Python {info['python_version']}, {packages}; commit `{commit['id']}`{changed}. It took "
-        f"{info['minutes']:g} minutes, in which other work had {info['others']:.0%} of the processor.\n"
+        f"{info['minutes']:g} minutes. While something was timed, other work had"
+        f" {statistics.median(others):.0%} of the processor's time (the median over benchmarks), and {max(others):.0%} at most.\n"
     )
 
 
