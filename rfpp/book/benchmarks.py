@@ -110,8 +110,8 @@ def machine(found: Mapping[str, Any]) -> str:
     return (
         f"Measured on {found['datetime']} on {info['cpu']}, {info['cores']} cores, {info['memory_gib']} GiB, "
         f"{info['system']}, Python {info['python_version']}, {packages}; commit `{commit['id']}`{changed}. It took "
-        f"{info['minutes']:g} minutes. While something was timed, other work had"
-        f" {statistics.median(others):.0%} of the processor's time (the median over benchmarks), and {max(others):.0%} at most.\n"
+        f"{info['minutes']:g} minutes. While something was timed, other work had {statistics.median(others):.0%} of "
+        f"the processor's time (the median over benchmarks), and {max(others):.0%} at most.\n"
     )
 
 
