@@ -59,9 +59,10 @@ class Watch:
         self.lasted, self.taken = self.lasted + clock, self.taken + others
 
     @property
-    def share(self) -> float:
-        """The share of the machine's time that other work had, of what was timed."""
-        return max(0.0, self.taken / self.lasted / (psutil.cpu_count() or 1)) if self.lasted else 0.0
+    def share(self) -> float | None:
+        """The share of the machine's time that other work had, of what was timed; the system counts hundredths of a
+        second, so that of less than a tenth nothing can be said."""
+        return max(0.0, self.taken / self.lasted / (psutil.cpu_count() or 1)) if self.lasted >= 0.1 else None
 
 
 def seconds(call: Callable[[], object], calls: int = 1) -> float:

@@ -106,7 +106,8 @@ def machine(found: Mapping[str, Any]) -> str:
     info, commit = found["machine_info"], found["commit_info"]
     packages = ", ".join(f"{name} {version}" for name, version in info["packages"].items())
     changed = " with changes" if commit["dirty"] else ""
-    others = [each["extra_info"]["others"] for each in found["benchmarks"]]
+    shares = (each["extra_info"]["others"] for each in found["benchmarks"])
+    others = [share for share in shares if share is not None]
     return (
         f"Measured on {found['datetime']} on {info['cpu']}, {info['cores']} cores, {info['memory_gib']} GiB, "
         f"{info['system']}, Python {info['python_version']}, {packages}; commit `{commit['id']}`{changed}. It took "
