@@ -142,7 +142,7 @@ def _bars(axis: Axes, shown: Sequence[Entry]) -> None:
     axis.set_yticks(range(len(shown)), ["\n".join(textwrap.wrap(each["question"], 40)) for each in shown], fontsize=8)
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel="times faster than the usual way")
-    axis.margins(x=0.12)
+    axis.margins(x=0.12, y=0.02)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
