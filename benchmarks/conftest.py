@@ -96,7 +96,7 @@ def compare(benchmark: Any, watch: measure.Watch) -> Callable[..., None]:
         def before() -> None:
             nonlocal begun
             begun += 1
-            watch.begin()
+            watch.look()
             if begun % 2:
                 turn_of_the_other()
             if prepare:
@@ -105,7 +105,6 @@ def compare(benchmark: Any, watch: measure.Watch) -> Callable[..., None]:
         def after() -> None:
             if len(others) < begun:
                 turn_of_the_other()
-            watch.end()
 
         def own_turn() -> None:
             for _ in range(1 if benchmark.disabled else calls):
@@ -121,7 +120,7 @@ def compare(benchmark: Any, watch: measure.Watch) -> Callable[..., None]:
             found["ratio"] = measure.ratio(own, others[-rounds:])
         benchmark.extra_info.update(
             kind="price" if price else "comparison", question=question, baseline=baseline, goal=goal,
-            others=watch.share, **found,
+            others=watch.end(), **found,
         )  # fmt: skip
 
     return run
@@ -149,16 +148,15 @@ def grow(benchmark: Any, watch: measure.Watch) -> Callable[..., None]:
 
         def turn() -> None:
             for each in sizes:
-                watch.begin()
+                watch.look()
                 found[each].append(value(each))
-                watch.end()
 
         benchmark.pedantic(turn, rounds=rounds, warmup_rounds=int(warm))
         if not benchmark.disabled:
             grown = measure.growth({each: values[-rounds:] for each, values in found.items()})
             benchmark.extra_info.update(
                 kind="growth", what=what, over=over, unit=unit, expected=expected, tolerance=measure.TOLERANCE,
-                others=watch.share, **grown,
+                others=watch.end(), **grown,
             )  # fmt: skip
 
     return run

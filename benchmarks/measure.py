@@ -16,8 +16,9 @@ TOLERANCE = 0.1
 """How far a slope may lie from the one expected: 0.1 is 7 % for twice the size."""
 
 
-QUIET, LOOK = 0.3, 0.1
-"""Processors that other work may keep busy when something is timed, and for how many seconds that is looked at."""
+QUIET, LOOK, PERIOD = 0.3, 0.1, 2.0
+"""Processors that other work may keep busy when something is timed; for how many seconds that is looked at; and how
+many seconds pass before it is looked at again. A pause before each short turn would time how a processor wakes up."""
 
 
 class Watch:
@@ -30,6 +31,7 @@ class Watch:
     def __init__(self, patience: float) -> None:
         self.patience, self.lasted, self.taken = patience, 0.0, 0.0
         self.process = psutil.Process()
+        self.began: tuple[float, float] | None = None
 
     def _spent(self) -> tuple[float, float]:
         """Seconds on the clock, and of processors with what neither this process does nor those that it started."""
@@ -41,27 +43,34 @@ class Watch:
                 own += sum(child.cpu_times()[:2])
         return time.monotonic(), busy - own
 
-    def begin(self) -> None:
-        """Wait for a pause of other work, as long as there is patience left."""
+    def _since(self, then: tuple[float, float]) -> tuple[float, float]:
+        clock, others = (now - before for now, before in zip(self._spent(), then, strict=True))
+        return clock, others
+
+    def look(self) -> None:
+        """Before something is timed: wait for a pause of other work, as long as there is patience left."""
+        if self.began is not None:
+            if time.monotonic() - self.began[0] < PERIOD:
+                return
+            self.end()
         while self.patience > 0:
             then = self._spent()
             time.sleep(LOOK)
-            clock, others = (now - before for now, before in zip(self._spent(), then, strict=True))
+            clock, others = self._since(then)
             if others <= QUIET * clock:
                 break
             time.sleep(4 * LOOK)
             self.patience -= 5 * LOOK
         self.began = self._spent()
 
-    def end(self) -> None:
-        """What was timed is over."""
-        clock, others = (now - before for now, before in zip(self._spent(), self.began, strict=True))
-        self.lasted, self.taken = self.lasted + clock, self.taken + others
+    def end(self) -> float | None:
+        """After all of it: the share of the machine's time that other work had.
 
-    @property
-    def share(self) -> float | None:
-        """The share of the machine's time that other work had, of what was timed; the system counts hundredths of a
-        second, so that of less than a tenth nothing can be said."""
+        The system counts hundredths of a second, so that of less than a tenth nothing can be said.
+        """
+        if self.began is not None:
+            clock, others = self._since(self.began)
+            self.lasted, self.taken, self.began = self.lasted + clock, self.taken + others, None
         return max(0.0, self.taken / self.lasted / (psutil.cpu_count() or 1)) if self.lasted >= 0.1 else None
 
 

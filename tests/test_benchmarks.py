@@ -130,13 +130,13 @@ def test_a_ratio_is_that_of_rounds():
 
 def test_other_work_is_noticed_and_own_is_not():
     watch = measure.Watch(patience=0.0)
-    watch.begin()
+    watch.look()
     until = time.process_time() + 0.5
     while time.process_time() < until:
         pass
-    watch.end()
+    share = watch.end()
     assert watch.taken < watch.lasted * psutil.cpu_count() - 0.4  # of this half second nothing counts
-    assert 0 <= watch.share <= 1
+    assert 0 <= share <= 1
 
 
 # The page
