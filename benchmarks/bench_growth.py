@@ -71,7 +71,7 @@ def bench_training(grow, teacher, size, tmp_path):
     def fitting(steps):
         return measure.seconds(lambda: engine.fit(flow, objective, engine.Optimisation(steps, 1e-4)))
 
-    grow(fitting, size([10, 20, 40, 80], [1, 2, 3]), what="training", over="steps", rounds=4)
+    grow(fitting, size([10, 20, 40, 80], [1, 2, 3]), what="training", over="steps", rounds=3)
 
 
 # Memory, and opening a folder, each size in a process of its own

@@ -21,24 +21,19 @@ import torch
 from rfpp.pipeline import shipped
 
 T = TypeVar("T")
-BEGAN = pytest.StashKey[tuple[float, float, float]]()
+BEGAN = pytest.StashKey[float]()
 PACKAGES = ("rfpp", "torch", "numpy", "scipy", "pillow", "pytest-benchmark")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tiny", action="store_true", help="sizes that only show that every benchmark runs")
+    parser.addoption(
+        "--patience", type=float, default=10.0, help="seconds that a benchmark waits in all for other work to pause"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[BEGAN] = _spent()
-
-
-def _spent() -> tuple[float, float, float]:
-    """Seconds on the clock, that processors were busy with anything, and with this process and those it started."""
-    times, own = psutil.cpu_times(), psutil.Process()
-    children = sum(sum(child.cpu_times()[:2]) for child in own.children(recursive=True))
-    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
-    return time.monotonic(), busy, sum(own.cpu_times()[:4]) + children
+    config.stash[BEGAN] = time.monotonic()
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +58,13 @@ def teacher() -> Any:
 
 
 @pytest.fixture
-def compare(benchmark: Any) -> Callable[..., None]:
+def watch(request: pytest.FixtureRequest, benchmark: Any) -> measure.Watch:
+    """What looks after other work on the machine."""
+    return measure.Watch(0.0 if benchmark.disabled else request.config.getoption("--patience"))
+
+
+@pytest.fixture
+def compare(benchmark: Any, watch: measure.Watch) -> Callable[..., None]:
     """``compare(ours, usual, ...)``: time both in turns, and keep by how much ours is faster.
 
     ``question``: what the row is about; ``baseline``: what the usual manner is, in words; ``goal``: the ratio that was
@@ -95,6 +96,7 @@ def compare(benchmark: Any) -> Callable[..., None]:
         def before() -> None:
             nonlocal begun
             begun += 1
+            watch.look()
             if begun % 2:
                 turn_of_the_other()
             if prepare:
@@ -117,14 +119,15 @@ def compare(benchmark: Any) -> Callable[..., None]:
         if price:
             found["ratio"] = measure.ratio(own, others[-rounds:])
         benchmark.extra_info.update(
-            kind="price" if price else "comparison", question=question, baseline=baseline, goal=goal, **found
-        )
+            kind="price" if price else "comparison", question=question, baseline=baseline, goal=goal,
+            others=watch.end(), **found,
+        )  # fmt: skip
 
     return run
 
 
 @pytest.fixture
-def grow(benchmark: Any) -> Callable[..., None]:
+def grow(benchmark: Any, watch: measure.Watch) -> Callable[..., None]:
     """``grow(value, sizes, ...)``: measure ``value(size)`` for each size in turns, and keep the slope of the growth.
 
     ``what`` costs something, over what ``over``; ``unit``: that of a value; ``expected``: the promised slope, if any.
@@ -145,14 +148,16 @@ def grow(benchmark: Any) -> Callable[..., None]:
 
         def turn() -> None:
             for each in sizes:
+                watch.look()
                 found[each].append(value(each))
 
         benchmark.pedantic(turn, rounds=rounds, warmup_rounds=int(warm))
         if not benchmark.disabled:
             grown = measure.growth({each: values[-rounds:] for each, values in found.items()})
             benchmark.extra_info.update(
-                kind="growth", what=what, over=over, unit=unit, expected=expected, tolerance=measure.TOLERANCE, **grown
-            )
+                kind="growth", what=what, over=over, unit=unit, expected=expected, tolerance=measure.TOLERANCE,
+                others=watch.end(), **grown,
+            )  # fmt: skip
 
     return run
 
@@ -169,12 +174,9 @@ def has_bf16() -> bool:
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
-    """The machine, without its name and whatever else would say whose it is; ``others``: the share of its time that
-    went to other work while the benchmarks ran."""
-    lasted, busy, own = (now - then for now, then in zip(_spent(), config.stash[BEGAN], strict=True))
+    """The machine, without its name and whatever else would say whose it is."""
     return {
-        "others": max(0.0, round((busy - own) / lasted / psutil.cpu_count(), 2)),
-        "minutes": round(lasted / 60, 1),
+        "minutes": round((time.monotonic() - config.stash[BEGAN]) / 60, 1),
         "cpu": _cpu().get("brand_raw", platform.machine()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),

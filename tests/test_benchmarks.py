@@ -5,11 +5,13 @@ import copy
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import baselines
 import measure
 import numpy as np
+import psutil
 import pytest
 import torch
 from truth import CHANCE, agrees, kolmogorov_bound, network, randn
@@ -126,6 +128,17 @@ def test_a_ratio_is_that_of_rounds():
     assert found["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
 
 
+def test_other_work_is_noticed_and_own_is_not():
+    watch = measure.Watch(patience=0.0)
+    watch.look()
+    until = time.process_time() + 0.5
+    while time.process_time() < until:
+        pass
+    share = watch.end()
+    assert watch.taken < watch.lasted * psutil.cpu_count() - 0.4  # of this half second nothing counts
+    assert 0 <= share <= 1
+
+
 # The page
 
 
@@ -145,11 +158,11 @@ def grown(slope):
 def results(*entries):
     info = {
         "cpu": "c", "cores": 2, "memory_gib": 8, "system": "s", "python_version": "3", "packages": {"torch": "2"},
-        "minutes": 5.0, "others": 0.1,
+        "minutes": 5.0,
     }  # fmt: skip
     return {
         "machine_info": info, "commit_info": {"id": "abc", "dirty": False}, "datetime": "2026-01-01",
-        "benchmarks": [{"extra_info": entry} for entry in entries],
+        "benchmarks": [{"extra_info": {**entry, "others": 0.1}} for entry in entries],
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,10 +106,13 @@ def machine(found: Mapping[str, Any]) -> str:
     info, commit = found["machine_info"], found["commit_info"]
     packages = ", ".join(f"{name} {version}" for name, version in info["packages"].items())
     changed = " with changes" if commit["dirty"] else ""
+    shares = (each["extra_info"]["others"] for each in found["benchmarks"])
+    others = [share for share in shares if share is not None]
     return (
         f"Measured on {found['datetime']} on {info['cpu']}, {info['cores']} cores, {info['memory_gib']} GiB, "
         f"{info['system']}, Python {info['python_version']}, {packages}; commit `{commit['id']}`{changed}. It took "
-        f"{info['minutes']:g} minutes, in which other work had {info['others']:.0%} of the processor.\n"
+        f"{info['minutes']:g} minutes. While something was timed, other work had {statistics.median(others):.0%} of "
+        f"the processor's time (the median over benchmarks), and {max(others):.0%} at most.\n"
     )
 
 
@@ -138,7 +142,7 @@ def _bars(axis: Axes, shown: Sequence[Entry]) -> None:
     axis.set_yticks(range(len(shown)), ["\n".join(textwrap.wrap(each["question"], 40)) for each in shown], fontsize=8)
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel="times faster than the usual way")
-    axis.margins(x=0.12)
+    axis.margins(x=0.12, y=0.02)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
