@@ -30,9 +30,10 @@ book: $(stamp) ## run the notebooks at PRESET and build the book
 	@$(python) -m rfpp run --preset "$(PRESET)" $(NB)
 	@$(python) -m rfpp book --preset "$(PRESET)"
 
-test: $(stamp) ## check style and types, run the tests, compare the notebooks with their stored outputs
+test: $(stamp) ## check style, spelling and types, run the tests, compare the notebooks with their stored outputs
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
+	@$(python) -m codespell_lib
 	@$(python) -m mypy
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto -m "not every_scale" tests  # a process for each core: one thread each is fastest
 	@$(python) -m pytest --capture=no --nbval --nbval-current-env notebooks

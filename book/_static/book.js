@@ -15,3 +15,13 @@ document.addEventListener("DOMContentLoaded", () => {
   show(false);
   title.after(button);
 });
+
+// A figure that is wider than a phone scrolls; a keyboard can scroll it once it can be reached.
+const reachWideFigures = () => {
+  for (const figure of document.querySelectorAll("article figure")) {
+    if (figure.scrollWidth > figure.clientWidth) figure.tabIndex = 0;
+    else figure.removeAttribute("tabindex");
+  }
+};
+window.addEventListener("load", reachWideFigures);
+window.addEventListener("resize", reachWideFigures);
