@@ -186,7 +186,8 @@ def _undecided(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str
                 )  # fmt: skip
     if not rows:
         return ["No claim is inconclusive."]
-    return _table(["no.", "scale", "seeds", "distance from the bound", "visible with these seeds", "seeds needed"], rows)
+    columns = ["no.", "scale", "seeds", "distance from the bound", "visible with these seeds", "seeds needed"]
+    return _table(columns, rows)
 
 
 def _significance(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:

@@ -1,14 +1,78 @@
-"""A Sphinx extension for what the theme leaves out: names for columns without a heading, and roles that fit."""
+"""A Sphinx extension for the book's pages: names lead to their explanations, and what the theme leaves out is put right."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
 from docutils import nodes
+from pydantic import BaseModel
 from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.nodes import make_refnode
 
+import rfpp
+
+ELSEWHERE = Path("book") / "data" / "elsewhere.yml"
 HIDDEN_HEADINGS = ("name", "in words")
 """What a screen reader says of the first and of any other column that has no heading."""
+WRONG = (' role="list"', ' role="doc-biblioentry"', ' aria-label="Toggle hidden content"')
+"""What docutils writes into a bibliography, whose entries are no items of a list, and MyST-NB into the line that folds
+code, which would be read in place of what stands there."""
+_NAME = re.compile(r"\.?([A-Za-z_][\w.]*)(\(.*\))?")
+
+
+def inventory(project: str, names: Mapping[str, str], aliases: Mapping[str, str]) -> bytes:
+    """A list of names in the format that Sphinx reads: ``names`` with their pages, ``aliases`` with their names."""
+    head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# The rest is compressed using zlib.\n"
+    places = {name: f"{page}#{name}" for name, page in names.items()}
+    places |= {alias: places[name] for alias, name in aliases.items()}
+    lines = (f"{name} py:class 1 {place} {aliases.get(name, '-')}\n" for name, place in places.items())
+    return head.encode() + zlib.compress("".join(lines).encode())
+
+
+def names_elsewhere(app: Sphinx, config: Config) -> None:
+    """Make the inventories of ``book/data/elsewhere.yml`` known to Sphinx."""
+    listed = yaml.safe_load((Path(app.srcdir) / ELSEWHERE).read_text())
+    for project, entry in listed.items():
+        file = Path(app.doctreedir) / f"{project}.inv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(inventory(project, entry["names"], entry.get("as", {})))
+        config.intersphinx_mapping[project] = (entry["address"], str(file))
+
+
+def constants_of_packages(app: Sphinx) -> None:
+    """Tell autodoc what is said of a package's constants in the modules that they come from."""
+    for found in pkgutil.iter_modules(rfpp.__path__, "rfpp."):
+        package = importlib.import_module(found.name) if found.ispkg else None
+        names = getattr(package, "__all__", ())
+        if not names:
+            continue
+        own = ModuleAnalyzer.for_module(found.name)
+        own.analyze()
+        for inner in pkgutil.iter_modules(package.__path__, f"{found.name}."):  # type: ignore[union-attr]
+            other = ModuleAnalyzer.for_module(inner.name)
+            other.analyze()
+            own.attr_docs.update({key: said for key, said in other.attr_docs.items() if not key[0] and key[1] in names})
+
+
+def plain_signature(
+    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str, returned: str
+) -> tuple[str, str] | None:
+    """Of settings, whose types are full of bounds, the names and the defaults."""
+    if not (inspect.isclass(item) and issubclass(item, BaseModel)):
+        return None
+    parameters = inspect.signature(item).parameters.values()
+    shown = (str(each.replace(annotation=each.empty)).replace("=PydanticUndefined", "") for each in parameters)
+    return f"(*, {', '.join(text for text in shown if text)})", returned
 
 
 def name_columns(app: Sphinx, doctree: nodes.document) -> None:
@@ -22,9 +86,25 @@ def name_columns(app: Sphinx, doctree: nodes.document) -> None:
                     entry += nodes.paragraph("", "", nodes.inline("", text, classes=["visually-hidden"]))
 
 
-WRONG = (' role="list"', ' role="doc-biblioentry"', ' aria-label="Toggle hidden content"')
-"""What docutils writes into a bibliography, whose entries are no items of a list, and MyST-NB into the line that folds
-code, which would be read in place of what stands there."""
+def _names(doctree: nodes.document) -> Iterator[tuple[nodes.literal, str, bool]]:
+    """Names of code within text, and whether they may be short, as in a paragraph that begins with "In code"."""
+    for node in list(doctree.findall(nodes.literal)):
+        match = _NAME.fullmatch(node.astext())
+        if match and not isinstance(node.parent, nodes.reference):
+            short = node.parent.astext().startswith("In code")
+            if short or match[1].startswith("rfpp."):
+                yield node, match[1], short
+
+
+def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Let the library's names lead to the pages that are made from its docstrings."""
+    known: dict[str, Any] = app.env.domains["py"].data["objects"]
+    for node, name, short in _names(doctree):
+        ends = [full for full, entry in known.items() if full.endswith(f".{name}") and not entry.aliased]
+        full = name if name in known else ends[0] if short and len(ends) == 1 else None
+        if full is not None and (place := known[full]).docname != page:
+            link = make_refnode(app.builder, page, place.docname, place.node_id, node.deepcopy(), full)
+            node.parent.replace(node, link)
 
 
 def drop_wrong_labels(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -35,6 +115,10 @@ def drop_wrong_labels(app: Sphinx, page: str, template: str, context: dict[str, 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
+    app.connect("config-inited", names_elsewhere)
+    app.connect("builder-inited", constants_of_packages)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("doctree-read", name_columns)
+    app.connect("doctree-resolved", link_names)
     app.connect("html-page-context", drop_wrong_labels)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
