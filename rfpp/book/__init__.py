@@ -234,7 +234,7 @@ def _lay_out(preset: str, source: Path) -> None:
     """Write the pages that are made from what was run at ``preset``: chapters, the results, the first page's result."""
     import nbformat
 
-    from rfpp.book import pages, results  # import everything that a record may depend on
+    from rfpp.book import pages, results, sizes, status  # import everything that a record may depend on
     from rfpp.claims import ledger
     from rfpp.claims.records import scales
 
@@ -256,6 +256,10 @@ def _lay_out(preset: str, source: Path) -> None:
     (source / "book" / "results.md").write_text(results.page(run_folder))
     (source / "book" / "tally.txt").write_text(results.tally(run_folder))
     (source / "book" / "summary.txt").write_text(pages.summary(by_scale, claims))
+    (source / "book" / "asked.txt").write_text(sizes.asked()._repr_markdown_())
+    (source / "book" / "taken.txt").write_text(sizes.taken()._repr_markdown_())
+    executed = [run_folder / "notebooks" / notebook.name for notebook in notebooks()]
+    (source / "book" / "status.md").write_text(status.page(name, run_folder, executed))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
 
 

@@ -1,4 +1,4 @@
-"""A Sphinx extension for the book's pages: names lead to their explanations, and what the theme leaves out is put right."""
+"""A Sphinx extension for the pages: names lead to their explanations, and what the theme leaves out is put right."""
 
 from __future__ import annotations
 
