@@ -258,8 +258,8 @@ def _lay_out(preset: str, source: Path) -> None:
     (source / "book" / "summary.txt").write_text(pages.summary(by_scale, claims))
     (source / "book" / "asked.txt").write_text(sizes.asked()._repr_markdown_())
     (source / "book" / "taken.txt").write_text(sizes.taken()._repr_markdown_())
-    executed = [run_folder / "notebooks" / notebook.name for notebook in notebooks()]
-    (source / "book" / "status.md").write_text(status.page(name, run_folder, executed))
+    shown = [run_folder / "notebooks" / notebook.name for notebook in notebooks()]
+    (source / "book" / "status.md").write_text(status.page(name, run_folder, shown))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
 
 

@@ -37,10 +37,9 @@ def asked(names: Sequence[str] = ORDER) -> Table:
     for name in names:
         preset = presets.load(name)
         size = costs.Training.of(plan(name))
-        real = preset.real_data
         rows.append(
             (f"`{name}`", f"{size.pairs:,} × {size.nfe_per_pair}", f"{size.steps:,} × {size.batch:,}",
-             f"{real.steps:,}, from {real.nfe} evaluations", f"{preset.evaluation.samples:,}", len(preset.seeds))
+             f"{preset.real_data.steps:,}", f"{preset.evaluation.samples:,}", len(preset.seeds))
         )  # fmt: skip
     columns = ("preset", "pairs × evaluations", "steps × batch, B to F", "steps of G", "samples graded", "seeds")
     return Table(columns, rows)
@@ -48,11 +47,8 @@ def asked(names: Sequence[str] = ORDER) -> Table:
 
 def time(plan: Plan, bill: costs.Bill) -> str:
     """How long A to G took here, or how long they take at :data:`RATE`."""
-    run = plan.run(Store(paths.runs() / plan.preset.origin))
-    if (spent := costs.spent(plan, run)) is not None:
-        devices = ", ".join(sorted(spent[1])).replace(" 1 threads", " 1 thread")
-        return f"{costs.duration(spent[0])}, measured ({devices})"
-    return f"{costs.duration(bill.operations / RATE)}, by operations"
+    spent = costs.spent(plan, plan.run(Store(paths.runs() / plan.preset.origin)))
+    return costs.duration(bill.operations / RATE) if spent is None else f"{costs.duration(spent)}, measured"
 
 
 def taken(names: Sequence[str] = ORDER) -> Table:
@@ -65,5 +61,5 @@ def taken(names: Sequence[str] = ORDER) -> Table:
             (f"`{name}`", large(bill.parameters), large(bill.passes), large(bill.operations), costs.size(bill.memory),
              costs.size(bill.stored), time(of, bill))
         )  # fmt: skip
-    columns = ("preset", "parameters", "forward passes", "operations", "memory of a training", "disk", "time")
+    columns = ("preset", "parameters", "forward passes", "operations", "memory", "disk", "time")
     return Table(columns, rows)

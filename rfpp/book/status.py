@@ -28,12 +28,16 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def _device(recorded: str) -> str:
+    return recorded.replace(" 1 threads", " 1 thread")
+
+
 def software(preset: str) -> Table:
     """With what the book was built."""
     found = provenance()
     rows = [("preset", f"`{preset}`"), ("rfpp", f"{found['rfpp']}, commit `{commit()}`"), ("Python", found["python"])]
     rows += [(name, metadata.version(name)) for name in SHOWN]
-    rows += [("device", found["device"]), ("system", f"{platform.system()}, {platform.machine()}")]
+    rows += [("device", _device(found["device"])), ("system", f"{platform.system()}, {platform.machine()}")]
     return Table(("part", "version"), rows)
 
 
@@ -52,10 +56,10 @@ def steps(finished: Iterable[Artifact]) -> Table:
     for kind, manifests in sorted(kinds.items()):
         seconds = [manifest["seconds"] for manifest in manifests]
         stored = sum(entry["bytes"] for manifest in manifests for entry in manifest["files"].values())
-        where = sorted({f"{manifest['device']}, torch {manifest['torch']}" for manifest in manifests})
+        where = sorted({f"{_device(manifest['device'])}, torch {manifest['torch']}" for manifest in manifests})
         rows.append(
             (kind, len(manifests), costs.duration(sum(seconds)), costs.duration(max(seconds)), costs.size(stored),
-             "; ".join(where).replace(" 1 threads", " 1 thread"))
+             "; ".join(where))
         )  # fmt: skip
     return Table(("step", "finished", "time, all", "time, longest", "disk", "computed on"), rows)
 
@@ -75,7 +79,7 @@ def networks() -> Table:
 
 def page(preset: str, run: Path, executed: Iterable[Path]) -> str:
     """The page, as MyST Markdown, of a book that shows ``executed`` notebooks of ``preset``, kept in ``run``."""
-    parts = [
+    parts: list[str | Table] = [
         "(status)=", "# Status", f"This book was built on {moment(datetime.now(UTC).timestamp())}.",
         software(preset), "## Notebooks", "A page shows what its notebook printed then.",
         notebooks(executed), "## Steps",

@@ -173,7 +173,7 @@ def _write(record: Record, folder: Path) -> None:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark when there are changes that are not in it; ``"unknown"`` outside of git."""
+    """The commit of the checkout, with a mark when files differ from it; ``"unknown"`` outside of git."""
     command = ["git", "-C", str(paths.repository()), "describe", "--always", "--dirty", "--abbrev=12"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"

@@ -353,11 +353,9 @@ def bill(plan: Plan) -> Bill:
         with torch.device("meta"):
             forward = _count_forward(EDMPrecond(networks.paper(name)), torch.empty(1, *shape))
     else:
-        network, image = _teacher(plan).requires_grad_(True), torch.zeros(1, *shape)
-        parameters, forward = (
-            sum(parameter.numel() for parameter in network.parameters()),
-            _count_forward(network, image),
-        )
+        network, image = copy.deepcopy(_teacher(plan)).requires_grad_(True), torch.zeros(1, *shape)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        forward = _count_forward(network, image)
         training = _count(lambda: network(image, torch.ones(1)).square().sum())
         distance, changed = _perceptual(plan).to("cpu"), image.clone().requires_grad_(True)
         lpips = _count(lambda: distance(changed, image).sum())
@@ -377,10 +375,8 @@ def _count_forward(network: nn.Module, image: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def spent(plan: Plan, run: Run) -> tuple[float, set[str]] | None:
-    """Seconds that the plan's steps took where they were computed, and the devices; ``None`` unless all are finished."""
+def spent(plan: Plan, run: Run) -> float | None:
+    """Seconds that the plan's steps took, added up; ``None`` unless all are finished."""
     found = [run.find(step) for step in plan.steps()]
-    whole = [artifact.manifest for artifact in found if artifact is not None]
-    if len(whole) < len(found):
-        return None
-    return sum(manifest["seconds"] for manifest in whole), {manifest["device"] for manifest in whole}
+    seconds = [artifact.manifest["seconds"] for artifact in found if artifact is not None]
+    return sum(seconds) if len(seconds) == len(found) else None
