@@ -25,3 +25,11 @@ const reachWideFigures = () => {
 };
 window.addEventListener("load", reachWideFigures);
 window.addEventListener("resize", reachWideFigures);
+
+// A chapter with pages of its own folds; say so to those who do not see the arrow.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const summary of document.querySelectorAll(".bd-sidenav summary")) {
+    const chapter = summary.closest("li").querySelector("a").textContent.trim();
+    summary.setAttribute("aria-label", `Pages of ${chapter}`);
+  }
+});

@@ -271,7 +271,8 @@ def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Pa
     """
     repository = paths.repository()
     source = repository / "_build" / "source"
-    shutil.rmtree(source, ignore_errors=True)
+    for leftover in (source, source.with_name("html"), source.with_name(".doctrees")):
+        shutil.rmtree(leftover, ignore_errors=True)
     (source / "notebooks").mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(repository / name, source / name)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from docutils import nodes
 from pydantic import BaseModel
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.pycode import ModuleAnalyzer
@@ -24,9 +25,16 @@ import rfpp
 ELSEWHERE = Path("book") / "data" / "elsewhere.yml"
 HIDDEN_HEADINGS = ("name", "in words")
 """What a screen reader says of the first and of any other column that has no heading."""
-WRONG = (' role="list"', ' role="doc-biblioentry"', ' aria-label="Toggle hidden content"')
-"""What docutils writes into a bibliography, whose entries are no items of a list, and MyST-NB into the line that folds
-code, which would be read in place of what stands there."""
+WRONG = (
+    ' role="list"',
+    ' role="doc-biblioentry"',
+    ' aria-label="Toggle hidden content"',
+    '<li><a href="builtins.html">builtins</a></li>\n',
+)
+"""What docutils writes into a bibliography, whose entries are no items of a list; MyST-NB into the line that folds
+code, which would be read in place of what stands there; and Sphinx into its list of sources, without such a page."""
+LONG = 120
+"""Characters of a constant that are shown."""
 _NAME = re.compile(r"\.?([A-Za-z_][\w.]*)(\(.*\))?")
 
 
@@ -86,6 +94,13 @@ def name_columns(app: Sphinx, doctree: nodes.document) -> None:
                     entry += nodes.paragraph("", "", nodes.inline("", text, classes=["visually-hidden"]))
 
 
+def drop_long_values(app: Sphinx, doctree: nodes.document) -> None:
+    """Leave out what a constant holds where that is long; its source shows it."""
+    for note in list(doctree.findall(addnodes.desc_annotation)):
+        if len(note.astext()) > LONG:
+            note.parent.remove(note)
+
+
 def _names(doctree: nodes.document) -> Iterator[tuple[nodes.literal, str, bool]]:
     """Names of code within text, and whether they may be short, as in a paragraph that begins with "In code"."""
     for node in list(doctree.findall(nodes.literal)):
@@ -107,8 +122,8 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
             node.parent.replace(node, link)
 
 
-def drop_wrong_labels(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Take off attributes that tell a screen reader something else than the page shows."""
+def drop_wrong(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Take out attributes that say something else than the page shows, and a link that leads nowhere."""
     for attribute in WRONG:
         context["body"] = context.get("body", "").replace(attribute, "")
 
@@ -119,6 +134,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", constants_of_packages)
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("doctree-read", name_columns)
+    app.connect("doctree-read", drop_long_values)
     app.connect("doctree-resolved", link_names)
-    app.connect("html-page-context", drop_wrong_labels)
+    app.connect("html-page-context", drop_wrong)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

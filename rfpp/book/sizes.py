@@ -25,7 +25,14 @@ def plan(name: str) -> Plan:
 
 def large(value: float) -> str:
     """A large number, e.g. ``"12.3 million"``."""
-    for limit, unit in ((1e18, "10¹⁸"), (1e15, "10¹⁵"), (1e12, "10¹²"), (1e9, "billion"), (1e6, "million")):
+    for limit, unit in (
+        (1e21, "10²¹"),
+        (1e18, "10¹⁸"),
+        (1e15, "10¹⁵"),
+        (1e12, "10¹²"),
+        (1e9, "billion"),
+        (1e6, "million"),
+    ):
         if value >= limit:
             return f"{number(value / limit)}{'×' if unit[0] == '1' else NARROW_SPACE}{unit}"
     return f"{value:,.0f}"
@@ -58,8 +65,8 @@ def taken(names: Sequence[str] = ORDER) -> Table:
         of = plan(name)
         bill = costs.bill(of)
         rows.append(
-            (f"`{name}`", large(bill.parameters), large(bill.passes), large(bill.operations), costs.size(bill.memory),
+            (f"`{name}`", large(bill.passes), large(bill.operations), costs.size(bill.memory),
              costs.size(bill.stored), time(of, bill))
         )  # fmt: skip
-    columns = ("preset", "parameters", "forward passes", "operations", "memory", "disk", "time")
+    columns = ("preset", "forward passes", "operations", "memory", "disk", "time")
     return Table(columns, rows)
