@@ -178,7 +178,7 @@ def test_nothing_is_cut_off(view: Visit) -> None:
 
 
 def test_everybody_can_read_it(view: Visit) -> None:
-    """By axe-core: all of its rules in light, those about colours again in dark; on a phone, what scrolls is reached."""
+    """By axe-core: all rules in light, those about colours again in dark. On a phone, what scrolls can be reached."""
     if view.seen_in == "phone":
         assert view.page.evaluate(OUT_OF_REACH) == []
     else:

@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,25 +101,35 @@ def drop_long_values(app: Sphinx, doctree: nodes.document) -> None:
             note.parent.remove(note)
 
 
-def _names(doctree: nodes.document) -> Iterator[tuple[nodes.literal, str, bool]]:
-    """Names of code within text, and whether they may be short, as in a paragraph that begins with "In code"."""
-    for node in list(doctree.findall(nodes.literal)):
-        match = _NAME.fullmatch(node.astext())
-        if match and not isinstance(node.parent, nodes.reference):
-            short = node.parent.astext().startswith("In code")
-            if short or match[1].startswith("rfpp."):
-                yield node, match[1], short
+def _meant(name: str, short: bool, known: Mapping[str, Any]) -> str | None:
+    """The whole name of a part of the library, which may be called ``rfpp.flow.interpolate`` or ``flow.interpolate``.
+
+    A method may stand alone with its class, as ``RectifiedFlow.velocity``; where ``short`` names are meant, anything
+    may. No other part must have that name.
+    """
+    if name in known:
+        return name
+    if "." in name and f"rfpp.{name}" in known:
+        return f"rfpp.{name}"
+    if short or ("." in name and name[0].isupper()):
+        ends = [full for full, entry in known.items() if full.endswith(f".{name}") and not entry.aliased]
+        return ends[0] if len(ends) == 1 else None
+    return None
 
 
 def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Let the library's names lead to the pages that are made from its docstrings."""
-    known: dict[str, Any] = app.env.domains["py"].data["objects"]
-    for node, name, short in _names(doctree):
-        ends = [full for full, entry in known.items() if full.endswith(f".{name}") and not entry.aliased]
-        full = name if name in known else ends[0] if short and len(ends) == 1 else None
-        if full is not None and (place := known[full]).docname != page:
-            link = make_refnode(app.builder, page, place.docname, place.node_id, node.deepcopy(), full)
-            node.parent.replace(node, link)
+    """Let the library's names lead to the pages that are made from its docstrings.
+
+    They may be short in a paragraph that begins with "In code".
+    """
+    known = app.env.domains["py"].data["objects"]
+    for node in list(doctree.findall(nodes.literal)):
+        match = _NAME.fullmatch(node.astext())
+        if match and not isinstance(node.parent, nodes.reference):
+            full = _meant(match[1], node.parent.astext().startswith("In code"), known)
+            if full is not None and (place := known[full]).docname != page:
+                link = make_refnode(app.builder, page, place.docname, place.node_id, node.deepcopy(), full)
+                node.parent.replace(node, link)
 
 
 def drop_wrong(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
