@@ -41,6 +41,7 @@ from rfpp import (
 )
 from rfpp.base import rng
 from rfpp.book import plots, results, sizes, tables
+from rfpp.claims.records import commit
 from rfpp.denoisers import EDMPrecond, expand
 from rfpp.pairs import generators
 from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
@@ -279,7 +280,9 @@ CALLS = {
         results.tally(s.folder),
         results.corrected({}, {}),
         results.survives(0.1),
+        results.forest({}, {}),
     ),
+    commit: lambda s: commit(),
     sizes.asked: lambda s: (sizes.asked(["smoke"]), sizes.taken(["smoke"])),
     claims.skip: lambda s: claims.skip("c22", "a reason"),
     claims.scales: lambda s: claims.scales(s.folder),
