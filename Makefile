@@ -34,9 +34,10 @@ pdf: $(stamp) ## run the notebooks at PRESET and print the book as one PDF; need
 	@$(python) -m rfpp run --preset "$(PRESET)" $(NB)
 	@$(python) -m rfpp book --preset "$(PRESET)" --pdf
 
-test: $(stamp) ## check style and types, run the tests, compare the notebooks with their stored outputs
+test: $(stamp) ## check style, spelling and types, run the tests, compare the notebooks with their stored outputs
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
+	@$(python) -m codespell_lib
 	@$(python) -m mypy
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist worksteal -m "not every_scale" tests  # a process for each core: one thread each is fastest
 	@$(python) -m pytest --capture=no --nbval --nbval-current-env notebooks

@@ -69,7 +69,7 @@ class Experiment:
         return f"Experiment({self.preset.name!r}: {self.preset.summary})"
 
     def compute(self, steps: Iterable[Step]) -> None:
-        """Compute what is missing of ``steps`` of :attr:`plan`, and what they need, side by side."""
+        """Compute what is missing of ``steps`` of the plan, and what they need, side by side."""
         scheduling.compute(self.run, steps, self.jobs, self.scheduler)
 
     # Data and networks

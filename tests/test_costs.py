@@ -60,3 +60,33 @@ def test_the_settings_of_a_preset_stand_below_the_papers():
     assert [row[0] for row in rows] == [*accounts.TABLE_7, "`laptop`"]
     assert {len(row) for row in rows} == {len(accounts.SETTINGS)}
     assert rows[-1][2:4] == ("12,000, 35 NFE", "128")
+
+
+def test_the_bill_of_imagenet_by_hand():
+    """Table 7: 5M pairs of 79 evaluations, 700,000 steps of 2048 for B to F and of 128 for A; a step is three passes.
+
+    G inverts the 1,217,109 training images with 128 evaluations each, and is trained for 5,000 steps. 50,000 samples
+    and 5,000 pairs grade each of the seven. E, F and G train with LPIPS.
+    """
+    preset = presets.load("paper-imagenet64")
+    bill = costs.bill(Plan(preset, costs.expected(preset)))
+    pairs, trained = 5_005_000 * 79, 700_000 * (5 * 2048 + 128) + 5_000 * 2048
+    assert bill.passes == pairs + 3 * trained + 1_217_109 * 128 + 7 * 55_000
+    assert bill.parameters == pytest.approx(296e6, rel=0.001) and bill.memory == 20 * bill.parameters
+    _, step, lpips = costs.step_operations("imagenet64")
+    with_lpips = (2 * 700_000 + 5_000) * 2048
+    assert bill.operations == pytest.approx(bill.passes * step / 3 + with_lpips * lpips, rel=0.01)
+
+
+def test_small_networks_are_counted_too():
+    """Longer trainings take more passes and operations; what stays on the disk is the same."""
+    small, large = (costs.bill(Plan(presets.load("smoke", {"training.steps": steps}))) for steps in (3, 6))
+    assert small.parameters == large.parameters and small.stored == large.stored
+    assert large.passes > small.passes and large.operations > small.operations
+
+
+def test_time_that_was_spent_is_that_of_all_steps_or_none(runs):
+    experiment = Experiment("smoke", {"seeds": [0]})
+    assert costs.spent(experiment.plan, experiment.run) is None
+    experiment.compute(experiment.plan.steps())
+    assert costs.spent(experiment.plan, experiment.run) >= 0

@@ -40,7 +40,8 @@ from rfpp import (
     training,
 )
 from rfpp.base import rng
-from rfpp.book import plots, results, tables
+from rfpp.book import plots, results, sizes, tables
+from rfpp.claims.records import commit
 from rfpp.denoisers import EDMPrecond, expand
 from rfpp.pairs import generators
 from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
@@ -136,6 +137,7 @@ def forecast(things):
     whole = experiment.Experiment("smoke", runs=things.folder / "runs")
     forecasts = costs.forecast(whole.plan, whole.run, whole.plan.steps(["G"], [0]))
     costs.report(forecasts, costs.measure(whole.plan, 1))
+    costs.spent(whole.plan, whole.run)
 
 
 def images_of_a_folder(things):
@@ -278,7 +280,10 @@ CALLS = {
         results.tally(s.folder),
         results.corrected({}, {}),
         results.survives(0.1),
+        results.forest({}, {}),
     ),
+    commit: lambda s: commit(),
+    sizes.asked: lambda s: (sizes.asked(["smoke"]), sizes.taken(["smoke"])),
     claims.skip: lambda s: claims.skip("c22", "a reason"),
     claims.scales: lambda s: claims.scales(s.folder),
     data.Images: lambda s: s.images.batch(3, torch.Generator().manual_seed(0)),
@@ -322,6 +327,8 @@ CALLS = {
     costs.Training: lambda s: costs.Training.of(Plan(presets.load("smoke"))),
     costs.forward_passes: lambda s: costs.forward_passes(costs.Training(1, 1, 1, 1), "reflow"),
     costs.measure: lambda s: costs.measure(Plan(presets.load("smoke")), 1),
+    costs.bill: lambda s: [costs.bill(sizes.plan(name)) for name in ("smoke", "paper-cifar10")],
+    costs.spent: forecast,
     costs.expected: lambda s: costs.expected(presets.load("smoke")),
     costs.duration: lambda s: costs.duration(100.0),
     costs.forecast: forecast,
@@ -425,7 +432,7 @@ QUIET = {
     # without numbers: files, folders, bars, messages, signals, and what reads programs or draws the book
     *("rfpp.base." + name for name in ("checks", "downloads", "files", "paths", "processes", "progress")),
     *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__"),
-    *("rfpp.book" + name for name in ("", ".benchmarks", ".pages", ".printing", ".together")),
+    *("rfpp.book" + name for name in ("", ".benchmarks", ".pages", ".printing", ".site", ".status", ".together")),
     # Inception, whose weights are not at hand; the same code on another network is called
     *("rfpp.metrics.inception", "rfpp.pipeline.standard"),
 }

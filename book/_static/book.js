@@ -15,3 +15,21 @@ document.addEventListener("DOMContentLoaded", () => {
   show(false);
   title.after(button);
 });
+
+// A figure that is wider than a phone scrolls; a keyboard can scroll it once it can be reached.
+const reachWideFigures = () => {
+  for (const figure of document.querySelectorAll("article figure")) {
+    if (figure.scrollWidth > figure.clientWidth) figure.tabIndex = 0;
+    else figure.removeAttribute("tabindex");
+  }
+};
+window.addEventListener("load", reachWideFigures);
+window.addEventListener("resize", reachWideFigures);
+
+// A chapter with pages of its own folds; say so to those who do not see the arrow.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const summary of document.querySelectorAll(".bd-sidenav summary")) {
+    const chapter = summary.closest("li").querySelector("a").textContent.trim();
+    summary.setAttribute("aria-label", `Pages of ${chapter}`);
+  }
+});

@@ -249,7 +249,7 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     """Write the pages that are made from what was run: chapters, the results, and the first page's result."""
     import nbformat
 
-    from rfpp.book import benchmarks, pages, results  # import everything that a record may depend on
+    from rfpp.book import benchmarks, pages, results, sizes, status  # import everything that a record may depend on
     from rfpp.claims import ledger
     from rfpp.claims.records import scales
 
@@ -264,6 +264,9 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     (source / "book" / "results.md").write_text(results.page(run_folder))
     (source / "book" / "tally.txt").write_text(results.tally(run_folder))
     (source / "book" / "summary.txt").write_text(pages.summary(by_scale, claims))
+    (source / "book" / "asked.txt").write_text(sizes.asked()._repr_markdown_())
+    (source / "book" / "taken.txt").write_text(sizes.taken()._repr_markdown_())
+    (source / "book" / "status.md").write_text(status.page(name, run_folder, list(executed.values())))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
     benchmarks.write(source / "book")
 
@@ -280,7 +283,8 @@ def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO 
         printing.chromium()  # missed before any work
     executed, repository = _executed(preset), paths.repository()
     source = repository / "_build" / "source"
-    shutil.rmtree(source, ignore_errors=True)
+    for leftover in (source, source.with_name("html"), source.with_name(".doctrees")):
+        shutil.rmtree(leftover, ignore_errors=True)
     (source / "notebooks").mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(repository / name, source / name)

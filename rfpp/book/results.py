@@ -122,7 +122,7 @@ def _verdicts(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str,
                 ]
                 for claim in members
             )
-            lines += [f"## {title}", *_table(["", "claim", *scale_names, "paper"], rows)]
+            lines += [f"## {title}", *_table(["no.", "claim", *scale_names, "paper"], rows)]
             lines += _folded("Rules and controls", _rules(by_scale, members))
     return lines
 
@@ -140,7 +140,8 @@ def _rules(by_scale: Mapping[str, Mapping[str, Record]], members: Iterable[Claim
         ]
         for claim in members
     )
-    return _table(["", "what is measured, and its rule", "control", *(f"control, `{name}`" for name in by_scale)], rows)
+    of_scales = [f"control, `{name}`" for name in by_scale]
+    return _table(["no.", "what is measured, and its rule", "control", *of_scales], rows)
 
 
 def _margin(claim: Claim, value: float) -> float:
@@ -185,7 +186,8 @@ def _undecided(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str
                 )  # fmt: skip
     if not rows:
         return ["No claim is inconclusive."]
-    return _table(["", "scale", "seeds", "distance from the bound", "visible with these seeds", "seeds needed"], rows)
+    columns = ["no.", "scale", "seeds", "distance from the bound", "visible with these seeds", "seeds needed"]
+    return _table(columns, rows)
 
 
 def _significance(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
@@ -197,7 +199,7 @@ def _significance(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[
             decided = found[id].verdict in ("reproduced", "not reproduced")
             stands = "" if not decided else "stands" if survives(p) else "no longer decided"
             rows.append([id, f"`{preset}`", found[id].verdict, f"{before:.2g}", f"{p:.2g}", stands])
-    return _table(["", "scale", "verdict", "p", "p, corrected", "after the correction"], rows)
+    return _table(["no.", "scale", "verdict", "p", "p, corrected", "after the correction"], rows)
 
 
 def _terms(terms: Terms, fields: Iterable[str]) -> str:
@@ -241,7 +243,8 @@ def _amended(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, 
             *(_under(place, claim, found.get(claim.id)) for found in by_scale.values()),
         )  # fmt: skip
         rows.setdefault(row, []).append(claim.id)
-    columns = ["", "date", "before", "after", "why", "values seen", *(f"old terms, `{preset}`" for preset in by_scale)]
+    columns = ["claims", "date", "before", "after", "why", "values seen"]
+    columns += [f"old terms, `{preset}`" for preset in by_scale]
     listed = [[", ".join(ids), *row] for row, ids in rows.items()]
     return _table(columns, listed) if rows else ["No entry was ever changed."]
 
@@ -253,7 +256,7 @@ def _protocol() -> list[str]:
     fields = ("claims", "date", "before", "after", "reason", "seen", "effect")
     shown = {True: "yes", False: "no"}
     rows = ([_escape(str(shown.get(entry[name], entry[name]))) for name in fields] for entry in entries)
-    return _table(["", "date", "before", "after", "why", "values seen", "what came of it"], rows)
+    return _table(["claims", "date", "before", "after", "why", "values seen", "what came of it"], rows)
 
 
 def _covers(presets: Iterable[str]) -> list[str]:

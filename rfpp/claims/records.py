@@ -131,7 +131,7 @@ def check(
             verdict=found,
             claim=claim.digest(),
             code=claim.code_digest(),
-            commit=_commit(),
+            commit=commit(),
             seconds=round(sum(artifact.manifest["seconds"] for artifact in artifacts.values()), 1),
             provenance=provenance(),
             artifacts={name: digest(artifact.manifest["files"]) for name, artifact in artifacts.items()},
@@ -172,7 +172,8 @@ def _write(record: Record, folder: Path) -> None:
     files.write_text(folder / f"{record.id}.json", json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of the checkout, with a mark when files differ from it; ``"unknown"`` outside of git."""
     command = ["git", "-C", str(paths.repository()), "describe", "--always", "--dirty", "--abbrev=12"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"

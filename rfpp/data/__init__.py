@@ -23,6 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 NAMES = ("digits", "photos", "cifar10", "images")
+"""What :func:`load` can load."""
 
 
 def load(

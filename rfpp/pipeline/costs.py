@@ -327,3 +327,56 @@ def step_operations(name: str, resolution: int = 224) -> tuple[int, int, int]:
 
         network = _count(lambda: denoiser(x, sigma).square().sum())
         return sum(p.numel() for p in denoiser.parameters()), network, _count(lpips)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What A to G of a preset take, before anything is computed: ``parameters`` of the network, forward ``passes`` (a
+    training step of an image counts three), ``operations``, multiplications and additions, and ``stored`` bytes."""
+
+    parameters: int
+    passes: int
+    operations: int
+    stored: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes of weights, average, gradients and Adam's moments; what is computed with them comes on top."""
+        return 20 * self.parameters
+
+
+def bill(plan: Plan) -> Bill:
+    """Counted on networks of the plan's sizes with random weights; nothing is timed, and nothing is fetched."""
+    name, shape = plan.preset.teacher.network, plan.images.load().train.shape
+    if name is not None:
+        parameters, training, lpips = step_operations(name)
+        with torch.device("meta"):
+            forward = _count_forward(EDMPrecond(networks.paper(name)), torch.empty(1, *shape))
+    else:
+        network, image = copy.deepcopy(_teacher(plan)).requires_grad_(True), torch.zeros(1, *shape)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        forward = _count_forward(network, image)
+        training = _count(lambda: network(image, torch.ones(1)).square().sum())
+        distance, changed = _perceptual(plan).to("cpu"), image.clone().requires_grad_(True)
+        lpips = _count(lambda: distance(changed, image).sum())
+    size = Size(math.prod(shape), parameters, len(plan.images.load().train))
+    costs = [step.cost(size) for step in plan.steps()]
+    return Bill(
+        parameters,
+        sum(cost.passes + 3 * cost.trained for cost in costs),
+        sum(cost.passes * forward + cost.trained * (training + cost.with_lpips * lpips) for cost in costs),
+        sum(cost.stored for cost in costs),
+    )
+
+
+def _count_forward(network: nn.Module, image: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image, torch.ones(1, device=image.device))
+    return int(counter.get_total_flops())
+
+
+def spent(plan: Plan, run: Run) -> float | None:
+    """Seconds that the plan's steps took, added up; ``None`` unless all are finished."""
+    found = [run.find(step) for step in plan.steps()]
+    seconds = [artifact.manifest["seconds"] for artifact in found if artifact is not None]
+    return sum(seconds) if len(seconds) == len(found) else None

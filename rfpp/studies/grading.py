@@ -20,6 +20,7 @@ from rfpp.pipeline.sampling import Sampler
 from rfpp.samplers import TWO_STEPS
 
 COLUMNS = ("", "Fréchet distance", "recognised", "pair error")
+"""Headings of a table of grades; the first column has names."""
 
 
 def _quantities(run: Evaluation) -> dict[str, float]:
@@ -80,6 +81,7 @@ class Grades:
 # Precision, recall and the classifier score
 
 SCORES = ("", "NFE", "Fréchet distance", "precision", "recall", "classifier score")
+"""Headings of a table of scores; the first column has names."""
 NETWORK_BATCH = 128
 """Images that a network embeds at once."""
 

@@ -106,6 +106,7 @@ COLUMNS = (
     "reversed enough",
     "least eigenvalue",
 )
+"""Headings of a table of stretches, which the rows of :class:`Jacobians` fill."""
 
 
 def _reaching(values: Tensor, times: Tensor) -> Tensor:

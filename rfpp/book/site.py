@@ -1,0 +1,150 @@
+"""A Sphinx extension for the pages: names lead to their explanations, and what the theme leaves out is put right."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docutils import nodes
+from pydantic import BaseModel
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.nodes import make_refnode
+
+import rfpp
+
+ELSEWHERE = Path("book") / "data" / "elsewhere.yml"
+HIDDEN_HEADINGS = ("name", "in words")
+"""What a screen reader says of the first and of any other column that has no heading."""
+WRONG = (
+    ' role="list"',
+    ' role="doc-biblioentry"',
+    ' aria-label="Toggle hidden content"',
+    '<li><a href="builtins.html">builtins</a></li>\n',
+)
+"""What docutils writes into a bibliography, whose entries are no items of a list; MyST-NB into the line that folds
+code, which would be read in place of what stands there; and Sphinx into its list of sources, without such a page."""
+LONG = 120
+"""Characters of a constant that are shown."""
+_NAME = re.compile(r"\.?([A-Za-z_][\w.]*)(\(.*\))?")
+
+
+def inventory(project: str, names: Mapping[str, str], aliases: Mapping[str, str]) -> bytes:
+    """A list of names in the format that Sphinx reads: ``names`` with their pages, ``aliases`` with their names."""
+    head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# The rest is compressed using zlib.\n"
+    places = {name: f"{page}#{name}" for name, page in names.items()}
+    places |= {alias: places[name] for alias, name in aliases.items()}
+    lines = (f"{name} py:class 1 {place} {aliases.get(name, '-')}\n" for name, place in places.items())
+    return head.encode() + zlib.compress("".join(lines).encode())
+
+
+def names_elsewhere(app: Sphinx, config: Config) -> None:
+    """Make the inventories of ``book/data/elsewhere.yml`` known to Sphinx."""
+    listed = yaml.safe_load((Path(app.srcdir) / ELSEWHERE).read_text())
+    for project, entry in listed.items():
+        file = Path(app.doctreedir) / f"{project}.inv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(inventory(project, entry["names"], entry.get("as", {})))
+        config.intersphinx_mapping[project] = (entry["address"], str(file))
+
+
+def constants_of_packages(app: Sphinx) -> None:
+    """Tell autodoc what is said of a package's constants in the modules that they come from."""
+    for found in pkgutil.iter_modules(rfpp.__path__, "rfpp."):
+        package = importlib.import_module(found.name) if found.ispkg else None
+        names = getattr(package, "__all__", ())
+        if not names:
+            continue
+        own = ModuleAnalyzer.for_module(found.name)
+        own.analyze()
+        for inner in pkgutil.iter_modules(package.__path__, f"{found.name}."):  # type: ignore[union-attr]
+            other = ModuleAnalyzer.for_module(inner.name)
+            other.analyze()
+            own.attr_docs.update({key: said for key, said in other.attr_docs.items() if not key[0] and key[1] in names})
+
+
+def plain_signature(
+    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str, returned: str
+) -> tuple[str, str] | None:
+    """Of settings, whose types are full of bounds, the names and the defaults."""
+    if not (inspect.isclass(item) and issubclass(item, BaseModel)):
+        return None
+    parameters = inspect.signature(item).parameters.values()
+    shown = (str(each.replace(annotation=each.empty)).replace("=PydanticUndefined", "") for each in parameters)
+    return f"(*, {', '.join(text for text in shown if text)})", returned
+
+
+def name_columns(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each empty heading of a table a text that is not drawn."""
+    for head in doctree.findall(nodes.thead):
+        for row in head.findall(nodes.row):
+            for place, entry in enumerate(row.findall(nodes.entry)):
+                if not entry.astext().strip():
+                    text = HIDDEN_HEADINGS[min(place, len(HIDDEN_HEADINGS) - 1)]
+                    entry.clear()
+                    entry += nodes.paragraph("", "", nodes.inline("", text, classes=["visually-hidden"]))
+
+
+def drop_long_values(app: Sphinx, doctree: nodes.document) -> None:
+    """Leave out what a constant holds where that is long; its source shows it."""
+    for note in list(doctree.findall(addnodes.desc_annotation)):
+        if len(note.astext()) > LONG:
+            note.parent.remove(note)
+
+
+def _meant(name: str, short: bool, known: Mapping[str, Any]) -> str | None:
+    """The whole name of a part of the library, which may be called ``rfpp.flow.interpolate`` or ``flow.interpolate``.
+
+    A method may stand alone with its class, as ``RectifiedFlow.velocity``; where ``short`` names are meant, anything
+    may. No other part must have that name.
+    """
+    if name in known:
+        return name
+    if "." in name and f"rfpp.{name}" in known:
+        return f"rfpp.{name}"
+    if short or ("." in name and name[0].isupper()):
+        ends = [full for full, entry in known.items() if full.endswith(f".{name}") and not entry.aliased]
+        return ends[0] if len(ends) == 1 else None
+    return None
+
+
+def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Let the library's names lead to the pages that are made from its docstrings.
+
+    They may be short in a paragraph that begins with "In code".
+    """
+    known = app.env.domains["py"].data["objects"]
+    for node in list(doctree.findall(nodes.literal)):
+        match = _NAME.fullmatch(node.astext())
+        if match and not isinstance(node.parent, nodes.reference):
+            full = _meant(match[1], node.parent.astext().startswith("In code"), known)
+            if full is not None and (place := known[full]).docname != page:
+                link = make_refnode(app.builder, page, place.docname, place.node_id, node.deepcopy(), full)
+                node.parent.replace(node, link)
+
+
+def drop_wrong(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Take out attributes that say something else than the page shows, and a link that leads nowhere."""
+    for attribute in WRONG:
+        context["body"] = context.get("body", "").replace(attribute, "")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("config-inited", names_elsewhere)
+    app.connect("builder-inited", constants_of_packages)
+    app.connect("autodoc-process-signature", plain_signature)
+    app.connect("doctree-read", name_columns)
+    app.connect("doctree-read", drop_long_values)
+    app.connect("doctree-resolved", link_names)
+    app.connect("html-page-context", drop_wrong)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,93 @@
+"""The status page: with what the book was built, when its notebooks ran, what steps took, which networks ship."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rfpp.base.files import sha256
+from rfpp.book.tables import Table
+from rfpp.claims.records import commit
+from rfpp.pipeline import costs, shipped
+from rfpp.pipeline.store import Artifact, Store, provenance
+
+SHOWN = ("torch", "numpy", "jupyter-book", "Sphinx", "papermill")
+"""Packages whose versions are shown, beside Python and the library itself."""
+HASH = 16
+"""Digits of a checksum that are shown."""
+
+
+def moment(seconds: float) -> str:
+    """A time as a date in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _device(recorded: str) -> str:
+    return recorded.replace(" 1 threads", " 1 thread")
+
+
+def software(preset: str) -> Table:
+    """With what the book was built."""
+    found = provenance()
+    rows = [("preset", f"`{preset}`"), ("rfpp", f"{found['rfpp']}, commit `{commit()}`"), ("Python", found["python"])]
+    rows += [(name, metadata.version(name)) for name in SHOWN]
+    rows += [("device", _device(found["device"])), ("system", f"{platform.system()}, {platform.machine()}")]
+    return Table(("part", "version"), rows)
+
+
+def notebooks(executed: Iterable[Path]) -> Table:
+    """When each of the notebooks that the book shows was run."""
+    rows = [(f"{{doc}}`../notebooks/{path.stem}`", moment(path.stat().st_mtime)) for path in executed]
+    return Table(("notebook", "run"), rows)
+
+
+def steps(finished: Iterable[Artifact]) -> Table:
+    """How many steps of each kind are kept, how long they took, and their size."""
+    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for artifact in finished:
+        kinds[artifact.step].append(artifact.manifest)
+    rows = []
+    for kind, manifests in sorted(kinds.items()):
+        seconds = [manifest["seconds"] for manifest in manifests]
+        stored = sum(entry["bytes"] for manifest in manifests for entry in manifest["files"].values())
+        where = sorted({f"{_device(manifest['device'])}, torch {manifest['torch']}" for manifest in manifests})
+        rows.append(
+            (kind, len(manifests), costs.duration(sum(seconds)), costs.duration(max(seconds)), costs.size(stored),
+             "; ".join(where))
+        )  # fmt: skip
+    return Table(("step", "finished", "time, all", "time, longest", "disk", "computed on"), rows)
+
+
+def networks() -> Table:
+    """The networks that ship with the library: checksums of the files, and of the recipes that they were made by."""
+    rows = []
+    for name, entry in json.loads(shipped.MANIFEST.read_text()).items():
+        file = shipped.ASSETS / f"{name}.safetensors"
+        whole = "as recorded" if sha256(file) == entry["sha256"] else "differs from what was recorded"
+        rows.append(
+            (f"`{name}`", costs.size(file.stat().st_size), f"`{entry['sha256'][:HASH]}`", whole,
+             f"`{entry['recipe'][:HASH]}`")
+        )  # fmt: skip
+    return Table(("network", "size", "SHA-256", "file", "recipe"), rows)
+
+
+def page(preset: str, run: Path, executed: Iterable[Path]) -> str:
+    """The page, as MyST Markdown, of a book that shows ``executed`` notebooks of ``preset``, kept in ``run``."""
+    parts: list[str | Table] = [
+        "(status)=", "# Status", f"This book was built on {moment(datetime.now(UTC).timestamp())}.",
+        software(preset), "## Notebooks", "A page shows what its notebook printed then.",
+        notebooks(executed), "## Steps",
+        "Each finished step is kept with what it was computed with. These are all that lie in the folder of this "
+        "preset, also those of other settings. A time is that of one process, when the step was first computed.",
+        steps(Store(run).finished()), "## Networks that ship",
+        f"The first {HASH} digits of each checksum; `rfpp/assets/manifest.json` has them whole. A network whose recipe "
+        "changes is made again by `python -m rfpp retrain`.",
+        networks(),
+    ]  # fmt: skip
+    return "\n\n".join(part._repr_markdown_() if isinstance(part, Table) else part for part in parts) + "\n"
