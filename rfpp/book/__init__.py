@@ -233,10 +233,11 @@ def _code(notebook: Path) -> list[str]:
 def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Path:
     """Render the book from the notebooks executed at ``preset`` and return its first page.
 
-    Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since;
-    :class:`BuildFailed` when there is so much as a warning.
+    Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since,
+    or when the flow of the page that runs it is not there; :class:`BuildFailed` when there is so much as a warning.
     """
-    from rfpp.book import results  # imports everything that a record may depend on
+    from rfpp.book import live, results  # the latter imports everything that a record may depend on
+    from rfpp.experiment import Experiment
 
     repository, run_folder = paths.repository(), paths.runs() / presets.load(preset).name
     source = repository / "_build" / "source"
@@ -256,6 +257,7 @@ def build(preset: str = presets.DEFAULT, *, terminal: TextIO = sys.stderr) -> Pa
         shutil.copy2(executed, source / "notebooks" / notebook.name)
     (source / "book" / "results.md").write_text(results.page(run_folder))
     (source / "book" / "tally.txt").write_text(results.tally(run_folder))
+    live.write(Experiment(preset), source / "book")
 
     # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
