@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from rfpp.denoisers import EDMPrecond
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.networks import Conv2d, GroupNorm, Linear, PositionalEmbedding, SongUNet, UNetBlock
+from rfpp.pipeline.sampling import Sampler
 
 CONFIG = "F"
 """The configuration that runs beside the teacher."""
@@ -44,22 +47,20 @@ _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 _MAKE_UP = {
     "embedding_type": "positional",
     "encoder_type": "standard",
-    "resample_filter": [1, 1],
     "in_channels": 1,
     "augment_dim": 0,
 }
 _MOST_WEIGHTS, _LARGEST = 1_000_000, 16
-_CHECK = {"index": 0, "label": 3, "nfe": 5, "solver": "heun", "update": "standard"}
-"""The sample that the page compares with PyTorch's; ``index``: of the noise."""
+_NOISE, _CLASS = 0, 3
+"""Of the sample that the page compares with PyTorch's, and of the still picture."""
 
 
-def runs_in_a_page(denoiser: Any) -> bool:
+def runs_in_a_page(denoiser: Any) -> TypeGuard[EDMPrecond]:
     """Whether the scripts know all layers of a denoiser, and it is small enough for them."""
     if not (isinstance(denoiser, EDMPrecond) and isinstance(denoiser.model, SongUNet)):
         return False
-    config = {key: list(value) if isinstance(value, tuple) else value for key, value in denoiser.model.config.items()}
-    weights = sum(parameter.numel() for parameter in denoiser.parameters())
-    known = all(config[key] == value for key, value in _MAKE_UP.items())
+    config, weights = denoiser.model.config, sum(parameter.numel() for parameter in denoiser.parameters())
+    known = all(config[key] == value for key, value in _MAKE_UP.items()) and tuple(config["resample_filter"]) == (1, 1)
     return known and weights <= _MOST_WEIGHTS and config["img_resolution"] <= _LARGEST
 
 
@@ -95,21 +96,26 @@ def model(denoiser: EDMPrecond) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
+def _given(denoiser: EDMPrecond, noise_seed: int, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """The noise and the label of that sample, ``None`` where there are no classes."""
+    labels = torch.tensor([_CLASS % denoiser.label_dim]) if denoiser.label_dim else None
+    return pairs.noise(noise_seed, [_NOISE], shape), labels
+
+
 def _expected(denoiser: EDMPrecond, noise_seed: int, first_time: float) -> dict[str, Any]:
     """What a page must draw of a denoiser's flow: the settings, and the image."""
-    nfe, solver, update = _CHECK["nfe"], str(_CHECK["solver"]), str(_CHECK["update"])
-    times = samplers.generation_times(samplers.steps_for(int(nfe), solver), first_time)
-    size = denoiser.model.img_resolution
-    z = pairs.noise(noise_seed, [int(_CHECK["index"])], (1, size, size))
-    labels = torch.tensor([_label(denoiser)]) if denoiser.label_dim else None
-    image = samplers.sample(RectifiedFlow(rounded(denoiser)), z, int(nfe), solver, update, times, labels)
-    return {**_CHECK, "label": _label(denoiser), "result": [round(value, 6) for value in image.flatten().tolist()]}
-
-
-def _label(denoiser: EDMPrecond) -> int:
-    """The class of the check and of the still picture; -1 where there are none."""
-    return int(_CHECK["label"]) % denoiser.label_dim if denoiser.label_dim else -1
+    size: Any = denoiser.model.img_resolution
+    z, labels = _given(denoiser, noise_seed, (1, size, size))
+    sampler = Sampler(nfe=5, solver="heun", first_time=first_time)
+    image = sampler(RectifiedFlow(rounded(denoiser)), z, labels)
+    return {
+        "index": _NOISE,
+        "label": -1 if labels is None else int(labels),
+        "nfe": sampler.nfe,
+        "solver": sampler.solver,
+        "update": sampler.update,
+        "result": [round(value, 6) for value in image.flatten().tolist()],
+    }
 
 
 def script(denoisers: dict[str, EDMPrecond], noise_seed: int, first_time: float) -> str:
@@ -161,16 +167,15 @@ def write(experiment: Experiment, folder: Path) -> None:
             f"run: python -m rfpp train --preset {preset.name} --config {CONFIG} --seed {seed}"
         )
     flows = {TEACHER: experiment.flow(TEACHER), "flow": experiment.flow(CONFIG, seed)}
-    denoisers = {name: flow.denoiser for name, flow in flows.items() if runs_in_a_page(flow.denoiser)}
     noise_seed = plan.noise_seed(seed)
-    text = script(denoisers if len(denoisers) == len(flows) else {}, noise_seed, preset.evaluation.first_time)
+    denoisers = {name: flow.denoiser for name, flow in flows.items() if runs_in_a_page(flow.denoiser)}
+    text = script(denoisers, noise_seed, preset.evaluation.first_time)
     for path in (DATA, *PICTURES.values()):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / DATA, text)
 
-    label = _label(experiment.teacher)
-    z = pairs.noise(noise_seed, [int(_CHECK["index"])], experiment.data.train.shape)
-    labels = torch.tensor([label]) if label >= 0 else None
+    z, labels = _given(experiment.teacher, noise_seed, experiment.data.train.shape)
+    plt.switch_backend("agg")  # pictures for files, wherever this runs
     plots.style()
     pictures = {
         "digits": _picture_of_paths(flows, z, experiment.sampler(nfe=5).times, labels),
@@ -178,4 +183,4 @@ def write(experiment: Experiment, folder: Path) -> None:
     }
     for name, figure in pictures.items():
         figure.savefig(folder / PICTURES[name], dpi=220)
-        plots.plt.close(figure)
+        plt.close(figure)

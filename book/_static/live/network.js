@@ -147,17 +147,16 @@ rfpp.network = (() => {
   function attend(layer, x) {
     const n = positions(x), width = x.channels / layer.heads, result = new Float32Array(x.data.length);
     const qkv = convolve(layer.qkv, normalise(layer.norm2, x)).data;
-    for (let head = 0; head < layer.heads; head++) {
-      const channel = (which) => (c) => qkv.subarray((3 * (head * width + c) + which) * n).subarray(0, n);
-      const [queries, keys, values] = [0, 1, 2].map((which) => Array.from({ length: width }, (_, c) => channel(which)(c)));
+    const row = (channel, which) => qkv.subarray((3 * channel + which) * n, (3 * channel + which + 1) * n);
+    for (let first = 0; first < x.channels; first += width) {
       for (let i = 0; i < n; i++) {
-        const scores = new Float32Array(n).map((_, j) => {
-          let sum = 0;
-          for (let c = 0; c < width; c++) sum += queries[c][i] * keys[c][j];
-          return sum / Math.sqrt(width);
-        });
+        const scores = new Float32Array(n);
+        for (let c = first; c < first + width; c++) {
+          const query = row(c, 0)[i] / Math.sqrt(width), keys = row(c, 1);
+          for (let j = 0; j < n; j++) scores[j] += query * keys[j];
+        }
         const weights = softmax(scores);
-        for (let c = 0; c < width; c++) result[(head * width + c) * n + i] = products(weights, values[c], n)[0];
+        for (let c = first; c < first + width; c++) result[c * n + i] = products(weights, row(c, 2), n)[0];
       }
     }
     return convolve(layer.proj, image(result, x.channels, x.size));

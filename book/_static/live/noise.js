@@ -1,4 +1,4 @@
-/* The noise of rfpp.pairs.noise: Philox4x64-10 makes random words of a key and an index, and so any noise by its number.
+/* The noise of rfpp.pairs.noise: Philox4x64-10 makes random words of a key and an index, so that noise has a number.
  *
  * Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011. Words have 64 bits.
  */
@@ -26,7 +26,7 @@ rfpp.noise = (() => {
   /* Standard normal numbers by the method of Box and Muller; each word has the bits of two, its lower half first. */
   function normal(key, index, size) {
     const n = Math.ceil(size / 2);
-    const halves = Int32Array.from(philox(key, index, n).flatMap((w) => [w, w >> 32n]), (w) => Number(BigInt.asIntN(32, w)));
+    const halves = philox(key, index, n).flatMap((w) => [w, w >> 32n]).map((w) => Number(BigInt.asIntN(32, w)));
     const values = new Float32Array(2 * n);
     for (let i = 0; i < n; i++) {
       const uniform = Math.abs(Math.fround(Math.fround(halves[i]) + 0.5)) * 2 ** -31;

@@ -12,8 +12,8 @@ rfpp.page = (() => {
     };
   }
 
-  /* The value of a group of radio buttons, or of another field, by name. */
-  const value = (form, name) => form.elements[name].value;
+  /* What a field for a number of noise says; something, whatever was typed. */
+  const whole = (field) => Math.max(0, Math.floor(Number(field.value) || 0));
 
   /* Show a part of the page in place of its still picture, and keep it drawn while its fields change. */
   function start(section, draw) {
@@ -29,11 +29,11 @@ rfpp.page = (() => {
   const few = (number) => (number < 0.0995 ? number.toPrecision(1) : number.toFixed(2));
   const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
-  return { start, value, few, count };
+  return { start, whole, few, count };
 })();
 
 rfpp.digits = (() => {
-  const { start, value, few, count } = rfpp.page;
+  const { start, whole, few, count } = rfpp.page;
   const CLOSE = 31; // evaluations, by Heun, that follow an ODE closely
 
   /* An image as ink: the darker, the larger the number. Its size on the page is the style sheet's. */
@@ -77,9 +77,10 @@ rfpp.digits = (() => {
     const result = panel.querySelector(".live-result"), path = panel.querySelector(".live-path");
     result.replaceChildren(tile(made.result, "live-large"));
     result.setAttribute("aria-label", `${name}, class ${settings.label}: ${away} from the image of its pair`);
-    path.replaceChildren(...made.path.slice(0, -1).map(card));
-    path.style.setProperty("--tile", `${[4.4, 3.6, 2.6][Number(made.path.length > 5) + Number(made.path.length > 9)]}rem`);
-    path.setAttribute("aria-label", `${count(made.path.length - 1, "step")}: above the states, below the predictions`);
+    const steps = made.path.length - 1;
+    path.replaceChildren(...made.path.slice(0, steps).map(card));
+    path.style.setProperty("--tile", steps < 5 ? "4.4rem" : steps < 9 ? "3.6rem" : "2.6rem");
+    path.setAttribute("aria-label", `${count(steps, "step")}: above the states, below the predictions`);
     panel.querySelector(".live-number").textContent =
       `${count(settings.nfe, "evaluation")}: ${away} from the pair's image`;
   }
@@ -93,29 +94,31 @@ rfpp.digits = (() => {
     const form = section.querySelector("form"), size = models.teacher.network.img_resolution ** 2;
     const classes = section.querySelector(".live-classes");
     for (let label = 0; label < models.teacher.classes; label++) {
-      classes.insertAdjacentHTML("beforeend", `<label><input type="radio" name="label" value="${label}">${label}</label>`);
+      const checked = label === models.teacher.check.label ? "checked" : "";
+      const button = `<input type="radio" name="label" value="${label}" ${checked}>`;
+      classes.insertAdjacentHTML("beforeend", `<label>${button}${label}</label>`);
     }
     classes.hidden = !models.teacher.classes;
-    if (!classes.hidden) form.elements.label[3 % models.teacher.classes].checked = true;
-    const closely = { key: "", image: null };
-    const agreement = check(models);
-    const facts = `Two networks of ${models.teacher.count.toLocaleString("en")} weights each. In this browser a pixel ` +
-      `differs by ${agreement.toExponential(0)} at most from what PyTorch drew. An evaluation takes`;
+    const closely = { key: "", image: null }; // the image of the pair, kept while noise and class stay
+    const weights = models.teacher.count.toLocaleString("en"), differs = check(models).toExponential(0);
+    const facts = `Two networks of ${weights} weights each. In this browser a pixel differs by ${differs} at most from ` +
+      "what PyTorch drew. An evaluation takes";
 
     const refresh = start(section, () => {
-      const solver = value(form, "solver"), field = form.elements.nfe;
+      const solver = form.elements.solver.value, field = form.elements.nfe;
       field.step = solver === "heun" ? 2 : 1; // 2 N - 1 evaluations
       field.value = field.value; // to a value that the step allows
-      const index = Math.floor(Math.max(0, Number(form.elements.noise.value) || 0));
-      const label = classes.hidden ? -1 : Number(value(form, "label")), nfe = Number(field.value);
-      const settings = { label, nfe, solver, update: value(form, "update") };
+      const index = whole(form.elements.noise), nfe = Number(field.value);
+      const label = classes.hidden ? -1 : Number(form.elements.label.value);
+      const settings = { label, nfe, solver, update: form.elements.update.value };
       form.elements.shown.value = nfe;
       const noise = rfpp.noise.normal(rfpp.data.key, index, size);
       if (closely.key !== `${index} ${label}`) {
         const exactly = { label, nfe: CLOSE, solver: "heun", update: "standard" };
         closely.key = `${index} ${label}`;
         closely.image = run(models.teacher, noise, exactly).result;
-        section.querySelector(".live-pair").replaceChildren(tile(noise, "live-state"), tile(closely.image, "live-state"));
+        const both = [noise, closely.image].map((values) => tile(values, "live-state"));
+        section.querySelector(".live-pair").replaceChildren(...both);
       }
       let milliseconds = 0;
       for (const panel of section.querySelectorAll(".live-panel")) {

@@ -2,8 +2,10 @@
 "use strict";
 
 rfpp.plane = (() => {
-  const { start, value, few } = rfpp.page;
-  const SHOWN = 60, PAIRS = 1000, BLUR = 0.1, CLOSE = 24, ROUNDS = 3;
+  const { start, whole, few, count } = rfpp.page;
+  const SHOWN = 60; // paths
+  const PAIRS = 1000, BLUR = 0.1; // of a round, and the standard deviation around their noise
+  const CLOSE = 24; // Heun steps that follow an ODE closely, for a picture
 
   const points = (n, index) => Float64Array.from(rfpp.noise.normal(rfpp.data.key, index, 2 * n));
   const line = (steps) => rfpp.flow.times(steps, 1 - 1e-5);
@@ -37,7 +39,8 @@ rfpp.plane = (() => {
   const known = { key: "" };
   function solve(number, index, steps) {
     if (known.key !== `${number} ${index}`) {
-      const noise = points(SHOWN, index), exact = rfpp.flow.integrate(round(number), noise, line(CLOSE), "heun", "standard");
+      const noise = points(SHOWN, index);
+      const exact = rfpp.flow.integrate(round(number), noise, line(CLOSE), "heun", "standard");
       Object.assign(known, { key: `${number} ${index}`, noise, exact });
     }
     return rfpp.flow.integrate(round(number), known.noise, line(steps), "euler", "standard");
@@ -45,25 +48,25 @@ rfpp.plane = (() => {
 
   function open(section) {
     const form = section.querySelector("form"), { round: rounds, steps, time, noise } = form.elements;
-    const draw = (name, commands) => section.querySelector(`.live-${name}`).setAttribute("d", commands);
+    const draw = (name, commands) => section.querySelector(`path.live-${name}`).setAttribute("d", commands);
     const still = matchMedia("(prefers-reduced-motion: reduce)");
-    rounds.max = ROUNDS;
 
     const refresh = start(section, () => {
-      const number = Number(rounds.value), now = 1 - Number(time.value), index = Math.max(0, Math.floor(Number(noise.value) || 0));
-      const path = solve(number, index, Number(steps.value));
+      const number = Number(rounds.value), now = 1 - Number(time.value);
+      const path = solve(number, whole(noise), Number(steps.value));
       const passed = [...path.filter((entry) => entry.t > now).map((entry) => entry.state), at(path, now)];
       draw("exact", lines(known.exact.map((entry) => entry.state)));
       draw("data", dots(Float64Array.from(rfpp.data.plane.means)));
       draw("noise", dots(known.noise));
       draw("steps", lines(passed));
       draw("points", dots(passed.at(-1)));
+      // Of points: a point has two numbers.
       const away = rfpp.flow.distance(path.at(-1).state, known.exact.at(-1).state) * Math.SQRT2;
       form.elements.roundShown.value = `${number}-rectified flow`;
       form.elements.stepsShown.value = steps.value;
       form.elements.timeShown.value = `t = ${now.toFixed(2)}`;
       section.querySelector(".live-number").textContent =
-        `${rfpp.page.count(Number(steps.value), "Euler step")} of the ${number}-rectified flow: ` +
+        `${count(Number(steps.value), "Euler step")} of the ${number}-rectified flow: ` +
         `the end is ${few(away)} away from the curve's end (root mean square).`;
     });
 
