@@ -249,9 +249,10 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     """Write the pages that are made from what was run: chapters, the results, and the first page's result."""
     import nbformat
 
-    from rfpp.book import benchmarks, pages, results, sizes, status  # import everything that a record may depend on
+    from rfpp.book import benchmarks, live, pages, results, sizes, status  # import all that a record may depend on
     from rfpp.claims import ledger
     from rfpp.claims.records import scales
+    from rfpp.experiment import Experiment
 
     name = presets.load(preset).name
     run_folder, claims = paths.runs() / name, ledger()
@@ -269,12 +270,14 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     (source / "book" / "status.md").write_text(status.page(name, run_folder, list(executed.values())))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
     benchmarks.write(source / "book")
+    live.write(Experiment(preset), source / "book")
 
 
 def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO = sys.stderr) -> Path:
     """Render the book from the notebooks executed at ``preset`` and return its first page, or the whole as a ``pdf``.
 
-    Warnings are errors. Raises ``FileNotFoundError`` when a notebook was not run at this preset, or was changed since;
+    Warnings are errors, and a book that did not build does not replace one that did. Raises ``FileNotFoundError`` when
+    a notebook was not run at this preset, or was changed since, or when the flow of the page that runs it is not there;
     :class:`BuildFailed` when there is so much as a warning, or no Chromium to print a PDF.
     """
     from rfpp.book import printing
@@ -282,8 +285,8 @@ def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO 
     if pdf:
         printing.chromium()  # missed before any work
     executed, repository = _executed(preset), paths.repository()
-    source = repository / "_build" / "source"
-    for leftover in (source, source.with_name("html"), source.with_name(".doctrees")):
+    source, new = (repository / "_build" / name for name in ("source", "new"))
+    for leftover in (source, new):
         shutil.rmtree(leftover, ignore_errors=True)
     (source / "notebooks").mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
@@ -294,15 +297,15 @@ def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO 
     # Jupyter Book has no module to run with -m, and the script beside the interpreter need not be on the path.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     command += ["-W", "--keep-going", "--all", "--builder", "singlehtml" if pdf else "html"]
-    command += ["--path-output", str(repository), str(source)]
+    command += ["--path-output", str(new), str(source)]
     terminal.write("building the book\n")
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if result.returncode:
         complaints = [line for line in result.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
         raise BuildFailed("the book did not build:\n" + "\n".join(complaints or result.stdout.splitlines()[-20:]))
-    if not pdf:
-        return repository / "_build" / "html" / "index.html"
-    terminal.write("printing it\n")
-    return printing.write(
-        repository / "_build" / "singlehtml" / "book" / "intro.html", repository / "_build" / "rfpp.pdf"
-    )
+    if pdf:
+        terminal.write("printing it\n")
+        return printing.write(new / "_build" / "singlehtml" / "book" / "intro.html", repository / "_build" / "rfpp.pdf")
+    shutil.rmtree(repository / "_build" / "html", ignore_errors=True)  # the new one is whole
+    (new / "_build" / "html").rename(repository / "_build" / "html")
+    return repository / "_build" / "html" / "index.html"
