@@ -432,7 +432,10 @@ QUIET = {
     # without numbers: files, folders, bars, messages, signals, and what reads programs or draws the book
     *("rfpp.base." + name for name in ("checks", "downloads", "files", "paths", "processes", "progress")),
     *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__"),
-    *("rfpp.book" + name for name in ("", ".benchmarks", ".pages", ".printing", ".site", ".status", ".together")),
+    *(
+        "rfpp.book" + name
+        for name in ("", ".benchmarks", ".live", ".pages", ".printing", ".site", ".status", ".together")
+    ),
     # Inception, whose weights are not at hand; the same code on another network is called
     *("rfpp.metrics.inception", "rfpp.pipeline.standard"),
 }
