@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from rfpp import claims
 from rfpp.book import NotebookFailed, shown_progress
-from rfpp.configurations import TEACHER
+from rfpp.configurations import ALL, TEACHER
 from rfpp.experiment import Experiment
 from rfpp.pipeline import scheduling
 
@@ -72,5 +72,7 @@ def gather(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count
     experiment = Experiment(preset, given.get("settings"), jobs=count)
     judged = [claim for source in sources for claim in _claims(source) if not claims.out_of_scope(claim.id, experiment)]
     names = dict.fromkeys(name for claim in judged for name in claim.rests_on if name != TEACHER)
+    if any(source.stem.endswith("_ablation") for source in sources):
+        names |= dict.fromkeys(ALL)  # it shows those, too, that no claim rests on
     if names:
         experiment.train(names, given.get("seeds"))
