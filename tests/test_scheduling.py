@@ -1,5 +1,6 @@
 """Steps side by side: the same bits as one after the other, whatever dies meanwhile."""
 
+import contextlib
 import os
 import re
 import signal
@@ -78,7 +79,12 @@ def test_side_by_side_is_the_same_bit_by_bit(alone, tmp_path):
 
 def workers():
     """This process's workers that compute something."""
-    return [child for child in psutil.Process().children(recursive=True) if "loky" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may be gone by now
+            if "loky" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_a_worker_that_dies_is_named_and_its_step_made_again(alone, tmp_path):
