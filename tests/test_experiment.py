@@ -162,6 +162,15 @@ def test_the_guard_notices_work(tmp_path, no_work, call):
         call(Experiment("smoke", runs=tmp_path))
 
 
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_what_asks_without_gradients_may_need_a_training(experiment, tmp_path, without_gradients):
+    """As a study does that grades with a network which is not trained yet."""
+    with without_gradients():
+        flow = Experiment("smoke", runs=tmp_path).flow("A", 0)
+    states = (each.denoiser.state_dict() for each in (experiment.flow("A", 0), flow))
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
+
+
 def test_the_same_training_elsewhere_has_the_same_weights(experiment, tmp_path):
     """Bit by bit: nothing but the settings goes in."""
     again = Experiment("smoke", runs=tmp_path)

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from rfpp.engine import Machinery
 from rfpp.pipeline.digests import code_digest, presentation
 from rfpp.pipeline.identities import identity
@@ -60,9 +62,10 @@ class Run:
         for need in step.needs:
             if finished is None or self.find(need) is not None:  # of a finished step, what is there is only looked at
                 self.get(need)
-        return finished or self.store.get(
-            step.name, step.inputs, lambda folder: step.compute(folder, self), resumable=True
-        )
+        if finished is not None:
+            return finished
+        with torch.inference_mode(False), torch.enable_grad():  # whoever asks may need no gradient; a training does
+            return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, self), resumable=True)
 
 
 @dataclass(frozen=True)
