@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 import trainings
-from provenance import Report, parser
+from provenance import Report, choice, parser
 from torch._dynamo.utils import counters
 
 from rfpp.pairs import PairDataset
@@ -39,15 +39,19 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compare D and F, whose losses lack and have LPIPS."""
-    arguments = parser(__doc__).parse_args(argv)
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=40, help="of each training")
+    choice(options, "configs", ["D", "F"])
+    arguments = options.parse_args(argv)
     report, small = Report(__file__, arguments), arguments.small
-    steps, warmup = (3, 1) if small else (40, 10)
+    steps = 3 if small else arguments.steps
+    warmup = steps // 4 + 1
     plan = trainings.plan(small, changes={"machinery.workers": 0} if small else None)
     # Traced all the same, but no C++ is compiled.
     traced = patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")) if small else nullcontext()
     with traced, tempfile.TemporaryDirectory() as folder:
         dataset = trainings.made_pairs(plan.teacher.untrained(), Path(folder))
-        for config in ("F",) if small else ("D", "F"):
+        for config in arguments.configs[-1:] if small else arguments.configs:
             for dropout in (0.0, 0.1):
                 plain, slow = losses(plan, dataset, config, dropout, steps, compiled=False)
                 torch._dynamo.reset()

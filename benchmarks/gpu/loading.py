@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 import trainings
-from provenance import Report, parser
+from provenance import Report, choice, parser
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -61,9 +61,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure a teacher's training, and flows with small and with large batches."""
     options = parser(__doc__)
     options.add_argument("--workers", type=int, help="processes that draw; the preset's number by default")
+    options.add_argument("--steps", type=int, default=300, help="of each training, of which a third warms up")
+    choice(options, "trainings", ["teacher", "A", "F"])
     arguments = options.parse_args(argv)
     report, small = Report(__file__, arguments), arguments.small
-    steps, warmup = (4, 1) if small else (300, 100)
+    steps = 4 if small else arguments.steps
+    warmup = steps // 3
     plan = trainings.plan(small, changes={"machinery.workers": 1} if small else None)
     machinery = plan.preset.machinery.model_copy(update={"log_every": steps})
     if arguments.workers is not None:
@@ -75,9 +78,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         teacher = training.Denoising(plan.images.load().train, recipe.batch, 0, recipe.sigma_data, flip=recipe.flip)
         kinds: dict[str, Any] = {"teacher": lambda: (plan.teacher.untrained(), teacher)}
         kinds |= {config: lambda config=config: trainings.reflow(plan, config, dataset) for config in ("A", "F")}
-        for name, kind in kinds.items():
+        for name in arguments.trainings:
             torch._dynamo.reset()  # or sizes of batches seen before make this one's graph more general, and slower
-            model, objective = kind()
+            model, objective = kinds[name]()
             with patch("rfpp.engine.loop.DataLoader", Timed):
                 clock, _, _ = trainings.fit(model, objective, steps, machinery)
             took, waited = clock.step(warmup), sum(Timed.waits[warmup:]) / (steps - warmup)

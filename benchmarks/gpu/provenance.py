@@ -29,6 +29,11 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     return top
 
 
+def choice(top: argparse.ArgumentParser, name: str, known: Sequence[str]) -> None:
+    """An option ``--name`` that takes some of the ``known``: short leases can share them out."""
+    top.add_argument(f"--{name}", nargs="*", choices=known, default=list(known), help="all by default")
+
+
 def _said(*command: str) -> str | None:
     """What a program says in a line; ``None`` where there is no such program, or it fails."""
     try:

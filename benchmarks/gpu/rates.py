@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import trainings
-from provenance import Report, parser
+from provenance import Report, choice, parser
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,17 +61,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure each network in each precision."""
     options = parser(__doc__)
     options.add_argument("--eager", action="store_true", help="without compilation")
+    choice(options, "networks", list(SIZES))
+    choice(options, "precisions", ["bf16", "fp16", "fp32"])
+    choice(options, "presets", ["cifar10", "paper-cifar10"])
     arguments = options.parse_args(argv)
     report, small = Report(__file__, arguments), arguments.small
     steps, size = (3, 128) if small else (30, 8192)
     shrunk = {"img_resolution": 8, "model_channels": 64, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [8]}
     changes = {"machinery.compile": False} if arguments.eager else {}
     plan = trainings.plan(small, changes=changes | ({"machinery.workers": 0} if small else {}))
-    for name in SIZES:
+    for name in arguments.networks:
         made = networks.paper(name, generator=torch.Generator().manual_seed(0), **(shrunk if small else {}))
         teacher, shape = EDMPrecond(made), (3, made.img_resolution, made.img_resolution)
         count = operations(teacher, shape)
-        for precision in ("bf16", "fp16", "fp32"):
+        for precision in arguments.precisions:
             machinery = plan.preset.machinery.model_copy(update={"precision": precision, "log_every": steps})
             peak, batch, took = (
                 matrix_rate(engine.PRECISIONS[precision] or torch.float32, size),
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             if precision in GOAL:
                 row |= {"goal": GOAL[precision], "reached": share >= GOAL[precision]}
             report.add(**row)
-    for preset in ("cifar10",) if small else ("cifar10", "paper-cifar10"):
+    for preset in arguments.presets[:1] if small else arguments.presets:
         torch._dynamo.reset()
         pace = costs.measure(trainings.plan(small, preset), repeats=1 if small else 20)
         paces = {"images a second": pace.step, "without LPIPS": pace.plain, "LPIPS adds": pace.lpips}

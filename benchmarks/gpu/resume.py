@@ -16,31 +16,33 @@ from typing import Any
 
 import torch
 import trainings
-from provenance import Report, parser
+from provenance import Report, choice, parser
 from torch import nn
 
 from rfpp import engine
 from rfpp.base.processes import Stopped
 
-CASES = [
-    ("bf16", True, False),
-    ("bf16", True, True),
-    ("bf16", False, False),
-    ("bf16", False, True),
-    ("fp32", False, True),
-]
+CASES = {
+    "bf16-compiled": ("bf16", True, False),
+    "bf16-compiled-deterministic": ("bf16", True, True),
+    "bf16": ("bf16", False, False),
+    "bf16-deterministic": ("bf16", False, True),
+    "fp32-deterministic": ("fp32", False, True),
+}
 """Precision, whether the flow is compiled, whether kernels are deterministic."""
 
 
-def train(folder: Path, steps: int, small: bool, changes: dict[str, Any], deterministic: bool, stop: int = 0) -> str:
-    """Train F with checkpoints in ``folder``, until step ``stop`` where a signal comes; how that ended."""
+def train(
+    folder: Path, config: str, steps: int, small: bool, changes: dict[str, Any], deterministic: bool, stop: int = 0
+) -> str:
+    """Train a configuration with checkpoints in ``folder``, until a signal comes at step ``stop``; how that ended."""
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the GPU is first used
     torch.use_deterministic_algorithms(deterministic)
     plan = trainings.plan(small)
     machinery = plan.preset.machinery.model_copy(update={"workers": 0, "save_every": steps, **changes})
     dataset = trainings.made_pairs(plan.teacher.untrained(), folder.parent)
-    flow, objective = trainings.reflow(plan, "F", dataset)
+    flow, objective = trainings.reflow(plan, config, dataset)
 
     def signalled(step: int, average: nn.Module) -> None:
         if step == stop:
@@ -79,14 +81,19 @@ def deviation(a: Path, b: Path, steps: int) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compare in each precision, with torch's own kernels and with deterministic ones."""
-    arguments = parser(__doc__).parse_args(argv)
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=40, help="of each training")
+    options.add_argument("--config", default="F", help="the configuration that is trained")
+    choice(options, "cases", list(CASES))
+    arguments = options.parse_args(argv)
     report, small = Report(__file__, arguments), arguments.small
-    steps, start = (4, train) if small else (40, in_its_own)
-    for precision, compiled, deterministic in CASES[2:4] if small else CASES:
+    steps, start = (4, train) if small else (arguments.steps, in_its_own)
+    cases = [CASES[name] for name in arguments.cases]
+    for precision, compiled, deterministic in cases[2:4] if small else cases:
         changes = {"precision": precision, "compile": compiled}
         with tempfile.TemporaryDirectory() as place:
             once, twice, halves = (Path(place, name) for name in ("once", "twice", "halves"))
-            shared = steps, small, changes, deterministic
+            shared = arguments.config, steps, small, changes, deterministic
             ends = [start(once, *shared), start(twice, *shared), start(halves, *shared, steps // 2)]
             stopped_at = engine.Checkpoints(halves).steps()
             ends.append(start(halves, *shared))
