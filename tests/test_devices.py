@@ -19,6 +19,7 @@ from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pipeline import shipped
+from rfpp.pipeline.grades import agreement
 
 META = torch.device("meta")
 
@@ -174,3 +175,15 @@ def test_a_box_that_no_other_reaches_says_what_to_set(a_box_of_two):
     a_box_of_two.setattr("psutil.net_if_addrs", lambda: NETWORKS)
     with pytest.raises(RuntimeError, match=r"'box', has the address 127\.0\.1\.1, .* GLOO_SOCKET_IFNAME=eth0"):
         processes.listen_to_other_machines()
+
+
+def test_grading_twice_leaves_the_shared_grader_alone(monkeypatch):
+    """A model that is placed twice gives its output on the device, where the labels are not."""
+    seen = []
+    monkeypatch.setattr(processes, "device", lambda: META)
+    monkeypatch.setattr(metrics, "label_agreement", lambda images, labels, network: seen.append(network) or 1.0)
+    grader = shipped.load("digits-classifier")
+    for _ in range(2):
+        assert agreement(grader, torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4)) == 1.0
+    assert not grader._forward_pre_hooks and grader.head.weight.device.type == "cpu"
+    assert all(len(network._forward_pre_hooks) == 1 and network.head.weight.device == META for network in seen)

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 import trainings
-from provenance import Report, parser
+from provenance import Report, choice, parser
 from torch.profiler import ProfilerActivity, profile
 
 from rfpp import engine, networks
 from rfpp.base import processes
 from rfpp.denoisers import EDMPrecond
 
+CASES = {"bf16": ("bf16", False), "bf16-compiled": ("bf16", True), "fp16": ("fp16", False), "fp32": ("fp32", False)}
+"""Precision, and whether the network is compiled."""
 OPERATION = re.compile(r"aten::_scaled_dot_product_\w+?(?P<backward>_backward)?$")
 
 
@@ -70,10 +72,12 @@ def step(network: networks.SongUNet | networks.DhariwalUNet, batch: int, precisi
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Look at each network in each precision, and in bf16 compiled as well."""
-    arguments = parser(__doc__).parse_args(argv)
+    options = parser(__doc__)
+    choice(options, "cases", list(CASES))
+    arguments = options.parse_args(argv)
     report = Report(__file__, arguments)
     changes: dict[str, Any] = {}
-    cases = [("bf16", False), ("bf16", True), ("fp16", False), ("fp32", False)]
+    cases = [CASES[name] for name in arguments.cases]
     if arguments.small:
         changes = {"img_resolution": 8, "model_channels": 64, "channel_mult": [1], "num_blocks": 1}
         cases = cases[1:2] + cases[3:]

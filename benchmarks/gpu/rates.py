@@ -61,12 +61,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure each network in each precision."""
     options = parser(__doc__)
     options.add_argument("--eager", action="store_true", help="without compilation")
+    options.add_argument("--steps", type=int, default=30, help="of each training, of which a third warms up")
     choice(options, "networks", list(SIZES))
     choice(options, "precisions", ["bf16", "fp16", "fp32"])
     choice(options, "presets", ["cifar10", "paper-cifar10"])
     arguments = options.parse_args(argv)
     report, small = Report(__file__, arguments), arguments.small
-    steps, size = (3, 128) if small else (30, 8192)
+    steps, size = (3, 128) if small else (arguments.steps, 8192)
     shrunk = {"img_resolution": 8, "model_channels": 64, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [8]}
     changes = {"machinery.compile": False} if arguments.eager else {}
     plan = trainings.plan(small, changes=changes | ({"machinery.workers": 0} if small else {}))

@@ -57,7 +57,8 @@ def agreement(grader: nn.Module, pixels: Tensor, labels: Tensor | None) -> float
     """Share of 8-bit images recognised as their label; NaN without labels or a classifier of their classes."""
     if labels is None or not isinstance(grader, features.Classifier):
         return float("nan")
-    return metrics.label_agreement(data.to_float(pixels), labels, processes.place(grader))
+    own = processes.place(copy.deepcopy(grader))  # others share the grader, and a model must not be placed twice
+    return metrics.label_agreement(data.to_float(pixels), labels, own)
 
 
 def compared(dataset: data.Dataset) -> list[data.Images]:
