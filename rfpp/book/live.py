@@ -79,7 +79,8 @@ def describe(module: nn.Module, weights: list[Tensor]) -> dict[str, Any]:
 
 def rounded(denoiser: EDMPrecond) -> EDMPrecond:
     """A copy on the CPU whose weights are those of the page, rounded to half precision."""
-    return copy.deepcopy(denoiser).cpu().half().float().eval()
+    network = copy.deepcopy(denoiser.model)  # without what carries a placed denoiser's inputs to its device
+    return denoiser.around(network).cpu().half().float().eval()
 
 
 def model(denoiser: EDMPrecond) -> dict[str, Any]:
