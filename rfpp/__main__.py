@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rfpp import book, configurations, presets
+from rfpp import arena, book, configurations, presets
 from rfpp.base import checks, downloads, processes
 
 
@@ -73,7 +73,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     plots.style()
     z, labels = experiment.noise(arguments.n)
-    images = experiment.sampler(**options)(experiment.flow(arguments.config, arguments.seed or 0), z, labels)
+    images = experiment.own_sampler(arguments.config, **options)(
+        experiment.flow(arguments.config, arguments.seed or 0), z, labels
+    )
     rows = {f"{start}..": images[start : start + 20] for start in range(0, len(images), 20)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     plots.image_rows(rows).savefig(arguments.out)
@@ -92,7 +94,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for seed in seeds:
         if arguments.standard:
             grades = experiment.grade(
-                arguments.config, seed, experiment.sampler(**options),
+                arguments.config, seed, experiment.own_sampler(arguments.config, **options),
                 n=arguments.n, reference=arguments.reference, reference_count=arguments.reference_count,
                 weights=arguments.weights,
             )  # fmt: skip
@@ -256,7 +258,9 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     def model(sub: Any, many: bool = False, seeds: str = "all of the preset's") -> None:
-        names = f"{', '.join(configurations.ALL)}, or an import path module:NAME"
+        names = (
+            f"{', '.join((*configurations.ALL, *arena.METHODS, *arena.SIMPLE_REFLOW))}, or an import path module:NAME"
+        )
         names += "" if many else "; or teacher"
         sub.add_argument("--config", default="F", nargs="+" if many else None, help=names)
         sub.add_argument("--seed", type=int, default=None, help=f"training seed; {seeds} by default")

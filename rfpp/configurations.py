@@ -7,6 +7,7 @@ Where Table 1 leaves numbers to the scale (how large a batch, how many steps), t
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -128,10 +129,11 @@ def imported(path: str, what: str) -> Any:
         raise ValueError(f"{what}={path!r} cannot be imported: {error}") from error
 
 
-def find(config: str | Configuration) -> Configuration:
+def find(config: str | Configuration, others: Sequence[str] = ()) -> Configuration:
     """The configuration that a letter of Table 1, a name of :data:`VARIANTS` or an import path stands for.
 
-    Raises ``ValueError`` for a name that is none of these, or leads to something else.
+    ``others``: names that the caller knows, for the message. Raises ``ValueError`` for a name that is none of these, or
+    leads to something else.
     """
     if isinstance(config, Configuration):
         return config
@@ -143,10 +145,11 @@ def find(config: str | Configuration) -> Configuration:
             )
         return found
     if config not in ALL:
-        options = ", ".join(map(repr, (*ALL, TEACHER)))
+        known = (*ALL, *others, TEACHER)
+        options = ", ".join(map(repr, known))
         raise ValueError(
             f"config={str(config)[:100]!r} is unknown; allowed: {options} (which is not trained), a Configuration, or "
-            f"its import path 'module:NAME'{nearest(config, (*ALL, TEACHER))}"
+            f"its import path 'module:NAME'{nearest(config, known)}"
         )
     return ALL[config]
 

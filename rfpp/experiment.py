@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rfpp import data, engine, features, pairs, presets
+from rfpp.arena import Method, find
 from rfpp.base import paths, processes, progress
 from rfpp.configurations import ALL, TEACHER, Configuration
 from rfpp.denoisers import EDMPrecond
@@ -31,8 +32,10 @@ from rfpp.pipeline.steps import Run, Step
 from rfpp.pipeline.store import Store
 
 FLOWS = (*ALL, TEACHER)
-Config = str | Configuration
-"""A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS`, an import path, or a configuration itself."""
+_DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
+Config = str | Configuration | Method
+"""A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS` or of :mod:`rfpp.arena`, an import path, or a
+configuration or method itself."""
 
 
 class Experiment:
@@ -146,7 +149,7 @@ class Experiment:
 
         Raises ``ValueError`` or ``OSError`` before any work for a configuration whose parts do not fit.
         """
-        configs = [configs] if isinstance(configs, str | Configuration) else list(configs)
+        configs = [configs] if isinstance(configs, Config) else list(configs)
         seeds = seeds or self.preset.seeds
         steps = [(config, self.plan.flow(config, seed)) for seed in seeds for config in configs]
         missing = [config for config, step in steps if self.run.find(step) is None]
@@ -182,6 +185,18 @@ class Experiment:
     ) -> Sampler:
         """A sampler that starts at the preset's first time; ``inner``: the times of the steps after it."""
         return self.plan.sampler(nfe, solver, update, inner)
+
+    def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> Samples:
+        """The sampler that a configuration or method is made for; ``options``: those of :meth:`sampler`.
+
+        Raises ``ValueError`` for options that a method does not know.
+        """
+        given = {name: value for name, value in options.items() if value != _DEFAULTS[name]}
+        if config == TEACHER or isinstance(find(config), Configuration):
+            return self.sampler(nfe, **options)
+        if given:
+            raise ValueError(f"config={str(config)!r} samples in its own way: leave out {', '.join(given)}")
+        return self.plan.own_sampler(config, nfe)
 
     def noise(self, n: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Noise for pictures ``(n, C, H, W)``, that of the first seed's samples, and labels ``(n,)``, classes in turn.
@@ -220,8 +235,11 @@ class Experiment:
         return found
 
     def evaluate(self, config: Config, seed: int = 0, *, sampler: Samples | None = None, **options: Any) -> Evaluation:
-        """Grade a flow with a ``sampler``, or one of :meth:`sampler`'s with these ``options``."""
-        sampler = sampler or self.sampler(**options)
+        """Grade a flow with a ``sampler``, with one of :meth:`sampler`'s with these ``options``, or with its own.
+
+        :mod:`rfpp.arena`'s methods know of no option but ``nfe``.
+        """
+        sampler = sampler or self.own_sampler(config, **options)
         return self.sweep(config, [seed], [sampler])[sampler][0]
 
     def references(self) -> dict[str, Evaluation]:

@@ -14,7 +14,7 @@ LAYERS = (
     {"features", "flow"},
     {"intersections", "premetrics", "samplers", "timesteps"},
     {"configurations", "pairs", "checkpoints", "metrics"},
-    {"presets", "training"},
+    {"presets", "training", "arena"},
     {"pipeline"},
     {"experiment"},
     {"studies"},

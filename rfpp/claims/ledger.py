@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rfpp.arena import Method, find
 from rfpp.base import files, paths
 from rfpp.base.files import digest
-from rfpp.configurations import TEACHER, Configuration, find, imported
+from rfpp.configurations import TEACHER, Configuration, imported
 from rfpp.pipeline.digests import code_digest
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
+from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.grades import GradeFlow
 from rfpp.pipeline.identities import identity
 from rfpp.pipeline.steps import Step
@@ -135,8 +137,8 @@ class Claim(Terms):
             found.append(values)
         return [Terms.model_validate(each) for each in reversed(found)]
 
-    def configurations(self) -> list[Configuration]:
-        """The configurations that it rests on."""
+    def configurations(self) -> list[Configuration | Method]:
+        """The configurations and methods that it rests on."""
         return [find(name) for name in self.rests_on if name != TEACHER]
 
     def code_digest(self) -> str:
@@ -145,8 +147,10 @@ class Claim(Terms):
         rows = self.configurations()
         if rows:
             steps += [TrainFlow, GradeFlow]
-            steps += [InvertImages] if any(row.pairs == "real" for row in rows) else []
-            steps += [OwnPairs] if any(row.pairs == "own" for row in rows) else []
+            pairs = {row.pairs for row in rows if isinstance(row, Configuration)}
+            steps += [InvertImages] if "real" in pairs else []
+            steps += [OwnPairs] if "own" in pairs else []
+            steps += [TrainGenerator] if any(isinstance(row, Method) for row in rows) else []
         roots = [root for step in steps for root in (step, *step.code)]
         functions = [imported(path, f"code of {self.id}") for path in self.code]
         return digest([code_digest(*roots, *functions), [identity(row) for row in rows]])

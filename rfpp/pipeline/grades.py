@@ -21,6 +21,7 @@ from rfpp.metrics.statistics import Moments, Statistics, frechet_distance
 from rfpp.pairs import PairDataset
 from rfpp.pipeline.digests import presentation
 from rfpp.pipeline.flows import MakePairs, TrainFlow, placed
+from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.networks import Weights, embedding
 from rfpp.pipeline.sampling import Samples, draw, labels_in_turn
 from rfpp.pipeline.sources import Given, Source
@@ -104,7 +105,7 @@ class GradeFlow(Step):
     ``flow``: a trained one, or the teacher's weights, which are the 1-rectified flow (Proposition 1).
     """
 
-    flow: TrainFlow | Weights
+    flow: TrainFlow | TrainGenerator | Weights
     sampler: Samples
     samples: int
     seed: int
@@ -117,7 +118,8 @@ class GradeFlow(Step):
     @property
     @presentation
     def title(self) -> str:
-        of = f"{self.flow.label}, seed {self.flow.seed}" if isinstance(self.flow, TrainFlow) else "the teacher"
+        flow = self.flow
+        of = f"{flow.label}, seed {flow.seed}" if isinstance(flow, TrainFlow | TrainGenerator) else "the teacher"
         return f"grade {of}, {self.sampler.nfe} NFE"
 
     def compute(self, folder: Path, run: Run) -> None:
@@ -165,7 +167,7 @@ class GradeFlow(Step):
 class DrawSamples(Step):
     """Samples of a flow that are kept, for the standard evaluation."""
 
-    flow: TrainFlow | Weights
+    flow: TrainFlow | TrainGenerator | Weights
     sampler: Samples
     n: int
     seed: int
@@ -182,7 +184,7 @@ class DrawSamples(Step):
         return PairDataset(run.get(self).folder)
 
 
-def load_flow(weights: TrainFlow | Weights, run: Run) -> RectifiedFlow:
+def load_flow(weights: TrainFlow | TrainGenerator | Weights, run: Run) -> RectifiedFlow:
     """A trained flow, or the teacher as the 1-rectified flow, on this process's device."""
     model = weights.load(run)
     return placed(model if isinstance(model, RectifiedFlow) else RectifiedFlow(copy.deepcopy(model)))

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rfpp import engine
+from rfpp import arena, engine
+from rfpp.arena import PLAIN, Method
+from rfpp.arena import find as contender
 from rfpp.base import rng
 from rfpp.base.checks import at_least, one_of
-from rfpp.configurations import CONFIGURATIONS, TEACHER, Configuration, check, find
+from rfpp.configurations import CONFIGURATIONS, TEACHER, Configuration, check, check_timesteps
 from rfpp.data import Dataset
 from rfpp.engine import Optimisation
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
+from rfpp.pipeline.generators import Leaps, TrainGenerator
 from rfpp.pipeline.grades import DrawSamples, GradeFlow, MeasureReference
 from rfpp.pipeline.identities import identity
 from rfpp.pipeline.networks import (
@@ -31,6 +34,7 @@ from rfpp.pipeline.store import Store
 from rfpp.presets import Preset, PresetError
 
 SPLITS = ("train", "held_out")
+Config = str | Configuration | Method
 
 
 class Plan:
@@ -145,13 +149,36 @@ class Plan:
         sizes = {"small": self.preset.training.small_batch, "large": self.preset.training.large_batch}
         return sizes[configuration.batch] if isinstance(configuration.batch, str) else configuration.batch
 
-    def flow(self, config: str | Configuration, seed: int) -> TrainFlow:
-        """The training of a configuration."""
+    def flow(self, config: Config, seed: int) -> TrainFlow | TrainGenerator:
+        """The training of a configuration, or of another method."""
         at_least("seed", seed, 0)
-        configuration = find(config)
+        found = contender(config)
+        return self._generator(found, seed) if isinstance(found, Method) else self._reflow(found, seed)
+
+    def budget(self) -> float:
+        """Network passes of a training of B to F, which other methods are given as well."""
+        return PLAIN * self.preset.training.steps * self.preset.training.large_batch
+
+    def _generator(self, method: Method, seed: int) -> TrainGenerator:
+        general = self.preset.training
+        steps = max(1, int(self.budget() / (method.price * general.large_batch)))
+        return TrainGenerator(
+            teacher=self.teacher,
+            method=method,
+            source=self.pairs("train", seed) if method.source == "pairs" else self.images,
+            batch_size=general.large_batch,
+            optimisation=Optimisation(
+                steps, general.lr, min(general.warmup, steps), ema=general.ema, growing=general.ema_growing
+            ),
+            dropout=general.dropout,
+            precision=self.preset.machinery.precision,
+            seed=seed,
+        )
+
+    def _reflow(self, configuration: Configuration, seed: int) -> TrainFlow:
         start: str | TrainFlow
         if isinstance(configuration.start, Configuration):
-            start = self.flow(configuration.start, seed)
+            start = self._reflow(configuration.start, seed)
         else:
             start = configuration.start
         pairs: MakePairs | InvertImages | OwnPairs
@@ -177,13 +204,16 @@ class Plan:
             label=str(configuration),
         )
 
-    def check(self, configs: Iterable[str | Configuration]) -> None:
+    def check(self, configs: Iterable[Config]) -> None:
         """Raise ``ValueError`` or ``OSError`` for what trainings would complain about, before their pairs are made."""
-        configurations = [find(config) for config in configs]
-        if not configurations:
+        wanted = [contender(config) for config in configs]
+        configurations = [each for each in wanted if isinstance(each, Configuration)]
+        methods = [each for each in wanted if isinstance(each, Method)]
+        if not wanted:
             return
         recipes = [recipe for recipe in (self.preset.teacher.train, self.preset.features.train) if recipe is not None]
         sizes = {self.batch_size(configuration) for configuration in configurations}
+        sizes |= {self.preset.training.large_batch} if methods else set()
         for size in (*sizes, *(recipe.batch for recipe in recipes)):
             engine.check(size, self.preset.machinery)
         shape = self.images.load().train.shape
@@ -191,6 +221,11 @@ class Plan:
             check(configuration, shape)
             for part in (configuration.timesteps, configuration.premetric):
                 identity(part)
+        for method in methods:
+            check_timesteps(method.timesteps)
+            identity(method)
+        if any(method.two_times for method in methods):
+            arena.average.initial(self.teacher.untrained(), 0.0, 0)
         if any(configuration.is_perceptual for configuration in configurations):
             self.perceptual.untrained()
 
@@ -203,6 +238,16 @@ class Plan:
         times = None if inner is None else tuple(inner)
         return Sampler(nfe, solver, update, self.preset.evaluation.first_time, times, self.preset.pairs.batch_size)
 
+    def own_sampler(self, config: Config, nfe: int = 1) -> Samples:
+        """The sampler that a method is made for; of a configuration, Euler's."""
+        found = contender(config) if config != TEACHER else None
+        if not isinstance(found, Method):
+            return self.sampler(nfe)
+        first, at_once = found.first or self.preset.evaluation.first_time, self.preset.pairs.batch_size
+        if found.two_times:
+            return Leaps(nfe, first, at_once)
+        return Sampler(nfe, update=found.update, first_time=first, batch_size=at_once)
+
     def noise_seed(self, seed: int, draw: int = 0) -> int:
         """Of the noise that a training seed's samples are made of; ``draw``: 0, or another one for comparison."""
         return rng.derive(self.preset.evaluation.seed, "evaluation", seed, draw)
@@ -211,23 +256,21 @@ class Plan:
         """What samples are compared with."""
         return MeasureReference(self.images, self.grader)
 
-    def _graded(self, config: str | Configuration, seed: int) -> TrainFlow | Weights:
+    def _graded(self, config: Config, seed: int) -> TrainFlow | TrainGenerator | Weights:
         return self.teacher if config == TEACHER else self.flow(config, seed)
 
-    def grade(self, config: str | Configuration, seed: int, sampler: Samples, draw: int = 0) -> GradeFlow:
+    def grade(self, config: Config, seed: int, sampler: Samples, draw: int = 0) -> GradeFlow:
         """The grades of a configuration's flow, or of the ``"teacher"``, with a sampler, on the seed's noise."""
         return GradeFlow(
             self._graded(config, seed), sampler, self.preset.evaluation.samples, self.noise_seed(seed, draw),
             self.pairs("held_out"), self.reference(),
         )  # fmt: skip
 
-    def samples(self, config: str | Configuration, seed: int, sampler: Samples, n: int) -> DrawSamples:
+    def samples(self, config: Config, seed: int, sampler: Samples, n: int) -> DrawSamples:
         """Samples that are kept."""
         return DrawSamples(self._graded(config, seed), sampler, n, self.noise_seed(seed))
 
-    def steps(
-        self, configs: Iterable[str | Configuration] | None = None, seeds: Sequence[int] | None = None
-    ) -> list[Step]:
+    def steps(self, configs: Iterable[Config] | None = None, seeds: Sequence[int] | None = None) -> list[Step]:
         """All steps up to graded flows of ``configs`` (A to G) at one evaluation, each after those it needs."""
         return in_order(
             self.grade(config, seed, self.sampler())

@@ -12,12 +12,11 @@ import torch
 from rfpp import metrics
 from rfpp.base import files, processes
 from rfpp.base.files import digest
-from rfpp.configurations import Configuration
 from rfpp.metrics import Extractor, Grades, Moments, Statistics, embed
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.grades import SHARD, compared
 from rfpp.pipeline.networks import MODEL
-from rfpp.pipeline.plan import Plan
+from rfpp.pipeline.plan import Config, Plan
 from rfpp.pipeline.sampling import Sampler, Samples
 from rfpp.pipeline.steps import Run
 
@@ -26,7 +25,7 @@ def grade(
     plan: Plan,
     run: Run,
     folder: Path,
-    config: str | Configuration,
+    config: Config,
     seed: int,
     sampler: Samples,
     *,

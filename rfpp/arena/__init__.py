@@ -1,0 +1,47 @@
+"""Other ways to a generator of few steps, on the library's own machinery, for a comparison on equal terms.
+
+A :class:`Method` is an objective and what it trains on; Simple ReFlow's are configurations like A to G. All start from
+one teacher's weights and see one random stream, and a step's price in network passes is known.
+"""
+
+from __future__ import annotations
+
+from rfpp import configurations
+from rfpp.arena.average import AverageFlow
+from rfpp.arena.consistency import Consistency
+from rfpp.arena.meanflow import MeanFlow
+from rfpp.arena.methods import PLAIN, Method
+from rfpp.arena.simple_reflow import SIMPLE_REFLOW, Levelled
+from rfpp.arena.split import Shortcut
+from rfpp.configurations import Configuration
+from rfpp.timesteps import LogitNormal, Uniform, UShaped
+
+__all__ = ["METHODS", "PLAIN", "SIMPLE_REFLOW", "AverageFlow", "Levelled", "Method", "find"]
+
+_NOISE_LEVELS = LogitNormal(-1.1, 2.0)  # log sigma ~ N(-1.1, 2^2)
+
+METHODS: dict[str, Method] = {
+    "meanflow": MeanFlow("MeanFlow on images", "images", Uniform()),
+    "meanflow-pairs": MeanFlow("MeanFlow on pairs", "pairs", UShaped(4.0)),
+    "shortcut": Shortcut("shortcut model on images", "images", Uniform()),
+    "shortcut-pairs": Shortcut("shortcut model on pairs", "pairs", UShaped(4.0)),
+    "ct": Consistency("consistency training", "images", _NOISE_LEVELS),
+    "cd": Consistency("consistency distillation", "images", _NOISE_LEVELS, distilled=True),
+}
+"""On pairs, times are drawn by the law of the paper at hand. On images, consistency models have their publication's,
+and the others uniform times: MeanFlow's logit-normal law never draws a time near 1, where sampling starts."""
+
+
+def find(config: str | Configuration | Method) -> Configuration | Method:
+    """The method or configuration that a name stands for, or what :func:`rfpp.configurations.find` finds.
+
+    Raises ``ValueError`` for a name that is none of these, or leads to something else.
+    """
+    if isinstance(config, Method):
+        return config
+    if isinstance(config, str):
+        if config in METHODS or config in SIMPLE_REFLOW:
+            return METHODS.get(config) or SIMPLE_REFLOW[config]
+        if ":" in config and isinstance(found := configurations.imported(config, "config"), Method):
+            return found
+    return configurations.find(config, (*METHODS, *SIMPLE_REFLOW))

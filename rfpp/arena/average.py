@@ -1,0 +1,156 @@
+"""A flow with a second time: the average velocity between two times, and a start at which it is the teacher's flow.
+
+``u(x_t, r, t)`` is the mean of the velocity along the flow's own path from ``t`` down to ``r``, so that
+``x_r = x_t - (t - r) u(x_t, r, t)`` in one evaluation (MeanFlow, Geng et al., 2025;
+shortcut models, Frans et al., 2025). At ``r = t`` it is the velocity itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rfpp.base import rng
+from rfpp.denoisers import EDMPrecond, expand
+from rfpp.flow import T_MAX, T_MIN, RectifiedFlow
+
+FREQUENCIES = 4
+FEATURES = 1 + 2 * FREQUENCIES
+"""Numbers that stand for the length of an interval."""
+
+
+def interval_features(length: Tensor) -> Tensor:
+    """The length ``t - r`` ``(B,)`` of an interval, its sines and its cosines less one: ``(B, FEATURES)``.
+
+    All vanish at 0: where both times agree, the network is the one it was before it had a second time.
+    """
+    angles = length[:, None] * math.pi * torch.arange(1, FREQUENCIES + 1, dtype=length.dtype, device=length.device)
+    return torch.cat([length[:, None], angles.sin(), angles.cos() - 1], dim=1)
+
+
+class IntervalPrecond(EDMPrecond):
+    """EDM's preconditioning of a network that is told the length of an interval where it takes augmentation labels.
+
+    The last :data:`FEATURES` of these are the interval's; any before them belong to the teacher's training, and are 0.
+    """
+
+    @property
+    def _teachers(self) -> int:
+        network: Any = self.model
+        return int(network.augment_dim) - FEATURES
+
+    def forward(
+        self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None, length: Tensor | None = None
+    ) -> Tensor:
+        """The prediction for noisy images ``x`` ``(B, C, H, W)``; ``length``: the interval's, ``(B,)``."""
+        sigma = expand(sigma, x)
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        c_skip, c_out, c_in = (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total
+        told = interval_features(sigma.new_zeros(len(x)) if length is None else length)
+        told = torch.cat([told.new_zeros(len(x), self._teachers), told], dim=1)
+        output = self.model(c_in * x, sigma.flatten().log() / 4, self._one_hot(labels, x), told)
+        return c_skip * x + c_out * output.to(x.dtype)
+
+
+class AverageFlow(RectifiedFlow):
+    """The average velocity ``u(x_t, r, t)`` of a flow, whose denoiser is told the length ``t - r`` as well."""
+
+    def average(self, x_t: Tensor, t: float | Tensor, labels: Tensor | None, r: float | Tensor) -> Tensor:
+        """``u(x_t, r, t)`` for states ``x_t`` ``(B, ...)`` and times ``r <= t``, numbers or ``(B,)``."""
+        t, r = expand(t, x_t).clamp(T_MIN, T_MAX), expand(r, x_t)
+        prediction = self.denoiser(x_t / (1 - t), (t / (1 - t)).flatten(), labels, (t - r).flatten())
+        return (x_t - prediction) / t
+
+    def velocity(self, x_t: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        """``v(x_t, t) = u(x_t, t, t)``."""
+        t = expand(t, x_t).clamp(T_MIN, T_MAX)
+        return self.average(x_t, t, labels, t)
+
+    def change(self, x_t: Tensor, t: Tensor, labels: Tensor | None, r: Tensor, v: Tensor) -> Tensor:
+        """``du/dt`` where ``x_t`` moves with velocity ``v`` and ``r`` stays, by forward-mode differentiation."""
+
+        def at(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.average(x_t, t, labels, r)
+
+        found: Tensor = torch.func.jvp(at, (x_t, t), (v, torch.ones_like(t)))[1]
+        return found
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: float | Tensor,
+        labels: Tensor | None = None,
+        r: Tensor | None = None,
+        along: Tensor | None = None,
+    ) -> Any:
+        """``u(x_t, r, t)``, or the velocity without ``r``; with a velocity ``along``, ``u`` and ``du/dt``.
+
+        Both are ``(B, ...)``. The derivative is computed for rows with ``r < t`` and is 0 elsewhere. It is taken in
+        here, since what wraps a model to train it in several processes does not see what goes around it.
+        """
+        if r is None:
+            return self.velocity(x_t, t, labels)
+        u = self.average(x_t, t, labels, r)
+        if along is None:
+            return u
+        t = torch.as_tensor(t)
+        change, rows = torch.zeros_like(u), (r < t).nonzero().flatten()
+        if len(rows):
+            with torch.no_grad():
+                some = None if labels is None else labels[rows]
+                change[rows] = self.change(x_t[rows], t[rows], some, r[rows], along[rows]).to(change.dtype)
+        return u, change
+
+
+def around(denoiser: nn.Module) -> AverageFlow:
+    """The flow of a denoiser whose network has the second time already.
+
+    Raises ``ValueError`` for one that lacks it.
+    """
+    network = getattr(denoiser, "model", None)
+    if not isinstance(denoiser, EDMPrecond) or getattr(network, "augment_dim", 0) < FEATURES:
+        raise ValueError(
+            f"start={type(denoiser).__name__} of a {type(network).__name__} lacks the second time input; an EDMPrecond "
+            f"of a network with augment_dim of at least {FEATURES} is needed: rfpp.arena.average.initial makes one"
+        )
+    assert network is not None
+    return AverageFlow(IntervalPrecond(network, denoiser.sigma_data))
+
+
+def initial(teacher: nn.Module, dropout: float, seed: int) -> AverageFlow:
+    """The teacher's flow with a second time that it does not heed yet: ``u(x_t, r, t) = v(x_t, t)`` for every ``r``.
+
+    Raises ``ValueError`` for a teacher whose network takes no augmentation labels, which carry the second time.
+    """
+    trained: Any = getattr(teacher, "model", None)
+    if not isinstance(teacher, EDMPrecond) or not hasattr(trained, "map_augment"):
+        raise ValueError(
+            f"teacher={type(teacher).__name__} of a {type(trained).__name__} has no place for a second time; an "
+            "EDMPrecond of a SongUNet or DhariwalUNet is needed"
+        )
+    config = {**trained.config, "dropout": dropout, "augment_dim": trained.augment_dim + FEATURES}
+    network = type(trained)(**config, generator=rng.generator(seed, "initialisation"))
+    state = dict(trained.state_dict())
+    weight = torch.zeros_like(network.map_augment.weight)
+    if trained.augment_dim:
+        weight[:, : trained.augment_dim] = state["map_augment.weight"]
+    network.load_state_dict({**state, "map_augment.weight": weight})
+    return around(EDMPrecond(network, teacher.sigma_data))
+
+
+@torch.no_grad()
+def leap(flow: AverageFlow, z: Tensor, times: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:
+    """Images ``(B, ...)`` of noise ``z``: ``x_r = x_t - (t - r) u(x_t, r, t)`` from each of ``times`` to the next.
+
+    ``times`` fall from near 1 to 0, as those of :func:`rfpp.samplers.generation_times`.
+    """
+    grid = [float(t) for t in times]
+    x = z * min(grid[0], T_MAX)
+    for t, r in pairwise(grid):
+        x = x - (t - r) * flow.average(x, t, labels, r)
+    return x

@@ -1,0 +1,99 @@
+"""What a contender is: an objective, what it trains on, and what a row of its training costs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rfpp.base.checks import one_of
+from rfpp.data import Images
+from rfpp.engine import Objective
+from rfpp.pairs import PairDataset
+from rfpp.timesteps import TimestepDistribution
+
+SOURCES = ("images", "pairs")
+
+PLAIN = 3.0
+"""Network passes of a row that goes forwards and backwards: a backward pass counts two."""
+JVP = 2.5
+"""Network passes of a value with its derivative along a direction, without gradients. ``benchmarks/bench_arena.py``
+measures it."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to train a generator of few steps, as a value.
+
+    ``source``: ``"images"`` that are coupled with fresh noise, or the teacher's ``"pairs"``; ``timesteps``: the law of
+    the times ``t``. Raises ``ValueError`` or ``TypeError`` for other values.
+    """
+
+    summary: str = field(compare=False)
+    source: str
+    timesteps: TimestepDistribution
+
+    two_times: ClassVar[bool] = False
+    """Whether the network is given a second time."""
+    update: ClassVar[str] = "standard"
+    """How several steps sample: as :mod:`rfpp.samplers` has it."""
+    first: ClassVar[float | None] = None
+    """Where sampling starts; as the preset says when ``None``."""
+    label = property(lambda self: self.summary)
+
+    def __post_init__(self) -> None:
+        one_of("source", self.source, SOURCES)
+        if not isinstance(self.timesteps, TimestepDistribution):
+            raise TypeError(
+                f"timesteps={self.timesteps!r} is a {type(self.timesteps).__name__}; a rfpp.timesteps."
+                "TimestepDistribution is needed, such as UShaped(4.0)"
+            )
+
+    @property
+    @abstractmethod
+    def price(self) -> float:
+        """Network passes that a row of a training step takes."""
+
+    @abstractmethod
+    def objective(
+        self, source: Images | PairDataset, batch_size: int, seed: int, steps: int, teacher: nn.Module
+    ) -> Objective:
+        """What :func:`rfpp.engine.fit` minimises in ``steps`` steps; ``teacher``: the 1-rectified flow."""
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+@dataclass(frozen=True)
+class Coupled(Objective):
+    """An objective on images ``x`` and noise ``z``: the teacher's pairs, or images with noise of their own.
+
+    Pairs and times are those that :class:`rfpp.training.Reflow` draws with the same seed.
+    """
+
+    source: Images | PairDataset
+    timesteps: TimestepDistribution
+    batch_size: int
+    seed: int
+
+    def couple(self, generator: torch.Generator, rows: range) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``x``, ``z`` and labels of the rows of a step; what is drawn does not depend on which rows are asked for."""
+        own = slice(rows.start, rows.stop)
+        if not isinstance(self.source, Images):
+            return self.source.batch(self.source.draw(self.batch_size, generator)[own])
+        x, labels = self.source.batch(self.batch_size, generator)
+        return x[own], torch.randn(x.shape, generator=generator)[own], labels[own]
+
+    def two(self, generator: torch.Generator, rows: range, every: int) -> tuple[Tensor, Tensor]:
+        """Times ``t`` and ``r <= t`` of the rows: of one row in ``every`` both are drawn, of the others ``r = t``."""
+        t, other = (self.timesteps.sample(self.batch_size, generator=generator) for _ in range(2))
+        apart = torch.arange(self.batch_size) % every == 0
+        own = slice(rows.start, rows.stop)
+        return torch.where(apart, t.maximum(other), t)[own], torch.where(apart, t.minimum(other), t)[own]
+
+    def times(self, *batch: Any) -> Tensor:
+        found: Tensor = batch[3]
+        return found

@@ -1,0 +1,106 @@
+"""The training of the arena's contenders, and how those with two times sample."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rfpp import checkpoints, engine, training
+from rfpp.arena import Method, average
+from rfpp.base import processes
+from rfpp.engine import Optimisation
+from rfpp.flow import T_MAX, RectifiedFlow
+from rfpp.pairs import PairDataset
+from rfpp.pipeline.digests import presentation
+from rfpp.pipeline.flows import MakePairs
+from rfpp.pipeline.networks import MODEL, STATES, Weights, is_kept, keep
+from rfpp.pipeline.sources import Given, Source
+from rfpp.pipeline.steps import Cost, Run, Size, Step
+from rfpp.samplers import generation_times
+
+
+@dataclass(frozen=True)
+class TrainGenerator(Step):
+    """A contender: a ``method``, trained from the teacher's weights on images or on the teacher's pairs."""
+
+    teacher: Weights
+    method: Method
+    source: MakePairs | Source | Given
+    batch_size: int
+    optimisation: Optimisation
+    dropout: float
+    precision: str
+    seed: int
+
+    name: ClassVar[str] = "generator"
+    code: ClassVar[tuple[Any, ...]] = (checkpoints.load,)
+
+    @property
+    @presentation
+    def label(self) -> str:
+        return self.method.summary
+
+    @property
+    @presentation
+    def title(self) -> str:
+        return f"train {self.label}, seed {self.seed}"
+
+    def compute(self, folder: Path, run: Run) -> None:
+        if is_kept(folder):
+            return
+        teacher = self.teacher.load(run)
+        if self.method.two_times:
+            start: RectifiedFlow = average.initial(teacher, self.dropout, self.seed)
+        else:
+            start = training.initial_flow(teacher, "teacher", self.dropout, self.seed)
+        frozen = RectifiedFlow(copy.deepcopy(teacher)).to(processes.device()).requires_grad_(False)
+        source = (
+            PairDataset(run.get(self.source).folder) if isinstance(self.source, MakePairs) else self.source.load().train
+        )
+        objective = self.method.objective(source, self.batch_size, self.seed, self.optimisation.steps, frozen)
+        flow, history = engine.fit(
+            start, objective, self.optimisation, seed=self.seed, desc=f"{self.title}{run.position}",
+            machinery=run.machinery.model_copy(update={"precision": self.precision}), folder=folder / STATES,
+            identity=self.inputs,
+        )  # fmt: skip
+        keep(folder, flow, history, run)
+
+    def load(self, run: Run) -> RectifiedFlow:
+        """The trained flow, in evaluation mode on the CPU."""
+        flow = checkpoints.load(run.get(self) / MODEL)
+        assert isinstance(flow, RectifiedFlow)
+        return average.around(flow.denoiser).eval() if self.method.two_times else flow  # type: ignore[arg-type]
+
+    @presentation
+    def cost(self, size: Size) -> Cost:
+        return Cost(trained=self.optimisation.steps * self.batch_size, stored=4 * size.parameters)
+
+
+@dataclass(frozen=True)
+class Leaps:
+    """Sampling with average velocities: ``nfe`` leaps between uniform times from ``first_time`` down to 0."""
+
+    nfe: int = 1
+    first_time: float = T_MAX
+    batch_size: int = field(default=500, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        generation_times(self.nfe, self.first_time)  # complains
+
+    def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images of noise ``z`` ``(N, ...)`` in batches, on the device of ``z``; ``flow`` has a second time."""
+        if not isinstance(flow, average.AverageFlow):
+            raise ValueError(
+                f"flow={type(flow).__name__} has no second time; rfpp.pipeline.sampling.Sampler samples it"
+            )
+        place, times = next(flow.parameters()).device, generation_times(self.nfe, self.first_time)
+        images = []
+        for rows in torch.arange(len(z)).split(self.batch_size):
+            chosen = None if labels is None else labels[rows].to(place)
+            images.append(average.leap(flow, z[rows].to(place), times, chosen).to(z.device))
+        return torch.cat(images)
