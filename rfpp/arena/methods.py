@@ -19,7 +19,7 @@ SOURCES = ("images", "pairs")
 
 PLAIN = 3.0
 """Network passes of a row that goes forwards and backwards: a backward pass counts two."""
-JVP = 2.5
+JVP = 5.5
 """Network passes of a value with its derivative along a direction, without gradients. ``benchmarks/bench_arena.py``
 measures it."""
 

@@ -108,7 +108,7 @@ class Claim(Terms):
     id: Annotated[str, Field(pattern=r"^c\d\d$")]
     where: str
     notebook: str
-    group: Literal["why", "ladder", "sampling", "inversion", "cost"] = "why"
+    group: Literal["why", "ladder", "sampling", "inversion", "cost", "arena", "exact", "likelihood"] = "why"
     percent: bool = False
     """Whether pages show values of the quantity in per cent."""
     is_random: bool = True

@@ -1,0 +1,164 @@
+"""The arena: other ways to few steps beside the paper's, on one teacher, one network, one set of pairs, one budget.
+
+There are two currencies. In network passes a training step costs what :attr:`rfpp.arena.Method.price` says, and LPIPS
+nothing, since it runs another network. In seconds LPIPS costs, too: :data:`LPIPS` passes a row, so that F takes fewer
+steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from rfpp.arena import METHODS, PLAIN, SIMPLE_REFLOW, Method, find
+from rfpp.configurations import ALL
+from rfpp.experiment import Config, Experiment
+from rfpp.pipeline.flows import TrainFlow
+from rfpp.pipeline.generators import TrainGenerator
+from rfpp.pipeline.grades import Evaluation
+
+LPIPS = 0.4
+"""What LPIPS adds to a row of a training step with the digits' networks, in network passes of the time they take.
+``benchmarks/bench_arena.py`` measures it."""
+FINE_TUNED = 0.25
+"""The share of the budget that G spends on real images."""
+BASELINE = "B"
+"""Reflow with the squared distance and uniform times, from the teacher's weights: what Simple ReFlow changes."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to train, and the images and pairs that it asks for."""
+
+    config: Config
+    summary: str
+    source: str
+
+
+def contenders(experiment: Experiment) -> dict[str, Contender]:
+    """All by name, the paper's first. Each is trained for :meth:`rfpp.pipeline.plan.Plan.budget` network passes."""
+    plan, best = experiment.plan, ALL["F"]
+    schedule = plan.optimisation(best)
+    tuned = round(FINE_TUNED * schedule.steps)
+    before = replace(best, schedule=replace(schedule, steps=schedule.steps - tuned))
+    slow = plan.optimisation(ALL["G"])
+    paper: dict[str, tuple[Config, str]] = {
+        "A": ("A-longer", "vanilla 2-rectified flow"),
+        BASELINE: (BASELINE, "reflow from the teacher"),
+        "C": ("C", "+ U-shaped times"),
+        "F": ("F", "2-rectified flow++"),
+        "F in time": (
+            replace(best, summary="F, fewer steps", schedule=replace(schedule, steps=in_time(schedule.steps))),
+            "2-rectified flow++, equal seconds",
+        ),
+        "G": (
+            replace(
+                ALL["G"], summary="G, F's passes in all", start=before, schedule=replace(slow, steps=max(1, tuned))
+            ),
+            "F + real images",
+        ),
+    }
+    found = {name: Contender(config, summary, "pairs") for name, (config, summary) in paper.items()}
+    found |= {name: Contender(name, config.summary, "pairs") for name, config in SIMPLE_REFLOW.items()}
+    found |= {name: Contender(name, method.summary, method.source) for name, method in METHODS.items()}
+    return found
+
+
+def in_time(steps: int) -> int:
+    """Steps with LPIPS that take as long as ``steps`` without."""
+    return max(1, int(steps * PLAIN / (PLAIN + LPIPS)))
+
+
+def check(names: object, experiment: Experiment) -> list[str]:
+    """The contenders that are asked for, all for an empty list; raises ``TypeError`` or ``ValueError`` for others."""
+    known = list(contenders(experiment))
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"entered={names!r} is a {type(names).__name__}; a list of contenders is needed")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"entered={list(names)}: {unknown[0]!r} is no contender; allowed: {', '.join(known)}")
+    return [name for name in known if not names or name in names]
+
+
+def judged(claims: Iterable[tuple[str, str]], names: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of contenders that are compared, without those of which one is left out."""
+    return [pair for pair in claims if set(pair) <= set(names)]
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Evaluations by contender and NFE, one for each of ``seeds``."""
+
+    graded: Mapping[str, Mapping[int, Sequence[Evaluation]]]
+    seeds: Sequence[int]
+
+    def values(self, nfe: int, quantity: str = "frechet") -> dict[str, list[float]]:
+        """A quantity of :class:`rfpp.pipeline.grades.Evaluation` by contender, one value for each seed."""
+        return {name: [getattr(run, quantity) for run in runs[nfe]] for name, runs in self.graded.items()}
+
+    def removed(self, before: str, after: str, nfe: int = 1) -> list[float]:
+        """The share of one contender's Fréchet distance that is not another's: ``1 - after / before`` for each seed."""
+        found = self.values(nfe)
+        return [1 - b / a for a, b in zip(found[before], found[after], strict=True)]
+
+    def against_itself(self, name: str, nfe: int = 1) -> list[float]:
+        """The same for two trainings of one contender: each seed's, and the next seed's in place of the other."""
+        runs = self.values(nfe)[name]
+        return [1 - b / a for a, b in zip(runs, [*runs[1:], runs[0]], strict=True)]
+
+    def curves(self, quantity: str = "frechet") -> dict[str, dict[int, list[float]]]:
+        """A quantity by contender and NFE, one value for each seed."""
+        return {
+            name: {nfe: [getattr(run, quantity) for run in each] for nfe, each in runs.items()}
+            for name, runs in self.graded.items()
+        }
+
+
+def compete(experiment: Experiment, names: Sequence[str], evaluations: Sequence[int], seeds: Sequence[int]) -> Arena:
+    """Train the contenders where needed, and grade each with its own sampler at each number of evaluations."""
+    known, plan = contenders(experiment), experiment.plan
+    experiment.train([known[name].config for name in names], seeds)
+    samplers = {name: {nfe: plan.own_sampler(known[name].config, nfe) for nfe in evaluations} for name in names}
+    experiment.compute(
+        plan.grade(known[name].config, seed, sampler)
+        for name, each in samplers.items() for sampler in each.values() for seed in seeds
+    )  # fmt: skip
+    graded = {}
+    for name, each in samplers.items():
+        found = experiment.sweep(known[name].config, seeds, list(each.values()))
+        graded[name] = {nfe: found[sampler] for nfe, sampler in each.items()}
+    return Arena(graded, seeds)
+
+
+COLUMNS = ("", "trains on", "passes a row", "steps", "passes", "seconds")
+"""Headings of the table of what each contender spends."""
+
+
+def spending(experiment: Experiment, names: Sequence[str], seeds: Sequence[int]) -> list[tuple[object, ...]]:
+    """A row for each contender, as :data:`COLUMNS` says; seconds are those that its trainings took here, on average.
+
+    Of G both trainings count, and LPIPS in none of the passes.
+    """
+    known, rows = contenders(experiment), list[tuple[object, ...]]()
+    for name in names:
+        found = find(known[name].config)
+        price = found.price if isinstance(found, Method) else PLAIN
+        flows = [experiment.plan.flow(known[name].config, seed) for seed in seeds]
+        trained = [each for flow in flows for each in (flow, getattr(flow, "start", None))]
+        trainings = [each for each in trained if isinstance(each, TrainFlow | TrainGenerator)]
+        steps = sum(each.optimisation.steps for each in trainings) / len(seeds)
+        passes = sum(price * each.optimisation.steps * each.batch_size for each in trainings) / len(seeds)
+        seconds = sum(experiment.run.get(each).manifest["seconds"] for each in trainings) / len(seeds)
+        rows.append((name, known[name].source, f"{price:g}", f"{steps:,.0f}", f"{passes:,.0f}", f"{seconds:.1f}"))
+    return rows
+
+
+def pictures(experiment: Experiment, names: Sequence[str], seed: int, n: int, nfe: int = 1) -> dict[str, torch.Tensor]:
+    """``n`` samples of each contender from the same noise, ``(n, C, H, W)`` by name."""
+    known = contenders(experiment)
+    z, labels = experiment.noise(n)
+    return {
+        name: experiment.plan.own_sampler(known[name].config, nfe)(experiment.flow(known[name].config, seed), z, labels)
+        for name in names
+    }
