@@ -26,6 +26,9 @@ GROUPS = {
     "sampling": "Samplers",
     "inversion": "Inversion",
     "cost": "Cost",
+    "arena": "Other ways to few steps, on equal terms",
+    "exact": "What the exact flow knows",
+    "likelihood": "Likelihood",
 }
 _VERDICTS = ("reproduced", "not reproduced", "inconclusive", "vacuous")
 
