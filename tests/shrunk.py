@@ -42,7 +42,7 @@ LIGHT: dict[str, dict[str, Any]] = {
     "inversion": {"evaluations": [2, 4], "gaussian_nfe": 2, "images": 20, "shown": 4},
     "costs": {"passes": 1, "graded": ["F"]},
     "try_your_own": {"steps": 1, "shown": 2},
-    "arena": {"entered": ["F", "F in time", "simple-reflow", "B", "meanflow-pairs", "meanflow", "cd", "ct"], "evaluations": [1], "shown": 2},
+    "arena": {"entered": ["F", "F in time", "meanflow", "shortcut-pairs", "cd"], "evaluations": [1], "shown": 2},
     "pairs_help": {"couples": 8, "batches": 2, "powers": [0, 0.5]},
 }  # fmt: skip
 """Parameters that make each notebook short, by a part of its name."""

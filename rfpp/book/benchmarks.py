@@ -116,6 +116,61 @@ def machine(found: Mapping[str, Any]) -> str:
     )
 
 
+GPU_RESULTS = Path("benchmarks") / "gpu" / "results.json"
+
+
+def _gpu(script: str) -> list[Mapping[str, Any]]:
+    """The rows of all runs of a script in ``benchmarks/gpu``."""
+    found: dict[str, list[dict[str, Any]]] = json.loads((paths.repository() / GPU_RESULTS).read_text())
+    return [row for run in found[script] for row in run["rows"]]
+
+
+def gpu_rates() -> Table:
+    """A row for each network and precision: a training step as a share of a matrix product's rate."""
+    columns = ("network", "precision", "compiled", "batch", "a step", "TFLOP/s", "of the matrix rate", "goal")
+    rows = [
+        (
+            row["network"], row["precision"], "yes" if row["compiled"] else "no", row["batch"],
+            duration(row["seconds a step"]), f"{row['operations a second'] / 1e12:.0f}",
+            f"{row['share of TF32']:.0%} (TF32)" if "share of TF32" in row else f"{row['share']:.0%}",
+            f"{row['goal']:.0%}" if "goal" in row else "",
+        )
+        for row in _gpu("rates")
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def gpu_attention() -> Table:
+    """A row for each attention: which operation torch chose."""
+    rows = [
+        (
+            row["network"], row["precision"], f"{row['resolution']} x {row['resolution']}", row["heads"],
+            f"`{row['forward'][0].strip('_')}`", "yes" if row["fused"] else "no",
+        )
+        for row in _gpu("attention")
+    ]  # fmt: skip
+    return Table(("network", "precision", "places", "heads", "operation", "fused"), rows)
+
+
+def gpu_findings() -> str:
+    """What was found on a GPU beside rates and kernels, in sentences."""
+    found = json.loads((paths.repository() / GPU_RESULTS).read_text())
+    made = found["rates"][0]["provenance"]
+    notebooks = [row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished"]
+    lines = [
+        f"Measured on {made['date'][:10]} on one {made['device']}, driver {made['driver']}, torch {made['torch']}, "
+        f"commit `{made['commit'][:12]}`.",
+        f"These notebooks ran to their end there, at a shrunk `cifar10`: {', '.join(notebooks)}.",
+    ]
+    for row in _gpu("resume"):
+        largest, floor = (max(row[name].values()) for name in ("resumed apart", "two runs apart"))
+        lines.append(
+            f"A training in {row['precision']} that was stopped half-way ended {largest:.1g} at most from one that was "
+            f"not, where two that were not differ by {floor:.1g}: the order of the GPU's sums, and nothing else."
+        )
+    return " ".join(lines) + "\n"
+
+
 def tally(found: Mapping[str, Any]) -> str:
     """How many goals were reached, in a sentence."""
     kinds = ("comparison", "growth")
@@ -179,8 +234,11 @@ def figure(found: Mapping[str, Any]) -> Figure:
 def write(folder: Path) -> None:
     """Write what `benchmarks.md` includes and shows into the folder beside it."""
     found = results()
-    for name, table in (("comparisons", comparisons), ("prices", prices), ("growths", growths)):
-        (folder / f"benchmarks-{name}.txt").write_text(f"\n{table(found)._repr_markdown_()}\n")
+    tables = {"comparisons": comparisons(found), "prices": prices(found), "growths": growths(found)}
+    tables |= {"gpu-rates": gpu_rates(), "gpu-attention": gpu_attention()}
+    for name, table in tables.items():
+        (folder / f"benchmarks-{name}.txt").write_text(f"\n{table._repr_markdown_()}\n")
+    (folder / "benchmarks-gpu.txt").write_text(gpu_findings())
     (folder / "benchmarks-machine.txt").write_text(machine(found))
     (folder / "benchmarks-tally.txt").write_text(tally(found))
     drawn = figure(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,15 +21,16 @@ def over_evaluations(
 ) -> Figure:
     """A panel per family, a line per contender against the NFE, all axes logarithmic and shared; dots are seeds.
 
-    A contender of several families has one colour in all of them.
+    A contender of several families looks the same in all of them.
     """
     names = list(dict.fromkeys(name for contenders in families.values() for name in contenders))
     colours = dict(zip(names, sns.color_palette("husl", len(names)), strict=True))
+    shapes, handles = dict(zip(names, cycle(_MARKERS), strict=False)), {}
     figure, axes = plt.subplots(1, len(families), figsize=(WIDTH, 3.9), sharex=True, sharey=True, squeeze=False)
     for axis, (family, contenders) in zip(axes[0], families.items(), strict=True):
-        for (name, points), marker in zip(contenders.items(), _MARKERS, strict=False):
+        for name, points in contenders.items():
             means = [np.mean(runs) for runs in points.values()]
-            axis.plot(list(points), means, marker=marker, markersize=5, color=colours[name], label=name)
+            (handles[name],) = axis.plot(list(points), means, marker=shapes[name], markersize=5, color=colours[name])
             for nfe, runs in points.items():
                 axis.plot([nfe] * len(runs), runs, ".", color=colours[name], alpha=0.4, markersize=4)
         ticks = sorted({nfe for points in contenders.values() for nfe in points})
@@ -36,6 +38,6 @@ def over_evaluations(
         axis.xaxis.set_major_locator(FixedLocator(ticks))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize="small")
     axes[0][0].set_ylabel(ylabel)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5)
     return figure

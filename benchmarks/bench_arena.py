@@ -1,0 +1,61 @@
+"""The prices behind the arena's budgets: what a derivative along a direction and LPIPS cost beside a pass.
+
+``rfpp.arena.methods.JVP`` and ``rfpp.studies.arena.LPIPS`` are these ratios, rounded.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rfpp.arena import average
+from rfpp.pipeline import networks, shipped
+
+
+def _rows(size):
+    n = size(32, 4)
+    generator = torch.Generator().manual_seed(0)
+    x, v = torch.randn((2, n, 1, 8, 8), generator=generator)
+    t = torch.rand(n, generator=generator) * 0.8 + 0.1
+    return x, t, torch.arange(n) % 10, t / 2, v
+
+
+def bench_derivative_along_a_direction(compare, teacher, size):
+    flow, (x, t, labels, r, v) = average.initial(teacher, 0.0, 0), _rows(size)
+
+    @torch.no_grad()
+    def derivative():
+        flow.change(x, t, labels, r, v)
+
+    @torch.no_grad()
+    def forward():
+        flow.average(x, t, labels, r)
+
+    compare(derivative, forward, question="MeanFlow's derivative, with its value", baseline="a pass", price=True)
+
+
+def bench_forward_and_backward(compare, teacher, size):
+    flow, (x, t, labels, r, _) = average.initial(teacher, 0.0, 0), _rows(size)
+
+    def both():
+        flow.average(x, t, labels, r).square().mean().backward()
+
+    @torch.no_grad()
+    def forward():
+        flow.average(x, t, labels, r)
+
+    compare(both, forward, question="a pass forwards and backwards", baseline="a pass", price=True)
+
+
+def bench_lpips(compare, teacher, size):
+    flow, (x, t, labels, r, v) = average.initial(teacher, 0.0, 0), _rows(size)
+    perceptual = networks.perceptual_distance(shipped.load("digits-perceptual"))
+
+    def both():
+        flow.average(x, t, labels, r).square().mean().backward()
+
+    def with_lpips():
+        both()
+        image = v.clone().requires_grad_(True)
+        perceptual(image, x).sum().backward()
+
+    compare(with_lpips, both, question="LPIPS beside a training step's passes", baseline="without it", price=True)

@@ -1,0 +1,130 @@
+"""The arena's bookkeeping, and what the chapter on pairs measures, against arithmetic by hand and closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from truth import randn
+
+from rfpp.arena import PLAIN, Method, average, find
+from rfpp.configurations import ALL
+from rfpp.denoisers import GaussianMixtureDenoiser
+from rfpp.experiment import Experiment
+from rfpp.flow import RectifiedFlow
+from rfpp.pipeline.flows import TrainFlow
+from rfpp.pipeline.grades import Evaluation
+from rfpp.pipeline.identities import identity
+from rfpp.studies import arena, targets
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return Experiment("smoke", runs=tmp_path_factory.mktemp("runs"), jobs=1)
+
+
+# The arena
+
+
+def test_all_spend_the_same_passes_but_for_a_step(experiment):
+    plan = experiment.plan
+    for name, contender in arena.contenders(experiment).items():
+        flow, found = plan.flow(contender.config, 0), find(contender.config)
+        trainings = [flow, flow.start] if isinstance(getattr(flow, "start", None), TrainFlow) else [flow]
+        price = found.price if isinstance(found, Method) else PLAIN
+        spent = sum(price * each.optimisation.steps * each.batch_size for each in trainings)
+        if name == "F in time":  # its LPIPS is paid for in seconds
+            spent *= (PLAIN + arena.LPIPS) / PLAIN
+        steps = 1.5 * price * flow.batch_size
+        assert abs(spent - plan.budget()) <= steps, name
+
+
+def test_contenders_are_different_trainings(experiment):
+    flows = [experiment.plan.flow(each.config, 0).key for each in arena.contenders(experiment).values()]
+    assert len(set(flows)) == len(flows)
+
+
+def graded(*frechet):
+    return [Evaluation(value, 1.0, 0.0) for value in frechet]
+
+
+def test_shares_are_paired_by_seed():
+    found = arena.Arena({"a": {1: graded(2.0, 4.0, 8.0)}, "b": {1: graded(1.0, 3.0, 10.0)}}, [0, 1, 2])
+    assert found.removed("a", "b") == [0.5, 0.25, -0.25]
+    assert found.against_itself("a") == [-1.0, -1.0, 0.75]
+    assert found.curves()["b"] == {1: [1.0, 3.0, 10.0]} and found.values(1)["a"] == [2.0, 4.0, 8.0]
+
+
+def test_those_who_are_entered_are_known(experiment):
+    assert arena.check(["cd", "A"], experiment) == ["A", "cd"]
+    assert len(arena.check([], experiment)) == len(arena.contenders(experiment))
+    with pytest.raises(ValueError, match="'gan' is no contender; allowed: A, B, C"):
+        arena.check(["gan"], experiment)
+    with pytest.raises(TypeError, match="entered='cd' is a str"):
+        arena.check("cd", experiment)
+
+
+def test_fewer_steps_take_as_long():
+    assert arena.in_time(150) == int(150 * 3 / 3.45) and arena.in_time(1) == 1
+
+
+# Targets
+
+
+class Linear(average.AverageFlow):
+    """``u(x, r, t) = factor x``: its Jacobian is the factor."""
+
+    def __init__(self, factor):
+        super().__init__(nn.Identity())
+        self.factor = factor
+
+    def average(self, x_t, t, labels, r):
+        return self.factor * x_t
+
+
+def test_the_targets_spread_is_the_velocitys_seen_through_the_jacobian():
+    x, z = randn(40, 1, 2, 2), randn(40, 1, 2, 2)
+    couples = targets.Coupling(x, z, None, RectifiedFlow(GaussianMixtureDenoiser(x)))
+    velocity, target = targets.spread(Linear(0.4), couples, 0.5, r=0.2)
+    assert velocity > 0.01 and target == pytest.approx((1 - 0.3 * 0.4) ** 2 * velocity, rel=1e-5)
+
+
+def test_around_the_exact_mean_the_spread_is_that_of_the_posterior():
+    """For a Gaussian ``E||e||^2 / d = Var[x | x_t] / t^2``; the standard error of 4,000 couples is 1 %."""
+    std, t = 0.5, 0.6
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn((2, 4000, 1, 2, 2), generator=generator)
+    couples = targets.Coupling(std * x, z, None, RectifiedFlow(GaussianMixtureDenoiser(torch.zeros(1, 1, 2, 2), std)))
+    sigma = t / (1 - t)
+    expected = sigma**2 * std**2 / (sigma**2 + std**2) / t**2
+    found, _ = targets.spread(Linear(0.0), couples, t)
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_accord_of_gradients():
+    one = randn(1, 50)
+    assert targets.accord(one * torch.tensor([[1.0], [2.0], [5.0]])) == pytest.approx(1, abs=1e-6)
+    assert targets.accord(torch.eye(4)) == pytest.approx(0, abs=1e-12)
+    cosines = [[float(torch.cosine_similarity(a, b, dim=0)) for b in randn(3, 5)] for a in randn(3, 5)]
+    others = [cosines[i][j] for i in range(3) for j in range(3) if i != j]
+    assert targets.accord(randn(3, 5)) == pytest.approx(sum(others) / 6, abs=1e-6)
+
+
+def test_what_a_chapter_measures_at_smoke(experiment):
+    coupled = targets.couplings(experiment, 0, 12)
+    assert torch.equal(coupled[targets.EXCHANGED].z[1:], coupled[targets.PAIRS].z[:-1])
+    assert torch.equal(coupled[targets.EXCHANGED].x, coupled[targets.PAIRS].x)
+    found = targets.accords(experiment, coupled, 3, 0)
+    assert all(-1 <= value <= 1 for value in found.values()) and len(found) == 3
+    curves = targets.spreads(experiment, coupled, [0.5, 0.9])
+    assert all(math.isfinite(float(part.sum())) and (part > 0).all() for each in curves.values() for part in each)
+
+
+def test_powers_are_numbers_from_nought_to_one():
+    rows = targets.powers([0, 0.5])
+    assert rows[0] == ALL["C"] and identity(rows[0.5]) != identity(rows[0])
+    for wrong in ([], [2], [True], "1"):
+        with pytest.raises(ValueError, match="powers="):
+            targets.powers(wrong)
+    with pytest.raises(ValueError, match="twice"):
+        targets.powers([0.5, 0.5])
