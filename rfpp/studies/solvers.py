@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rfpp import metrics, samplers
-from rfpp.base.checks import counts
+from rfpp import intersections, metrics, samplers
+from rfpp.base.checks import at_least, counts
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pipeline.grades import Evaluation
@@ -211,3 +211,25 @@ def least(curve: tuple[Tensor, Tensor, Tensor | None], time: float) -> tuple[flo
     if not near.any():
         raise ValueError(f"time={time:g} was not tried; the curve has {', '.join(f'{each:g}' for each in times)}")
     return round(float(times[means.argmin()]), 6), float(means[near][0] / means.min()) - 1
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One path in the plane: its states ``(N + 1, 2)``, the ends that it predicted on its way ``(N, 2)``, and the
+    exact path ``(T, 2)`` from the same noise."""
+
+    states: Tensor
+    predictions: Tensor
+    exact: Tensor
+
+
+def in_the_plane(update: str, steps: int = 4, seed: int = 17) -> Walk:
+    """A few Euler steps of the plane's exact 1-rectified flow, whose paths are curved, with either update."""
+    at_least("steps", steps, 1)
+    flow = RectifiedFlow(intersections.plane_data())
+    _, z = intersections.draw_plane(intersections.plane_data(), 1, seed)
+    times = samplers.generation_times(steps)
+    states = samplers.integrate(flow, z, times, update=update)
+    ends = [flow.x_prediction(x, float(t)) for x, t in zip(states, times[:-1], strict=False)]
+    exact = samplers.integrate(flow, z, samplers.generation_times(200), "heun")
+    return Walk(torch.cat(states), torch.cat(ends), torch.cat(exact))
