@@ -274,11 +274,11 @@ def stepwise(
 ) -> tuple[LogDensity, LogDensity]:
     """The same by Euler steps along rising ``times``, from the data's end ``times[0]`` to noise, two ways.
 
-    First, exactly for the map that these steps are: a step from ``t`` to ``t'`` multiplies volume by
-    ``|det(I + (t' - t) J)|``, with ``J`` the Jacobian of the velocity. Second, by the sum of ``(t' - t) div v``, which is
-    Euler's rule for the integral and the first order of the former's logarithm. On a straight flow, where ``v`` is
-    constant along a path, the first is exact in one step. The second is not: ``div v`` changes along straight paths
-    that come closer together.
+    First, exactly for the map that these steps are: with ``J`` the Jacobian of the velocity, a step from ``t`` to
+    ``t'`` multiplies volume by ``|det(I + (t' - t) J)|``. Second, by the sum of ``(t' - t) div v``, which is Euler's
+    rule for the integral and the first order of the former's logarithm. On a straight flow, where ``v`` is constant
+    along a path, the first is exact in one step. The second is not: ``div v`` changes along straight paths that come
+    closer together.
 
     For small images, as :class:`Exact`. Raises ``ValueError`` for images, labels or times that do not fit.
     """

@@ -42,6 +42,8 @@ LIGHT: dict[str, dict[str, Any]] = {
     "inversion": {"evaluations": [2, 4], "gaussian_nfe": 2, "images": 20, "shown": 4},
     "costs": {"passes": 1, "graded": ["F"]},
     "try_your_own": {"steps": 1, "shown": 2},
+    "few_steps": {"evaluations": [2], "pairs_used": 2, "iterations": 1, "shown": 2},
+    "likelihood": {"images": 2, "probes": 2, "exact": 1, "evaluations": [1], "tolerance": 0.1},
 }  # fmt: skip
 """Parameters that make each notebook short, by a part of its name."""
 

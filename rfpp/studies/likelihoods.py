@@ -178,9 +178,14 @@ def in_order(found: LogDensity, of: Setting, shown: int) -> dict[str, Tensor]:
     return {"most likely": of.images[order[:shown]], "least likely": of.images[order[-shown:]]}
 
 
-def correlation(a: LogDensity, b: LogDensity) -> float:
-    """The correlation of two flows' log-densities over images."""
-    return float(torch.corrcoef(torch.stack([a.total, b.total]))[0, 1])
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Of two values over images, ``(N,)`` each."""
+    return float(torch.corrcoef(torch.stack([a, b]).double())[0, 1])
+
+
+def emptiness(of: Setting) -> Tensor:
+    """The share of an image's values that are the lowest there is: ``(N,)``."""
+    return (of.images == -1).flatten(1).double().mean(dim=1)
 
 
 def rows(found: Mapping[str, Sequence[LogDensity]], levels: int) -> list[tuple[str, ...]]:
