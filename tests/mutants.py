@@ -54,6 +54,16 @@ FAULTS = (
           "return (1 - t) * x + t * z", "return t * x + (1 - t) * z", FLOW),
     Fault("clamp", "times kept further inside than the paper's",
           "T_MIN, T_MAX = 1e-5, 1 - 1e-5", "T_MIN, T_MAX = 1e-4, 1 - 1e-4", "test_details.py -k times"),
+    # Likelihood and few steps
+    Fault("truncation", "the log-density at the data's end without the scale of the flow's state",
+          "volumes + x[0].numel() * math.log(1 - start)", "volumes", "test_likelihood.py -k mixture"),
+    Fault("bin-width", "bins a level too narrow",
+          "+ math.log2((levels - 1) / 2)", "+ math.log2(levels / 2)", "test_likelihood.py -k bits"),
+    Fault("matching-noise", "the start's noise as wide as a bin",
+          "2 / (levels - 1) / math.sqrt(12)", "2 / (levels - 1)", "test_likelihood.py -k dequantisation"),
+    Fault("blend-weight", "the weight of a blend on the other update",
+          "x = (1 - w) * (x + (s - t) * v) + w * interpolate(x - t * v, start, s)",
+          "x = w * (x + (s - t) * v) + (1 - w) * interpolate(x - t * v, start, s)", "test_few_steps.py -k bit"),
     # Timesteps
     Fault("u-shape", "the U-shape twice as steep as its density",
           "math.sinh(a / 2)", "math.sinh(a)", "test_timesteps.py"),

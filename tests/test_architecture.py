@@ -12,7 +12,7 @@ LAYERS = (
     {"base"},
     {"data", "denoisers", "engine", "networks"},
     {"features", "flow"},
-    {"intersections", "premetrics", "samplers", "timesteps"},
+    {"intersections", "likelihood", "premetrics", "samplers", "timesteps"},
     {"configurations", "pairs", "checkpoints", "metrics"},
     {"presets", "training", "arena"},
     {"pipeline"},

@@ -146,6 +146,8 @@ FEWER = {
     "intersections": {"couples": 200, "images_used": 60, "photo_sizes": [4], "patches": 60},
     "samplers": {"euler": [1, 2, 3, 4], "heun": [1, 3], "second": [0.3, 0.8]},
     "inversion": {"images": 40},
+    "few_steps": {"evaluations": [2, 3], "pairs_used": 8, "iterations": 1},
+    "likelihood": {"images": 2, "probes": 2, "exact": 1, "evaluations": [8], "tolerance": 0.1},
 }
 """What makes the longest notebooks shorter, and leaves no claim out."""
 

@@ -298,10 +298,10 @@ def test_a_training_stopped_from_outside_says_so_and_goes_on(tmp_path, capsys, m
 
 
 AT_ONCE = {
-    "cifar10": ["ablation", "samplers"],
+    "cifar10": ["ablation", "samplers", "few_steps"],
     "paper-cifar10": ["inversion", "costs"],
     "paper-afhq": ["intersections", "training"],
-    "paper-imagenet64": ["timesteps", "try_your_own"],
+    "paper-imagenet64": ["timesteps", "try_your_own", "likelihood"],
 }
 """What ``make test`` runs: each notebook once, each kind of preset twice. ``make scales`` runs all there is."""
 EVERY = [
