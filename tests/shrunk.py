@@ -42,6 +42,7 @@ LIGHT: dict[str, dict[str, Any]] = {
     "inversion": {"evaluations": [2, 4], "gaussian_nfe": 2, "images": 20, "shown": 4},
     "costs": {"passes": 1, "graded": ["F"]},
     "try_your_own": {"steps": 1, "shown": 2},
+    "exact_flow": {"images_used": 5, "noises": 4, "lines": 2, "paths": 2, "chains": 2, "patches": 4},
 }  # fmt: skip
 """Parameters that make each notebook short, by a part of its name."""
 

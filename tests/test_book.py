@@ -146,6 +146,7 @@ FEWER = {
     "intersections": {"couples": 200, "images_used": 60, "photo_sizes": [4], "patches": 60},
     "samplers": {"euler": [1, 2, 3, 4], "heun": [1, 3], "second": [0.3, 0.8]},
     "inversion": {"images": 40},
+    "exact_flow": {"images_used": 6, "noises": 6, "lines": 3, "paths": 3, "chains": 5, "patches": 6},
 }
 """What makes the longest notebooks shorter, and leaves no claim out."""
 
