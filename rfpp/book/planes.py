@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rfpp.book.plots import WIDTH, plt
+from rfpp.book.plots import WIDTH
 
 
 def paths(panels: Mapping[str, Tensor], data: Tensor) -> Figure:

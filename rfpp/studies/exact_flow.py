@@ -89,7 +89,7 @@ class Folds:
         return torch.stack([torch.linalg.svdvals(self.of_lines(t))[:, -1] for t in times])
 
     def bound(self, times: Sequence[float]) -> Tensor:
-        """What the stretch alone says of it, ``t - (1 - t) ||J||`` or zero: positive from ``L / (1 + L)`` on, (T, n)."""
+        """What the stretch alone says of it, ``t - (1 - t) ||J||`` or zero, (T, n): positive after ``L / (1 + L)``."""
         stretch = torch.linalg.svdvals(self.jacobian)[:, 0]
         return torch.stack([(t - (1 - t) * stretch).clamp(min=0) for t in times])
 

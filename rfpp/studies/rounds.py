@@ -1,4 +1,4 @@
-"""Rounds of reflow of a linear flow, where each has a closed form: what is lost when a flow learns from its own samples.
+"""Rounds of reflow of a linear flow, each in closed form: what is lost when a flow learns from its own samples.
 
 Data ``N(m, S)`` and noise ``N(0, I)``, and a flow whose velocity is linear in ``x_t``, fitted by least squares at each
 ``t``. The fit depends on the pairs' first two moments alone, and its solution is a linear map again, ``x = m + A z``,
@@ -37,7 +37,7 @@ COVARIANCE = torch.diag(torch.tensor([1, 1 / 2, 1 / 4, 1 / 8], dtype=torch.float
 
 @dataclass(frozen=True)
 class Linear:
-    """Maps from noise to data, ``x = mean + matrix z``, of ``B`` chains: ``mean`` ``(B, d)``, ``matrix`` ``(B, d, d)``."""
+    """Maps from noise to data of ``B`` chains, ``x = mean + matrix z``: ``(B, d)`` and ``(B, d, d)``."""
 
     mean: Tensor
     matrix: Tensor
