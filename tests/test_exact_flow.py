@@ -1,4 +1,4 @@
-"""What the exact flow leaves for reflow: closed forms of one Gaussian and of two points on a line, automatic
+"""What the exact flow leaves for reflow: closed forms of one Gaussian and of two points on a line, forward-mode
 differentiation, and the brute-force sum over all images."""
 
 import itertools
@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.autograd import forward_ad
 from truth import GaussianFlow, randn
 
 from rfpp import data, intersections
@@ -64,23 +65,32 @@ def test_asymmetry_is_the_tangent_of_a_turn():
     assert float(found.asymmetry) == pytest.approx(math.tan(angle))
 
 
-def test_the_variational_equation_agrees_with_differentiation_through_a_solver():
-    """Reverse mode through 300 Runge-Kutta steps over the logarithm of the noise level, in three dimensions.
-
-    Noises do not touch each other, so the gradient of a sum over them has a row of each Jacobian.
-    """
-    mixture, z = GaussianMixtureDenoiser(randn(5, 3, dtype=FLOATS), 0.3), randn(6, 3, seed=2, dtype=FLOATS)
-    v, x = RectifiedFlow(mixture).velocity, z.requires_grad_()
+def test_the_variational_equation_agrees_with_forward_mode_differentiation():
+    """Dual numbers through 100 Runge-Kutta steps over the logarithm of the noise level, in three dimensions."""
+    means, std, z = randn(5, 3, dtype=FLOATS), 0.3, randn(6, 3, seed=2, dtype=FLOATS)
     ends = [math.log(t / (1 - t)) for t in (T_MAX, T_MIN)]
-    for t, s in itertools.pairwise(torch.sigmoid(torch.linspace(*ends, 301, dtype=FLOATS)).tolist()):
-        h, middle = s - t, (s + t) / 2
-        a = v(x, t)
-        b = v(x + h / 2 * a, middle)
-        c = v(x + h / 2 * b, middle)
-        x = x + h / 6 * (a + 2 * b + 2 * c + v(x + h * c, s))
-    rows = [torch.autograd.grad(x[:, i].sum(), z, retain_graph=True)[0] for i in range(3)]
-    _, found = lipschitz.differentiate(mixture, z.detach(), 1e-8)
-    torch.testing.assert_close(found, torch.stack(rows, dim=1), atol=1e-5, rtol=1e-4)
+    grid = torch.sigmoid(torch.linspace(*ends, 101, dtype=FLOATS)).tolist()
+
+    def velocity(x_t, t):
+        """With products in place of distances, which have no forward mode."""
+        total, y = (t / (1 - t)) ** 2 + std**2, x_t / (1 - t)
+        mean = ((y @ means.T - means.square().sum(dim=1) / 2) / total).softmax(dim=1) @ means
+        return (x_t - mean - std**2 / total * (y - mean)) / t
+
+    def carry(x):
+        for t, s in itertools.pairwise(grid):
+            h, middle = s - t, (s + t) / 2
+            a = velocity(x, t)
+            b = velocity(x + h / 2 * a, middle)
+            c = velocity(x + h / 2 * b, middle)
+            x = x + h / 6 * (a + 2 * b + 2 * c + velocity(x + h * c, s))
+        return x
+
+    directions = torch.eye(3, dtype=FLOATS).repeat_interleave(len(z), dim=0)
+    with forward_ad.dual_level():
+        columns = forward_ad.unpack_dual(carry(forward_ad.make_dual(z.repeat(3, 1), directions))).tangent
+    _, found = lipschitz.differentiate(GaussianMixtureDenoiser(means, std), z, 1e-8)
+    torch.testing.assert_close(found, columns.unflatten(0, (3, len(z))).permute(1, 2, 0), atol=1e-4, rtol=1e-3)
 
 
 # As a whole
@@ -137,13 +147,13 @@ def test_leaving_out_what_is_negligible_changes_nothing(monkeypatch):
 
 
 def test_the_velocity_of_reflowed_pairs_is_their_mean_direction():
-    """Among 60,000 pairs with the opposite noise in the plane: those within 0.05 of a point, five standard errors."""
+    """Among 30,000 pairs with the opposite noise in the plane: those within 0.08 of a point, five standard errors."""
     images, t = exact_flow.scattered(0, 3), 0.4
     coupling = exact_flow.couplings(images)[OPPOSITE]
-    z, index = coupling.pairs(1, 60_000)
+    z, index = coupling.pairs(1, 30_000)
     x_t = interpolate(images[index], z, t)
     point = images.mean(dim=0, keepdim=True) * (1 - t)
-    near = (x_t - point).norm(dim=1) < 0.05
+    near = (x_t - point).norm(dim=1) < 0.08
     directions = (z - images[index])[near]
     error = directions.std(dim=0) / near.sum() ** 0.5
     found = coupling.velocity(x_t[near], t).mean(dim=0)

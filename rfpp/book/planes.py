@@ -1,4 +1,4 @@
-"""Pictures of flows in the plane whose paths are compared."""
+"""Pictures of exact flows: paths in the plane, and measurements beside the theory that predicts them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rfpp.book.plots import WIDTH
+
+THEORY = ": theory"
+"""How names of curves end that theory gives."""
 
 
 def paths(panels: Mapping[str, Tensor], data: Tensor) -> Figure:
@@ -25,4 +28,21 @@ def paths(panels: Mapping[str, Tensor], data: Tensor) -> Figure:
         axis.set(title=title, aspect="equal", xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def with_theory(panels: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Tensor | None]]], xlabel: str) -> Figure:
+    """A panel per quantity: ``(x, values, error)`` by name, dots in a band, and broken lines for names of theory."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), squeeze=False)
+    for axis, (quantity, curves) in zip(axes[0], panels.items(), strict=True):
+        measured = [name for name in curves if not name.endswith(THEORY)]
+        for name, colour in zip(measured, sns.color_palette(), strict=False):
+            x, values, error = curves[name]
+            axis.plot(x, values, "o", color=colour, markersize=4, label=name)
+            if error is not None:
+                axis.fill_between(x, values - error, values + error, color=colour, alpha=0.2, linewidth=0)
+            if name + THEORY in curves:
+                axis.plot(*curves[name + THEORY][:2], "--", color=colour, linewidth=1.2)
+        axis.set(xlabel=xlabel, ylabel=quantity)
+        axis.legend()
     return figure
