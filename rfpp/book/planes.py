@@ -18,7 +18,7 @@ THEORY = ": theory"
 
 def paths(panels: Mapping[str, Tensor], data: Tensor) -> Figure:
     """A panel per flow with its paths ``(T, N, 2)`` from noise, the first state, to ``data`` ``(K, 2)``."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.1), sharex=True, sharey=True, squeeze=False)
     blue, orange = sns.color_palette()[:2]
     for axis, (title, states) in zip(axes[0], panels.items(), strict=True):
         lines = states.transpose(0, 1)
@@ -45,4 +45,14 @@ def with_theory(panels: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Tensor |
                 axis.plot(*curves[name + THEORY][:2], "--", color=colour, linewidth=1.2)
         axis.set(xlabel=xlabel, ylabel=quantity)
         axis.legend()
+    return figure
+
+
+def legend_below(figure: Figure) -> Figure:
+    """The same figure with its first panel's legend, which names the curves of all, below the panels."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    for axis in figure.axes:
+        if (legend := axis.get_legend()) is not None:
+            legend.remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
