@@ -18,7 +18,7 @@ THEORY = ": theory"
 
 def paths(panels: Mapping[str, Tensor], data: Tensor) -> Figure:
     """A panel per flow with its paths ``(T, N, 2)`` from noise, the first state, to ``data`` ``(K, 2)``."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.1), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), sharex=True, sharey=True, squeeze=False)
     blue, orange = sns.color_palette()[:2]
     for axis, (title, states) in zip(axes[0], panels.items(), strict=True):
         lines = states.transpose(0, 1)
@@ -54,5 +54,6 @@ def legend_below(figure: Figure) -> Figure:
     for axis in figure.axes:
         if (legend := axis.get_legend()) is not None:
             legend.remove()
+    figure.set_figheight(figure.get_figheight() + 0.7)
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
