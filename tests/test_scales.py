@@ -299,7 +299,7 @@ def test_a_training_stopped_from_outside_says_so_and_goes_on(tmp_path, capsys, m
 
 AT_ONCE = {
     "cifar10": ["ablation", "samplers", "few_steps"],
-    "paper-cifar10": ["inversion", "costs"],
+    "paper-cifar10": ["inversion", "costs", "exact_flow"],
     "paper-afhq": ["intersections", "training"],
     "paper-imagenet64": ["timesteps", "try_your_own", "likelihood"],
 }
