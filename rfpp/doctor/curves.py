@@ -43,7 +43,7 @@ QUANTITIES = {
 }
 ALPHA = 1e-3
 """How often the next seed's number lies outside of its range, were the logarithms normal."""
-_TENTH, _SNAPSHOT_STEPS = 0.1, 36
+_TENTH, _TARGET_STEPS = 0.1, 36
 _SETTINGS = ("teacher", "start", "timesteps", "premetric", "batch_size")
 
 
@@ -55,14 +55,19 @@ def loss_at(history: engine.History, steps: int, fraction: float) -> float | Non
     return statistics.fmean(losses) if losses else None
 
 
-def targets(teacher: Any) -> Tensor:
-    """The teacher's images of the noises that pictures of trainings start from, ``(16, C, H, W)``."""
+def noises(teacher: Any) -> tuple[Tensor, Tensor | None]:
+    """The noises ``(16, C, H, W)`` and labels that pictures of trainings start from."""
     network = teacher.model
     z = pairs.noise(rng.derive(0, "snapshots"), range(16), (network.in_channels, *[network.img_resolution] * 2))
-    labels = labels_in_turn(len(z), network.label_dim)
+    return z, labels_in_turn(len(z), network.label_dim)
+
+
+def targets(teacher: Any) -> Tensor:
+    """The teacher's images of :func:`noises`, ``(16, C, H, W)``."""
+    z, labels = noises(teacher)
     place = next(teacher.parameters()).device
     labels = None if labels is None else labels.to(place)
-    return samplers.edm_sample(teacher, z.to(place), _SNAPSHOT_STEPS, labels=labels).clamp(-1, 1).cpu()
+    return samplers.edm_sample(teacher, z.to(place), _TARGET_STEPS, labels=labels).clamp(-1, 1).cpu()
 
 
 def picture_error(folder: Path, steps: int, fraction: float, images: Tensor) -> float | None:

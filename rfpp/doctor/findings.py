@@ -51,7 +51,7 @@ class Finding:
         if self.status == SKIPPED:
             return f"{head} {'':9} {self.reason}"
         said = f"{head} {self.value:<9.3g} expected {self.expected}: {self.what}"
-        return f"{said}; {self.remedy}" if self.status == FOUND else said
+        return f"{said}. To do: {self.remedy}" if self.status == FOUND else said
 
     def record(self) -> dict[str, Any]:
         """The line as a JSON value; ends of the range that are open, and numbers that are none, are ``None``."""

@@ -41,7 +41,8 @@ class Pairs:
     """Some rows of a set of pairs: ``x``, ``z`` ``(n, C, H, W)``, ``labels`` ``(n,)`` or ``None`` without ``classes``.
 
     ``total``: how many pairs the set has; ``num_steps``: of EDM's sampler, where it made the images; ``teacher``: whose
-    images these are, where it is at hand. Raises ``ValueError`` for tensors whose shapes do not fit.
+    images these are, where it is at hand; ``inverted``: whether ``z`` was made of ``x`` instead. Raises ``ValueError``
+    for tensors or a teacher that do not fit.
     """
 
     x: Tensor
@@ -51,6 +52,7 @@ class Pairs:
     total: int | None = None
     num_steps: int | None = None
     teacher: Any = None
+    inverted: bool = False
 
     def __post_init__(self) -> None:
         if self.x.ndim != 4 or not len(self.x) or self.x.shape != self.z.shape:
@@ -127,11 +129,16 @@ def of_dataset(dataset: PairDataset, rows: int = ROWS, teacher: Any = None) -> P
     index = json.loads((dataset.folder / pairs.INDEX).read_text())
     chosen = torch.randperm(len(dataset), generator=rng.generator(0, "doctor", "rows"))[:rows].sort().values
     x, z, labels = dataset.batch(chosen)
-    return Pairs(x, z, labels, dataset.classes, len(dataset), index.get("num_steps"), teacher)
+    return Pairs(
+        x, z, labels, dataset.classes, len(dataset), index.get("num_steps"), teacher, index.get("noise") == "stored"
+    )
 
 
 def of_file(path: Path, teacher: Any = None) -> Pairs:
-    """The pairs of a ``.safetensors`` file with ``x``, ``z`` and perhaps ``labels``; raises ``ValueError`` for others."""
+    """The pairs of a ``.safetensors`` file with ``x``, ``z`` and perhaps ``labels``.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` for a file of anything else.
+    """
     tensors, _ = read_safetensors(path)
     if not {"x", "z"} <= tensors.keys() <= {"x", "z", "labels"}:
         raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; {_EXPECTED}")
@@ -210,6 +217,7 @@ def of_training(
     if manifest and HISTORY not in damaged:
         history = engine.History(**json.loads((folder / HISTORY).read_text()))
     flow = checkpoints.load(folder / MODEL) if manifest and MODEL not in damaged else None
+    assert flow is None or isinstance(flow, RectifiedFlow)
     kind, key = inputs["pairs"]
     source, seen, others = folder.parents[1] / kind / key, None, None
     if (source / pairs.INDEX).is_file():

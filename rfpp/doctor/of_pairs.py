@@ -1,8 +1,8 @@
 """What can be wrong with pairs: each check's number has a known law where pairs are sound.
 
 ``z`` is standard normal and ``x`` is made of it. The checks of ``z`` are of one property each: where it is centred, how
-wide it is, its shape once both are set right, and whether its pixels know of each other. Of pairs alone one can tell
-whether their rows belong together, by the correlation of ``z`` with ``x``. Given ``x``, and were ``z`` independent of it,
+wide it is, its shape once both are set right, and whether its pixels know of each other. Whether rows belong together
+shows in the pairs alone, by the correlation of ``z`` with ``x``. Given ``x``, and were ``z`` independent of it,
 
     T = sum_i <z_i, x_i - mean x> / (sum_i ||x_i - mean x||^2)^(1/2)
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from scipy import stats
@@ -23,7 +24,7 @@ from rfpp import samplers
 from rfpp.doctor.findings import ALPHA, FOUND, Finding
 from rfpp.doctor.material import Pairs
 
-BLOCK = 64
+BLOCK = 32
 """Rows in a row whose partners are looked at together: so few that one lost image shows wherever it is missing."""
 FEWEST = 16
 """Pairs below which nothing can be said of partners."""
@@ -36,7 +37,7 @@ CELLS = 5
 
 
 def neighbours(images: Tensor) -> tuple[float, float]:
-    """The correlation of neighbouring pixels of ``(n, C, H, W)`` that is farthest from 0, and the bound for white noise.
+    """The correlation of neighbouring pixels of ``(n, C, H, W)`` that is farthest from 0, and white noise's bound.
 
     Neighbours lie beside each other, above each other, or in the next channel. Each pixel is centred and scaled first.
     The mean of ``m`` products of independent numbers of variance 1 is nearly normal with variance ``1 / m``.
@@ -69,26 +70,28 @@ def _swapped(x: Tensor, z: Tensor) -> Finding:
     return Finding("swapped", what, "exchange x and z: x is the image, z the noise", float(is_swapped), 0, 0, ALPHA)
 
 
-def _noise(z: Tensor) -> Iterator[Finding]:
+def _noise(z: Tensor, inverted: bool) -> Iterator[Finding]:
     """Mean, variance, norms, neighbours and repetitions of noise ``(n, C, H, W)``."""
-    remedy = "draw z from a standard normal distribution"
+    remedy = "invert with more evaluations or a better teacher" if inverted else "draw z from a standard normal law"
     n, flat = len(z), z.flatten(1).double()
     d = flat.shape[1]
     if n > 1:
         mean = flat.mean(dim=0)
-        centred = flat - mean
-        freedom = (n - 1) * d
+        centred, freedom = flat - mean, (n - 1) * d
         variance = float(centred.square().sum()) / freedom
         limit = math.sqrt(stats.f.isf(ALPHA, d, freedom) * variance / n)
-        what = "root mean square, over pixels, of the noise's means"
-        yield Finding("noise mean", what, f"{remedy}: it has an offset", float(mean.square().mean().sqrt()), 0, limit, ALPHA)
+        value, what = float(mean.square().mean().sqrt()), "root mean square of the pixels' means"
+        yield Finding("noise mean", what, f"{remedy}, without an offset", value, 0, limit, ALPHA)
         low, high = (stats.chi2.ppf(p, freedom) / freedom for p in (ALPHA / 2, 1 - ALPHA / 2))
-        yield Finding("noise variance", "variance around the means", f"{remedy}: divide by {math.sqrt(variance):.3g}",
-                      variance, low, high, ALPHA)  # fmt: skip
+        wide = f"{remedy}; z is {math.sqrt(variance):.3g} times as wide"
+        yield Finding("noise variance", "variance around the pixels' means", wide, variance, low, high, ALPHA)
         norms = (centred / math.sqrt(variance * (1 - 1 / n))).norm(dim=1).numpy()
-        distance = float(stats.kstest(norms, stats.chi(d).cdf).statistic)
-        what = "Kolmogorov distance of the norms, once centred and scaled, to the chi law"
-        yield Finding("noise norms", what, f"{remedy}: its shape is another", distance, 0, stats.kstwo.isf(ALPHA, n), ALPHA)
+        value, what = (
+            float(stats.kstest(norms, stats.chi(d).cdf).statistic),
+            "Kolmogorov distance of norms to chi's law",
+        )
+        limit = float(stats.kstwo.isf(ALPHA, n))
+        yield Finding("noise norms", what, f"{remedy}; the shape of z is another", value, 0, limit, ALPHA)
         value, bound = neighbours(z)
         what = "correlation of neighbouring pixels that is farthest from 0"
         yield Finding("noise correlation", what, f"{remedy}, each pixel by itself", value, -bound, bound, ALPHA)
@@ -107,7 +110,9 @@ def _images(x: Tensor) -> Iterator[Finding]:
         what = "least pixel; images in [0, 1] have none below 0"
         yield Finding("pixel range", what, "scale pixels by 2 x - 1", low, -1, -1e-3)
     constant = int((x.flatten(1).amax(dim=1) == x.flatten(1).amin(dim=1)).sum())
-    yield Finding("constant images", "images of one value", "make these pairs again: the sampler failed", constant, 0, 0)
+    yield Finding(
+        "constant images", "images of one value", "make these pairs again: the sampler failed", constant, 0, 0
+    )
 
 
 def alignment(x: Tensor, z: Tensor) -> float:
@@ -121,7 +126,7 @@ def alignment(x: Tensor, z: Tensor) -> float:
 def _aligned(x: Tensor, z: Tensor) -> Finding:
     if len(x) < FEWEST:
         return Finding("alignment", "", reason=f"needs {FEWEST} pairs")
-    what = f"least correlation of z with x over blocks of {BLOCK} rows, N(0, 1) if rows do not belong together"
+    what = f"least correlation of z with x in {BLOCK} rows, in units of its deviation were they unrelated"
     remedy = "find where rows were shuffled, lost or shifted; row i of z must be the noise of row i of x"
     return Finding("alignment", what, remedy, alignment(x, z), float(stats.norm.isf(ALPHA)))
 
@@ -170,15 +175,12 @@ def examine(pairs: Pairs) -> list[Finding]:
         rest = ("noise", "pixel range", "constant images", "alignment", "teacher error")
         found += [Finding(check, "", reason="after x and z are exchanged") for check in rest]
     else:
-        found += [*_noise(z), *_images(x), _aligned(x, z)]
+        found += [*_noise(z, pairs.inverted), *_images(x), _aligned(x, z)]
     if pairs.classes and labels is not None:
         found += _labels(labels, pairs.classes)
     if not any(finding.check == "teacher error" for finding in found):
-        named = next((each.check for each in found if each.status == FOUND and each.check in _BEFORE), None)
-        kept = Pairs(x, z, labels, pairs.classes, pairs.total, pairs.num_steps, pairs.teacher)
-        found.append(Finding("teacher error", "", reason=f"after {named} is repaired") if named else _teacher(kept))
+        first = next((each.check for each in found if each.status == FOUND and each.check != "class balance"), None)
+        kept = replace(pairs, x=x, z=z, labels=labels)
+        # Of other findings a distance to the teacher's images would only be another sign.
+        found.append(Finding("teacher error", "", reason=f"after {first} is repaired") if first else _teacher(kept))
     return found
-
-
-_BEFORE = ("alignment", "labels", "pixel range", "noise mean", "noise variance")
-"""Findings of which a distance to the teacher's images would only be another sign."""
