@@ -147,8 +147,8 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     """Examine a place, or a training of a preset; 1 when something is found."""
-    if arguments.place is not None and (arguments.config, arguments.seed) != (None, None):
-        raise ValueError(f"{arguments.place} and --config or --seed both say what to examine; leave one out")
+    if arguments.place is not None and (arguments.config, arguments.seed, arguments.set) != (None, None, []):
+        raise ValueError(f"{arguments.place} and --config, --seed or --set both say what to examine; leave one out")
     if arguments.place is None and arguments.teacher is not None:
         raise ValueError("--teacher belongs to a place with pairs; a training names its own")
     checks.at_least("rows", arguments.rows, 1)
@@ -275,6 +275,21 @@ def _add_sampler(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_doctor(command: Callable[..., Any], model: Callable[..., None]) -> None:
+    """The commands that examine what is there, and that keep what others are compared with."""
+    sub = command("doctor", _doctor, "examine pairs or a training: what may be wrong with a reflow, and what to do")
+    model(sub, seeds="the preset's first")
+    sub.add_argument("place", nargs="?", type=Path, help="pairs, or a step of the store; else a training by --config")
+    sub.add_argument("--teacher", help="with pairs: the denoiser that made them, a file or the name of a shipped one")
+    sub.add_argument("--rows", type=int, default=4096, help="pairs that are read, of a set that has more")
+    sub.add_argument("--json", action="store_true", help="print records instead of lines")
+    sub.set_defaults(config=None)
+    sub = command("curves", _curves, "keep what trainings are worth on the way, for doctor to compare others with")
+    model(sub, many=True)
+    _add_jobs(sub)
+    sub.set_defaults(config=["A", "F"])
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(prog="python -m rfpp", description="2-rectified flow++ at any scale.")
@@ -326,18 +341,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
     sub.add_argument("--repeats", type=int, default=5, help="steps that are timed")
     sub.add_argument("--no-measuring", action="store_true", help="do not time anything")
-    text = "examine pairs or a training: what may be wrong with a reflow, and what to do"
-    sub = command("doctor", _doctor, text)
-    model(sub, seeds="the preset's first")
-    sub.add_argument("place", nargs="?", type=Path, help="pairs, or a step of the store; else a training by --config")
-    sub.add_argument("--teacher", help="with pairs: the denoiser that made them, a file or the name of a shipped one")
-    sub.add_argument("--rows", type=int, default=4096, help="pairs that are read, of a set that has more")
-    sub.add_argument("--json", action="store_true", help="print records instead of lines")
-    sub.set_defaults(config=None)
-    sub = command("curves", _curves, "keep what trainings are worth on the way, for doctor to compare others with")
-    model(sub, many=True)
-    _add_jobs(sub)
-    sub.set_defaults(config=["A", "F"])
+    _add_doctor(command, model)
     _add_imports(commands)
     return top
 

@@ -461,7 +461,7 @@ def test_released_archives_are_read(tmp_path, capsys):
         ("{pairs} --teacher digits-classifier", "teacher='digits-classifier' is a Classifier; a denoiser is needed"),
         ("{colour} --teacher digits-teacher", "the teacher makes images of (1, 8, 8) with classes, the pairs have"),
         ("{pairs} --rows 0", "rows=0 is too small"),
-        ("{pairs} --config F", "--config or --seed both say what to examine"),
+        ("{pairs} --config F", "--config, --seed or --set both say what to examine"),
         ("{evaluation}", "='evaluation' is unknown; allowed: 'pairs'"),
         ("--preset smoke --config H", "config='H' is unknown"),
         ("--preset smoke --config A --seed 7", "config='A', seed=7 was not trained"),
