@@ -34,13 +34,16 @@ from rfpp.pipeline.sampling import labels_in_turn
 from rfpp.pipeline.store import provenance
 
 FILE = Path("book") / "data" / "curves.json"
+"""Where the curves are kept, in a checkout."""
 FRACTIONS = (0.1, 0.3, 1.0)
+"""Of a training's steps."""
 QUANTITIES = {
     "loss": "loss of the tenth that ends there",
     "pictures": "one-step error of 16 pictures",
     "pair_error": "one-step error of held-out pairs",
     "frechet": "one-step Fréchet distance",
 }
+"""What is measured at each of them, in words by its name."""
 ALPHA = 1e-3
 """How often the next seed's number lies outside of its range, were the logarithms normal."""
 _TENTH, _TARGET_STEPS = 0.1, 36
