@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from rfpp.experiment import Experiment
 
 _SHOWN = ("loss", "pictures", "pair_error", "frechet")
 _TOO_WIDE = 1.1
+_PAGE, _INDENT = 80, 26
+"""Characters of a line that fit on the page, and where what a line goes on with begins."""
 
 
 def damaged(x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +34,10 @@ def damaged(x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _said(command: str, title: str, material: Pairs) -> str:
-    lines = doctor.report(title, doctor.examine(material))
+    lines = chain.from_iterable(
+        textwrap.wrap(line, _PAGE, subsequent_indent=" " * _INDENT)
+        for line in doctor.report(title, doctor.examine(material))
+    )
     return "\n".join(["```text", f"$ {command}", *lines, "```", ""])
 
 

@@ -110,6 +110,9 @@ def course(training: Training, known: Mapping[str, Any]) -> Iterator[Finding]:
             if training.flow is not None and training.held_out is not None:
                 own["pair_error"] = float(one_step_errors(training.flow, training.held_out).mean())
             own["frechet"] = training.frechet
+            if training.flow is not None and training.frechet is None:
+                how = "python -m rfpp evaluate grades it; then examine it by --preset, --config and --seed"
+                yield Finding("on course", "", reason=f"the Fréchet distance is not at hand: {how}")
         for quantity, value in own.items():
             limits = curves.expected(values[quantity][place])
             if value is not None and limits is not None:
