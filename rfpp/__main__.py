@@ -177,8 +177,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _curves(arguments: argparse.Namespace) -> None:
     from rfpp.doctor import curves
 
-    experiment = _experiment(arguments)
-    _say(str(curves.make(experiment, arguments.config, None if arguments.seed is None else [arguments.seed])))
+    _say(str(curves.make(_experiment(arguments), arguments.config)))
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -285,9 +284,8 @@ def _add_doctor(command: Callable[..., Any], model: Callable[..., None]) -> None
     sub.add_argument("--json", action="store_true", help="print records instead of lines")
     sub.set_defaults(config=None)
     sub = command("curves", _curves, "keep what trainings are worth on the way, for doctor to compare others with")
-    model(sub, many=True)
+    sub.add_argument("--config", nargs="+", default=["A", "F"], help="A and F of Table 1 by default")
     _add_jobs(sub)
-    sub.set_defaults(config=["A", "F"])
 
 
 def parser() -> argparse.ArgumentParser:

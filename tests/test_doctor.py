@@ -331,6 +331,11 @@ def test_curves_have_all_that_was_kept(experiment, known):
     assert [at[1] for at in values["loss"]] == [history.losses[0], history.losses[2], history.losses[9]]
 
 
+def test_curves_of_too_few_seeds_are_refused(capsys):
+    assert cli.main(["curves", "--preset", "smoke"]) == 2
+    assert "seeds=[0, 1] are too few for a range; at least 3 are needed" in capsys.readouterr().err
+
+
 def test_a_checkpoint_is_graded_as_a_finished_flow(experiment):
     """The last one holds the flow that the store has the grades of."""
     folder, flow = experiment.flow_file("F", 0).parent, experiment.flow("F", 0)

@@ -34,10 +34,8 @@ def damaged(x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _said(command: str, title: str, material: Pairs) -> str:
-    lines = chain.from_iterable(
-        textwrap.wrap(line, _PAGE, subsequent_indent=" " * _INDENT)
-        for line in doctor.report(title, doctor.examine(material))
-    )
+    said = doctor.report(title, doctor.examine(material))
+    lines = chain.from_iterable(textwrap.wrap(line, _PAGE, subsequent_indent=" " * _INDENT) for line in said)
     return "\n".join(["```text", f"$ {command}", *lines, "```", ""])
 
 

@@ -46,6 +46,8 @@ QUANTITIES = {
 """What is measured at each of them, in words by its name."""
 ALPHA = 1e-3
 """How often the next seed's number lies outside of its range, were the logarithms normal."""
+FEWEST = 3
+"""Seeds below which no range is given."""
 _TENTH, _TARGET_STEPS = 0.1, 36
 _SETTINGS = ("teacher", "start", "timesteps", "premetric", "batch_size")
 
@@ -139,9 +141,11 @@ def measure(experiment: Experiment, config: str, seed: int, images: Tensor) -> d
 def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Sequence[int] | None = None) -> Path:
     """Take the curves of an experiment's trainings into :data:`FILE`, in place of its preset's, and return the file.
 
-    Raises ``FileNotFoundError`` outside a checkout.
+    Raises ``FileNotFoundError`` outside a checkout, and ``ValueError`` for too few seeds.
     """
     path, seeds = paths.repository() / FILE, list(seeds or experiment.preset.seeds)
+    if len(seeds) < FEWEST:
+        raise ValueError(f"seeds={seeds} are too few for a range; at least {FEWEST} are needed: set seeds to more")
     kept = json.loads(path.read_text()) if path.is_file() else {}
     made, images = {}, targets(experiment.teacher)
     for config in configs:
@@ -175,7 +179,7 @@ def read() -> dict[str, Any]:
 def expected(values: Sequence[float | None], alpha: float = ALPHA) -> tuple[float, float] | None:
     """The range for one more seed; ``None`` for fewer than three values."""
     logs = [math.log(value) for value in values if value is not None]
-    if len(logs) < 3:
+    if len(logs) < FEWEST:
         return None
     half = stats.t.isf(alpha / 2, len(logs) - 1) * statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs))
     return math.exp(statistics.fmean(logs) - half), math.exp(statistics.fmean(logs) + half)
