@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -146,6 +147,41 @@ def _status(arguments: argparse.Namespace) -> None:
     )
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Examine a place, or a training of a preset; 1 when something is found."""
+    if arguments.place is not None and (arguments.config, arguments.seed, arguments.set) != (None, None, []):
+        raise ValueError(f"{arguments.place} and --config, --seed or --set both say what to examine; leave one out")
+    if arguments.place is None and arguments.teacher is not None:
+        raise ValueError("--teacher belongs to a place with pairs; a training names its own")
+    checks.at_least("rows", arguments.rows, 1)
+    from rfpp import doctor, pairs
+
+    title = str(arguments.place)
+    try:
+        if arguments.place is not None:
+            material: Any = doctor.read(arguments.place, arguments.teacher, arguments.rows)
+        else:
+            config, seed = arguments.config or "F", arguments.seed
+            experiment = _experiment(arguments)
+            seed = experiment.preset.seeds[0] if seed is None else seed
+            title = f"{config}, seed {seed}, of {experiment.preset.name}"
+            material = doctor.of_experiment(experiment, config, seed, arguments.rows)
+        title, findings = f"{title}: {material}", doctor.examine(material)
+    except pairs.Damaged as error:
+        findings = [doctor.damage(error)]
+    if arguments.json:
+        print(json.dumps([finding.record() for finding in findings], indent=1))
+    else:
+        print("\n".join(doctor.report(title, findings)))
+    return 0 if doctor.is_sound(findings) else 1
+
+
+def _curves(arguments: argparse.Namespace) -> None:
+    from rfpp.doctor import curves
+
+    _say(str(curves.make(_experiment(arguments), arguments.config)))
+
+
 def _import(arguments: argparse.Namespace) -> None:
     source = arguments.source
     is_url = downloads.is_address(source)
@@ -240,12 +276,26 @@ def _add_sampler(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_doctor(command: Callable[..., Any], model: Callable[..., None]) -> None:
+    """The commands that examine what is there, and that keep what others are compared with."""
+    sub = command("doctor", _doctor, "examine pairs or a training: what may be wrong with a reflow, and what to do")
+    model(sub, seeds="the preset's first")
+    sub.add_argument("place", nargs="?", type=Path, help="pairs, or a step of the store; else a training by --config")
+    sub.add_argument("--teacher", help="with pairs: the denoiser that made them, a file or the name of a shipped one")
+    sub.add_argument("--rows", type=int, default=4096, help="pairs that are read, of a set that has more")
+    sub.add_argument("--json", action="store_true", help="print records instead of lines")
+    sub.set_defaults(config=None)
+    sub = command("curves", _curves, "keep what trainings are worth on the way, for doctor to compare others with")
+    sub.add_argument("--config", nargs="+", default=["A", "F"], help="A and F of Table 1 by default")
+    _add_jobs(sub)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(prog="python -m rfpp", description="2-rectified flow++ at any scale.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[argparse.Namespace], None], text: str, settings: bool = True) -> Any:
+    def command(name: str, function: Callable[[argparse.Namespace], Any], text: str, settings: bool = True) -> Any:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(function=function)
         sub.add_argument(
@@ -293,6 +343,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
     sub.add_argument("--repeats", type=int, default=5, help="steps that are timed")
     sub.add_argument("--no-measuring", action="store_true", help="do not time anything")
+    _add_doctor(command, model)
     _add_imports(commands)
     return top
 
@@ -308,14 +359,16 @@ def _at_once(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; bad input ends with one line on stderr and status 2.
+    """Run a command and return its status: 0, or 1 where an examination found something.
+
+    Bad input ends with one line on stderr and status 2.
 
     Ctrl-C and SIGTERM end it with status 75: the same command goes on from there.
     """
     arguments = parser().parse_args(argv)
     try:
         with processes.terminable():
-            arguments.function(arguments)
+            status = arguments.function(arguments)
     except torch.OutOfMemoryError as error:
         print(f"error: {error}\na smaller {_at_once(error)} takes less memory", file=sys.stderr)
         return 2
@@ -325,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "interrupted; finished steps are kept, run the same command to go on", file=sys.stderr)
         return processes.Stopped.EXIT
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

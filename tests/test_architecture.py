@@ -17,7 +17,7 @@ LAYERS = (
     {"presets", "training", "arena"},
     {"pipeline"},
     {"experiment"},
-    {"studies"},
+    {"doctor", "studies"},
     {"claims"},
     {"book"},
     {"__main__"},

@@ -249,7 +249,15 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     """Write the pages that are made from what was run: chapters, the results, and the first page's result."""
     import nbformat
 
-    from rfpp.book import benchmarks, live, pages, results, sizes, status  # import all that a record may depend on
+    from rfpp.book import (
+        benchmarks,
+        doctor,
+        live,
+        pages,
+        results,
+        sizes,
+        status,
+    )  # import all that a record may depend on
     from rfpp.claims import ledger
     from rfpp.claims.records import scales
     from rfpp.experiment import Experiment
@@ -270,7 +278,9 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     (source / "book" / "status.md").write_text(status.page(name, run_folder, list(executed.values())))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
     benchmarks.write(source / "book")
-    live.write(Experiment(preset), source / "book")
+    experiment = Experiment(preset)
+    doctor.write(experiment, source / "book")
+    live.write(experiment, source / "book")
 
 
 def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO = sys.stderr) -> Path:
