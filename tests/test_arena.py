@@ -20,7 +20,7 @@ from rfpp.arena.simple_reflow import TOWARDS_NOISE, sharpened
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser, VPPrecond, expand
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow, interpolate
-from rfpp.pipeline.generators import Leaps
+from rfpp.pipeline.generators import Leaps, Renoised, signed_permutation
 from rfpp.pipeline.plan import Plan
 from rfpp.premetrics import pseudo_huber, squared_l2
 from rfpp.presets import load
@@ -170,6 +170,24 @@ def test_noise_levels_come_closer_from_stage_to_stage():
     found = torch.stack([consistency.earlier(sigma, stage) for stage in range(1, 9)])
     assert (found.diff(dim=0) >= 0).all() and (found < sigma).all() and found[0, 0] == 0
     assert torch.allclose(found[:, 3], 80 * (1 - 2.0 ** -torch.arange(1, 9).double()), rtol=1e-9)
+
+
+def test_ends_that_are_right_stay_right_however_often_noise_is_mixed_in():
+    """With one image as the data, every prediction is that image."""
+    image = randn(1, 1, 2, 2)
+    flow = RectifiedFlow(GaussianMixtureDenoiser(image))
+    found = [Renoised(nfe, 80 / 81)(flow, randn(5, 1, 2, 2)) for nfe in (1, 2, 4)]
+    assert all(torch.allclose(each, image.expand(5, 1, 2, 2), atol=1e-5) for each in found)
+
+
+def test_signed_permutations_are_fresh_noise_for_every_row():
+    """Norms stay; the mean product with the first noise is within 5 standard errors of 0 where an entry moved."""
+    z = torch.randn(2000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    moved = signed_permutation(z, 0)
+    assert torch.allclose(moved.flatten(1).norm(dim=1), z.flatten(1).norm(dim=1), rtol=1e-5)
+    assert torch.equal(signed_permutation(z[5:7], 0), moved[5:7]) and not torch.equal(signed_permutation(z, 1), moved)
+    products = (moved * z).flatten(1).mean(dim=0)
+    assert int((products.abs() > 5 / 2000**0.5).sum()) <= 3  # entries that stay where they are
 
 
 # The second time

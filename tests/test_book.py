@@ -153,6 +153,8 @@ FEWER = {
 """What makes the longest notebooks shorter, and leaves no claim out."""
 
 
+@pytest.mark.every_scale
+@pytest.mark.xdist_group("smoke")
 @pytest.mark.parametrize("path", book.notebooks(), ids=lambda path: path.stem)
 def test_a_notebook_of_the_book_runs_at_smoke_scale(path, shared_runs):
     """The whole story on a handful of pairs: no error, no warning in an output, a record for each claim of its own."""

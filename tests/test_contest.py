@@ -52,7 +52,10 @@ def test_shares_are_paired_by_seed():
     found = arena.Arena({"a": {1: graded(2.0, 4.0, 8.0)}, "b": {1: graded(1.0, 3.0, 10.0)}}, [0, 1, 2])
     assert found.removed("a", "b") == [0.5, 0.25, -0.25]
     assert found.against_itself("a") == [-1.0, -1.0, 0.75]
-    assert found.curves()["b"] == {1: [1.0, 3.0, 10.0]} and found.values(1)["a"] == [2.0, 4.0, 8.0]
+    assert found.values(1)["a"] == [2.0, 4.0, 8.0] and found.families() == {}
+    shown = arena.Arena({"F": {1: graded(1.0), 2: graded(0.5)}, "cd": {1: graded(3.0), 2: graded(4.0)}}, [0]).families()
+    assert shown == {"the paper's": {"F": {1: [1.0], 2: [0.5]}},
+                     "others": {"F": {1: [1.0], 2: [0.5]}, "cd": {1: [3.0], 2: [4.0]}}}  # fmt: skip
 
 
 def test_those_who_are_entered_are_known(experiment):

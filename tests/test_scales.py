@@ -297,20 +297,14 @@ def test_a_training_stopped_from_outside_says_so_and_goes_on(tmp_path, capsys, m
 # The notebooks
 
 
-AT_ONCE = {
-    "cifar10": ["ablation", "samplers", "few_steps"],
-    "paper-cifar10": ["inversion", "costs", "exact_flow"],
-    "paper-afhq": ["intersections", "training"],
-    "paper-imagenet64": ["timesteps", "try_your_own", "likelihood"],
-}
-"""What ``make test`` runs: each notebook once, each kind of preset twice. ``make scales`` runs all there is."""
+KINDS = ("cifar10", "paper-cifar10", "paper-afhq", "paper-imagenet64")
+"""Each kind of preset: with classes and without, trained and published teachers, small and standard networks."""
 EVERY = [
-    pytest.param(
-        name, slug, marks=[pytest.mark.xdist_group(name), *([] if slug in some else [pytest.mark.every_scale])]
-    )
-    for name, some in AT_ONCE.items()
+    pytest.param(name, slug, marks=[pytest.mark.xdist_group(name), pytest.mark.every_scale])
+    for name in KINDS
     for slug in LIGHT
 ]
+"""What ``make scales`` runs. ``make test`` runs every notebook at the default preset, and compares its outputs."""
 
 
 @pytest.fixture(scope="module")

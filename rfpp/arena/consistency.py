@@ -35,7 +35,7 @@ class Consistency(Method):
     distilled: bool = False
     stages: int = 8
 
-    update: ClassVar[str] = "straight"
+    predicts_ends: ClassVar[bool] = True
     first: ClassVar[float | None] = 80 / 81  # EDM's highest noise level, 80
 
     def __post_init__(self) -> None:

@@ -38,8 +38,8 @@ class Method(ABC):
 
     two_times: ClassVar[bool] = False
     """Whether the network is given a second time."""
-    update: ClassVar[str] = "standard"
-    """How several steps sample: as :mod:`rfpp.samplers` has it."""
+    predicts_ends: ClassVar[bool] = False
+    """Whether it learns where a path ends, and no velocity: several steps then mix noise in again."""
     first: ClassVar[float | None] = None
     """Where sampling starts; as the preset says when ``None``."""
     label = property(lambda self: self.summary)

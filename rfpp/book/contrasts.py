@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
-from rfpp.book.plots import WIDTH
+from rfpp.book.plots import WIDTH, strip_height
 from rfpp.studies.solvers import Walk
 
 _MARKERS = "osD^vPX"
@@ -72,7 +72,7 @@ def differences(rows: Mapping[str, Tensor], reference: Tensor) -> Figure:
 
     Red has more than the reference, which is more ink in grey images, blue less; 1 is the whole range of values.
     """
-    figure, axes = plt.subplots(len(rows), 1, figsize=(WIDTH, 0.72 * len(rows) + 0.5), squeeze=False)
+    figure, axes = plt.subplots(len(rows), 1, figsize=(WIDTH, strip_height(rows) * len(rows) + 0.6), squeeze=False)
     shown: Any = None
     for axis, (name, images) in zip(axes[:, 0], rows.items(), strict=True):
         gaps = (images - reference).mean(dim=1).cpu() / 2

@@ -66,9 +66,15 @@ def _strip(axes: Axes, images: Tensor) -> None:
     sns.despine(ax=axes, left=True, bottom=True)
 
 
+def strip_height(rows: Mapping[str, Tensor]) -> float:
+    """Inches that leave no more than a margin around strips of images, beside their names."""
+    beside = 0.35 + 0.075 * max(map(len, rows))
+    return max(0.3, max((WIDTH - beside) / len(each) * each.shape[2] / each.shape[3] for each in rows.values()) + 0.06)
+
+
 def image_rows(rows: Mapping[str, Tensor]) -> Figure:
     """One strip of images ``(N, C, H, W)`` per named row."""
-    figure, axes = plt.subplots(len(rows), 1, figsize=(WIDTH, 0.72 * len(rows) + 0.1), squeeze=False)
+    figure, axes = plt.subplots(len(rows), 1, figsize=(WIDTH, strip_height(rows) * len(rows) + 0.1), squeeze=False)
     for axis, (name, images) in zip(axes[:, 0], rows.items(), strict=True):
         _strip(axis, images)
         axis.set_ylabel(name, rotation=0, ha="right", va="center")

@@ -27,7 +27,7 @@ from rfpp.base import files, paths, rng
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics import frechet_distance
-from rfpp.pipeline.flows import TrainFlow, snapshots
+from rfpp.pipeline.flows import snapshots
 from rfpp.pipeline.grades import moments
 from rfpp.pipeline.networks import STATES
 from rfpp.pipeline.sampling import labels_in_turn
@@ -150,7 +150,7 @@ def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Seq
     made, images = {}, targets(experiment.teacher)
     for config in configs:
         experiment.train([config], seeds)
-        steps: list[TrainFlow] = [experiment.plan.flow(config, seed) for seed in seeds]
+        steps = [experiment.plan.flow(config, seed) for seed in seeds]
         measured = [measure(experiment, config, seed, images) for seed in seeds]
         made[config] = {
             "settings": settings(steps[0].inputs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from rfpp import checkpoints, engine, training
 from rfpp.arena import Method, average
-from rfpp.base import processes
+from rfpp.base import processes, rng
 from rfpp.engine import Optimisation
-from rfpp.flow import T_MAX, RectifiedFlow
+from rfpp.flow import T_MAX, RectifiedFlow, interpolate
 from rfpp.pairs import PairDataset
 from rfpp.pipeline.digests import presentation
 from rfpp.pipeline.flows import MakePairs
@@ -98,9 +99,61 @@ class Leaps:
             raise ValueError(
                 f"flow={type(flow).__name__} has no second time; rfpp.pipeline.sampling.Sampler samples it"
             )
-        place, times = next(flow.parameters()).device, generation_times(self.nfe, self.first_time)
-        images = []
-        for rows in torch.arange(len(z)).split(self.batch_size):
-            chosen = None if labels is None else labels[rows].to(place)
-            images.append(average.leap(flow, z[rows].to(place), times, chosen).to(z.device))
-        return torch.cat(images)
+        times = generation_times(self.nfe, self.first_time)
+
+        def make(z: Tensor, labels: Tensor | None) -> Tensor:
+            return average.leap(flow, z, times, labels)
+
+        return _in_batches(make, flow, z, labels, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """Sampling with predicted ends: each is mixed with noise of its own for the next of ``nfe`` uniform times.
+
+    That noise is the first one's with its entries in another order and some signs turned, so that an image depends on
+    its own noise alone. Signed permutations of standard normal noise are standard normal.
+    """
+
+    nfe: int = 1
+    first_time: float = T_MAX
+    batch_size: int = field(default=500, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        generation_times(self.nfe, self.first_time)  # complains
+
+    def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images of noise ``z`` ``(N, ...)`` in batches, on the device of ``z``."""
+        times = generation_times(self.nfe, self.first_time)[:-1].tolist()
+
+        @torch.no_grad()
+        def make(z: Tensor, labels: Tensor | None) -> Tensor:
+            x = flow.x_prediction(times[0] * z, times[0], labels)
+            for number, t in enumerate(times[1:]):
+                x = flow.x_prediction(interpolate(x, signed_permutation(z, number), t), t, labels)
+            return x
+
+        return _in_batches(make, flow, z, labels, self.batch_size)
+
+
+def signed_permutation(z: Tensor, number: int) -> Tensor:
+    """Noise ``(N, ...)`` with the entries of each row in another order and half of the signs turned, one of many."""
+    generator, flat = rng.generator(number, "signed permutation"), z.flatten(1)
+    order = torch.randperm(flat.shape[1], generator=generator)
+    signs = 2.0 * torch.randint(2, (flat.shape[1],), generator=generator) - 1
+    return (flat[:, order.to(z.device)] * signs.to(z)).reshape(z.shape)
+
+
+def _in_batches(
+    make: Callable[[Tensor, Tensor | None], Tensor],
+    flow: RectifiedFlow,
+    z: Tensor,
+    labels: Tensor | None,
+    batch_size: int,
+) -> Tensor:
+    """``make`` of noise and labels, on the flow's device, and back on that of the noise."""
+    place, images = next((parameter.device for parameter in flow.parameters()), z.device), []
+    for rows in torch.arange(len(z)).split(batch_size):
+        chosen = None if labels is None else labels[rows].to(place)
+        images.append(make(z[rows].to(place), chosen).to(z.device))
+    return torch.cat(images)

@@ -15,7 +15,7 @@ from rfpp.configurations import CONFIGURATIONS, TEACHER, Configuration, check, c
 from rfpp.data import Dataset
 from rfpp.engine import Optimisation
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
-from rfpp.pipeline.generators import Leaps, TrainGenerator
+from rfpp.pipeline.generators import Leaps, Renoised, TrainGenerator
 from rfpp.pipeline.grades import DrawSamples, GradeFlow, MeasureReference
 from rfpp.pipeline.identities import identity
 from rfpp.pipeline.networks import (
@@ -246,7 +246,9 @@ class Plan:
         first, at_once = found.first or self.preset.evaluation.first_time, self.preset.pairs.batch_size
         if found.two_times:
             return Leaps(nfe, first, at_once)
-        return Sampler(nfe, update=found.update, first_time=first, batch_size=at_once)
+        return (
+            Renoised(nfe, first, at_once) if found.predicts_ends else Sampler(nfe, first_time=first, batch_size=at_once)
+        )
 
     def noise_seed(self, seed: int, draw: int = 0) -> int:
         """Of the noise that a training seed's samples are made of; ``draw``: 0, or another one for comparison."""

@@ -7,13 +7,13 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from rfpp.arena import METHODS, PLAIN, SIMPLE_REFLOW, Method, find
-from rfpp.configurations import ALL
+from rfpp.configurations import ALL, Configuration
 from rfpp.experiment import Config, Experiment
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.generators import TrainGenerator
@@ -26,6 +26,14 @@ FINE_TUNED = 0.25
 """The share of the budget that G spends on real images."""
 BASELINE = "B"
 """Reflow with the squared distance and uniform times, from the teacher's weights: what Simple ReFlow changes."""
+
+
+FAMILIES = {
+    "the paper's": ("A", "B", "C", "F", "F in time", "G"),
+    "Simple ReFlow's": ("B", "levelled", "towards-noise", "sharp", "simple-reflow"),
+    "others": ("F", "meanflow", "meanflow-pairs", "shortcut", "shortcut-pairs", "ct", "cd"),
+}
+"""Contenders that are shown together, with one of another family to compare with."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,6 @@ def check(names: object, experiment: Experiment) -> list[str]:
     return [name for name in known if not names or name in names]
 
 
-def judged(claims: Iterable[tuple[str, str]], names: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of contenders that are compared, without those of which one is left out."""
-    return [pair for pair in claims if set(pair) <= set(names)]
-
-
 @dataclass(frozen=True)
 class Arena:
     """Evaluations by contender and NFE, one for each of ``seeds``."""
@@ -107,12 +110,13 @@ class Arena:
         runs = self.values(nfe)[name]
         return [1 - b / a for a, b in zip(runs, [*runs[1:], runs[0]], strict=True)]
 
-    def curves(self, quantity: str = "frechet") -> dict[str, dict[int, list[float]]]:
-        """A quantity by contender and NFE, one value for each seed."""
-        return {
-            name: {nfe: [getattr(run, quantity) for run in each] for nfe, each in runs.items()}
-            for name, runs in self.graded.items()
+    def families(self) -> dict[str, dict[str, dict[int, list[float]]]]:
+        """Fréchet distances by family, contender and NFE, one value for each seed, without families that are empty."""
+        curves = {
+            name: {n: [run.frechet for run in each] for n, each in runs.items()} for name, runs in self.graded.items()
         }
+        found = {family: {name: curves[name] for name in some if name in curves} for family, some in FAMILIES.items()}
+        return {family: some for family, some in found.items() if some}
 
 
 def compete(experiment: Experiment, names: Sequence[str], evaluations: Sequence[int], seeds: Sequence[int]) -> Arena:
@@ -131,15 +135,12 @@ def compete(experiment: Experiment, names: Sequence[str], evaluations: Sequence[
     return Arena(graded, seeds)
 
 
-COLUMNS = ("", "trains on", "passes a row", "steps", "passes", "seconds")
-"""Headings of the table of what each contender spends."""
+COLUMNS = ("", "trains on", "passes a row", "steps", "passes", "with LPIPS")
+"""Headings of the table of what each contender spends; the last is in passes of the time that they take."""
 
 
 def spending(experiment: Experiment, names: Sequence[str], seeds: Sequence[int]) -> list[tuple[object, ...]]:
-    """A row for each contender, as :data:`COLUMNS` says; seconds are those that its trainings took here, on average.
-
-    Of G both trainings count, and LPIPS in none of the passes.
-    """
+    """A row for each contender, as :data:`COLUMNS` says. Of G both trainings count."""
     known, rows = contenders(experiment), list[tuple[object, ...]]()
     for name in names:
         found = find(known[name].config)
@@ -149,8 +150,9 @@ def spending(experiment: Experiment, names: Sequence[str], seeds: Sequence[int])
         trainings = [each for each in trained if isinstance(each, TrainFlow | TrainGenerator)]
         steps = sum(each.optimisation.steps for each in trainings) / len(seeds)
         passes = sum(price * each.optimisation.steps * each.batch_size for each in trainings) / len(seeds)
-        seconds = sum(experiment.run.get(each).manifest["seconds"] for each in trainings) / len(seeds)
-        rows.append((name, known[name].source, f"{price:g}", f"{steps:,.0f}", f"{passes:,.0f}", f"{seconds:.1f}"))
+        lpips = isinstance(found, Configuration) and found.is_perceptual
+        spent = (f"{price:g}", f"{steps:,.0f}", f"{passes:,.0f}", f"{passes * (1 + lpips * LPIPS / PLAIN):,.0f}")
+        rows.append((name, known[name].source, *spent))
     return rows
 
 
