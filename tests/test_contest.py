@@ -117,8 +117,12 @@ def test_what_a_chapter_measures_at_smoke(experiment):
     coupled = targets.couplings(experiment, 0, 12)
     assert torch.equal(coupled[targets.EXCHANGED].z[1:], coupled[targets.PAIRS].z[:-1])
     assert torch.equal(coupled[targets.EXCHANGED].x, coupled[targets.PAIRS].x)
-    found = targets.accords(experiment, coupled, 3, 0)
-    assert all(-1 <= value <= 1 for value in found.values()) and len(found) == 3
+    found = targets.accords(experiment, {0: coupled}, 3)
+    assert all(-1 <= value <= 1 for (value,) in found.values()) and len(found) == 3
+    assert targets.excess(found, targets.PAIRS) == [found[targets.PAIRS][0] - found[targets.IMAGES][0]]
+    middle = targets.in_the_middle(experiment, {0: coupled})
+    assert targets.multiples(middle, targets.PAIRS) == [middle[targets.IMAGES][0] / middle[targets.PAIRS][0]]
+    assert middle[targets.PAIRS] == [targets.spread(targets.start(experiment), coupled[targets.PAIRS], 0.5)[1]]
     curves = targets.spreads(experiment, coupled, [0.5, 0.9])
     assert all(math.isfinite(float(part.sum())) and (part > 0).all() for each in curves.values() for part in each)
 

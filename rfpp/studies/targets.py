@@ -102,6 +102,35 @@ def spreads(
     }
 
 
+SPREADS = ("of the velocity", "of the target, r = 0")
+
+
+def panels(found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, tuple[Tensor, Tensor, None]]]:
+    """The spreads of each coupling at :data:`TIMES` as curves, a panel for each of :data:`SPREADS`."""
+    times = torch.tensor(TIMES)
+    return {
+        quantity: {name: (times, each[place], None) for name, each in found.items()}
+        for place, quantity in enumerate(SPREADS)
+    }
+
+
+def in_the_middle(experiment: Experiment, coupled: Mapping[int, Mapping[str, Coupling]]) -> dict[str, list[float]]:
+    """The spread of the target at :data:`JUDGED`, by coupling, one value for each seed of ``coupled``."""
+    flow = start(experiment)
+    names = dict.fromkeys(name for couples in coupled.values() for name in couples)
+    return {name: [spread(flow, couples[name], JUDGED)[1] for couples in coupled.values()] for name in names}
+
+
+def multiples(of: Mapping[str, Sequence[float]], coupling: str) -> list[float]:
+    """The values on images with fresh noise as multiples of those on another coupling, seed by seed."""
+    return [a / b for a, b in zip(of[IMAGES], of[coupling], strict=True)]
+
+
+def excess(of: Mapping[str, Sequence[float]], coupling: str) -> list[float]:
+    """The values on a coupling less those on images with fresh noise, seed by seed."""
+    return [b - a for a, b in zip(of[IMAGES], of[coupling], strict=True)]
+
+
 def start(experiment: Experiment) -> average.AverageFlow:
     """What MeanFlow starts from, on the CPU."""
     return average.initial(experiment.plan.teacher.load(experiment.run), 0.0, 0).eval()
@@ -134,10 +163,16 @@ def accord(gradients: Tensor) -> float:
     return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
 
 
-def accords(experiment: Experiment, couples: Mapping[str, Coupling], batches: int, seed: int) -> dict[str, float]:
-    """How much the gradients of two batches agree at the start of a training, by coupling."""
+def accords(
+    experiment: Experiment, coupled: Mapping[int, Mapping[str, Coupling]], batches: int
+) -> dict[str, list[float]]:
+    """How much the gradients of two batches agree at the start of a training, by coupling, for each seed."""
     flow = start(experiment)
-    return {name: accord(gradients(flow, each, batches, seed)) for name, each in couples.items()}
+    names = dict.fromkeys(name for couples in coupled.values() for name in couples)
+    return {
+        name: [accord(gradients(flow, couples[name], batches, seed)) for seed, couples in coupled.items()]
+        for name in names
+    }
 
 
 def powers(values: Sequence[float]) -> dict[float, Configuration]:
