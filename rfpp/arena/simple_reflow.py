@@ -32,7 +32,7 @@ class Levelled:
     """The power family of premetrics: ``e / sg[e + offset]^power`` of the squared error ``e = ||a - b||^2 / d``.
 
     ``power = 0`` is the squared distance, 1/2 has pseudo-Huber's gradient far from 0, and 1 is Simple ReFlow's weight
-    ``1 / sg[loss]``, with which every row counts the same. ``sharpness``: how much errors are :func:`sharpened` first.
+    ``1 / sg[loss]``, with which every row counts the same. ``sharpness``: how much errors are sharpened first.
     The value is a loss for its gradient's sake: with ``power = 1`` it is nearly 1 wherever ``a`` and ``b`` differ.
     """
 

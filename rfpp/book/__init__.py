@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -311,7 +312,7 @@ def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO 
     terminal.write("building the book\n")
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if result.returncode:
-        complaints = [line for line in result.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
+        complaints = [line for line in result.stdout.splitlines() if re.search("WARNING|ERROR|exception:", line)]
         raise BuildFailed("the book did not build:\n" + "\n".join(complaints or result.stdout.splitlines()[-20:]))
     if pdf:
         terminal.write("printing it\n")

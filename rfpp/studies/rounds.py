@@ -104,7 +104,7 @@ def rounds(
 ) -> list[Linear]:
     """``chains`` independent runs of ``count`` rounds, from the exact flow of ``N(0, covariance)`` on: ``count + 1``.
 
-    ``kind``: one of :data:`KINDS`; ``n``: samples of each round; ``tau``: the errors' standard deviation.
+    ``kind``: one of ``KINDS``; ``n``: samples of each round; ``tau``: the errors' standard deviation.
     Raises ``ValueError`` for an unknown kind, or fewer samples than two more than there are dimensions.
     """
     one_of("kind", kind, KINDS)

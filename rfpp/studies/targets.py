@@ -29,6 +29,7 @@ from rfpp.timesteps import Uniform
 
 IMAGES, PAIRS, EXCHANGED = "images, fresh noise", "reflow's pairs", "pairs, noise exchanged"
 TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Where spreads are looked at."""
 JUDGED = 0.5
 """The time at which the claim compares targets, with ``r = 0``: the middle."""
 _AT_ONCE = 250
@@ -103,6 +104,7 @@ def spreads(
 
 
 SPREADS = ("of the velocity", "of the target, r = 0")
+"""What is shown, a panel each."""
 
 
 def panels(found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, tuple[Tensor, Tensor, None]]]:
