@@ -44,9 +44,9 @@ LIGHT: dict[str, dict[str, Any]] = {
     "try_your_own": {"steps": 1, "shown": 2},
     "arena": {"entered": ["F", "F in time", "meanflow", "shortcut-pairs", "cd"], "evaluations": [1], "shown": 2},
     "pairs_help": {"couples": 8, "batches": 2, "powers": [0, 0.5]},
-    "few_steps": {"evaluations": [2], "pairs_used": 2, "iterations": 1, "shown": 2},
-    "likelihood": {"images": 2, "probes": 2, "exact": 1, "evaluations": [1], "tolerance": 0.1},
     "exact_flow": {"images_used": 5, "noises": 4, "lines": 2, "paths": 2, "chains": 2, "patches": 4},
+    "likelihood": {"images": 2, "probes": 2, "exact": 1, "evaluations": [1], "tolerance": 0.1},
+    "few_steps": {"evaluations": [2], "pairs_used": 2, "iterations": 1, "shown": 2},
 }  # fmt: skip
 """Parameters that make each notebook short, by a part of its name."""
 
