@@ -312,6 +312,17 @@ def test_a_stopped_training_goes_on_to_the_same_bits(name, images, tmp_path):
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
+@pytest.mark.parametrize("name", ["meanflow", "shortcut", "cd"])
+def test_layout_and_precision_of_a_gpu_train_as_well(name, images):
+    """Channels last and bf16: the weights move by about as much."""
+    before = start_of(arena.METHODS[name]).state_dict()
+    moved = [
+        torch.cat([(after[key] - value).abs().flatten() for key, value in before.items()]).mean()
+        for after in (trained(name, images), trained(name, images, channels_last=True, precision="bf16"))
+    ]
+    assert float(moved[1]) == pytest.approx(float(moved[0]), rel=0.2)
+
+
 @pytest.mark.parametrize("name", arena.METHODS)
 def test_parts_of_a_batch_add_up(name, images):
     """As processes and micro-batches take them; Adam's first steps enlarge rounding where gradients nearly vanish."""

@@ -33,6 +33,10 @@ def interval_features(length: Tensor) -> Tensor:
     return torch.cat([length[:, None], angles.sin(), angles.cos() - 1], dim=1)
 
 
+def _channels_first(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 class IntervalPrecond(EDMPrecond):
     """EDM's preconditioning of a network that is told the length of an interval where it takes augmentation labels.
 
@@ -73,11 +77,16 @@ class AverageFlow(RectifiedFlow):
 
     def change(self, x_t: Tensor, t: Tensor, labels: Tensor | None, r: Tensor, v: Tensor) -> Tensor:
         """``du/dt`` where ``x_t`` moves with velocity ``v`` and ``r`` stays, by forward-mode differentiation."""
+        # Forward-mode group normalisation takes no channels_last. With one channel a tensor is contiguous both ways,
+        # and only a copy has the strides of one.
+        weights = {name: _channels_first(parameter.detach()) for name, parameter in self.named_parameters()}
 
         def at(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.average(x_t, t, labels, r)
+            found: Tensor = torch.func.functional_call(self, weights, (x_t, t, labels, r))
+            return found
 
-        found: Tensor = torch.func.jvp(at, (x_t, t), (v, torch.ones_like(t)))[1]
+        tangents = (_channels_first(v), torch.ones_like(t))
+        found: Tensor = torch.func.jvp(at, (_channels_first(x_t), t), tangents)[1]
         return found
 
     def forward(
