@@ -1,7 +1,7 @@
 """Other ways to a generator of few steps, on the library's own machinery, for a comparison on equal terms.
 
-A :class:`Method` is an objective and what it trains on; Simple ReFlow's are configurations like A to G. All start from
-one teacher's weights and see one random stream, and a step's price in network passes is known.
+A :class:`rfpp.arena.methods.Method` is an objective and what it trains on; Simple ReFlow's are configurations like A to
+G. All start from one teacher's weights and see one random stream, and a step's price in network passes is known.
 """
 
 from __future__ import annotations

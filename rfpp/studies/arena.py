@@ -1,8 +1,8 @@
 """The arena: other ways to few steps beside the paper's, on one teacher, one network, one set of pairs, one budget.
 
-There are two currencies. In network passes a training step costs what :attr:`rfpp.arena.Method.price` says, and LPIPS
-nothing, since it runs another network. In seconds LPIPS costs, too: :data:`LPIPS` passes a row, so that F takes fewer
-steps.
+There are two currencies. In network passes a training step costs what :attr:`rfpp.arena.methods.Method.price` says, and
+LPIPS nothing, since it runs another network. In seconds LPIPS costs, too: :data:`LPIPS` passes a row, so that F takes
+fewer steps.
 """
 
 from __future__ import annotations
