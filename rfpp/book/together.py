@@ -15,8 +15,9 @@ from typing import Any, TextIO
 from rfpp import claims
 from rfpp.book import NotebookFailed, shown_progress
 from rfpp.configurations import ALL, TEACHER
-from rfpp.experiment import Experiment
+from rfpp.experiment import Config, Experiment
 from rfpp.pipeline import scheduling
+from rfpp.studies import arena
 
 
 def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int, terminal: TextIO) -> None:
@@ -71,8 +72,11 @@ def gather(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count
     """Train what the claims of these notebooks rest on, side by side."""
     experiment = Experiment(preset, given.get("settings"), jobs=count)
     judged = [claim for source in sources for claim in _claims(source) if not claims.out_of_scope(claim.id, experiment)]
-    names = dict.fromkeys(name for claim in judged for name in claim.rests_on if name != TEACHER)
-    if any(source.stem.endswith("_ablation") for source in sources):
+    names: dict[Config, None] = dict.fromkeys(name for claim in judged for name in claim.rests_on if name != TEACHER)
+    slugs = {source.stem.partition("_")[2] for source in sources}
+    if "ablation" in slugs:
         names |= dict.fromkeys(ALL)  # it shows those, too, that no claim rests on
+    if "arena" in slugs and not given.get("entered"):
+        names |= dict.fromkeys(each.config for each in arena.contenders(experiment).values())
     if names:
         experiment.train(names, given.get("seeds"))
