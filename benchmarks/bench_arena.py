@@ -19,43 +19,41 @@ def _rows(size):
     return x, t, torch.arange(n) % 10, t / 2, v
 
 
+def _passes(flow, x, t, labels, r):
+    """A pass forwards, without gradients, and one forwards and backwards."""
+
+    @torch.no_grad()
+    def forward():
+        flow.average(x, t, labels, r)
+
+    return forward, lambda: flow.average(x, t, labels, r).square().mean().backward()
+
+
 def bench_derivative_along_a_direction(compare, teacher, size):
     flow, (x, t, labels, r, v) = average.initial(teacher, 0.0, 0), _rows(size)
+    forward, _ = _passes(flow, x, t, labels, r)
 
     @torch.no_grad()
     def derivative():
         flow.change(x, t, labels, r, v)
 
-    @torch.no_grad()
-    def forward():
-        flow.average(x, t, labels, r)
-
     compare(derivative, forward, question="MeanFlow's derivative, with its value", baseline="a pass", price=True)
 
 
 def bench_forward_and_backward(compare, teacher, size):
-    flow, (x, t, labels, r, _) = average.initial(teacher, 0.0, 0), _rows(size)
-
-    def both():
-        flow.average(x, t, labels, r).square().mean().backward()
-
-    @torch.no_grad()
-    def forward():
-        flow.average(x, t, labels, r)
-
+    *rows, _ = _rows(size)
+    forward, both = _passes(average.initial(teacher, 0.0, 0), *rows)
     compare(both, forward, question="a pass forwards and backwards", baseline="a pass", price=True)
 
 
 def bench_lpips(compare, teacher, size):
-    flow, (x, t, labels, r, v) = average.initial(teacher, 0.0, 0), _rows(size)
+    *rows, v = _rows(size)
+    _, both = _passes(average.initial(teacher, 0.0, 0), *rows)
     perceptual = networks.perceptual_distance(shipped.load("digits-perceptual"))
-
-    def both():
-        flow.average(x, t, labels, r).square().mean().backward()
 
     def with_lpips():
         both()
         image = v.clone().requires_grad_(True)
-        perceptual(image, x).sum().backward()
+        perceptual(image, rows[0]).sum().backward()
 
     compare(with_lpips, both, question="LPIPS beside a training step's passes", baseline="without it", price=True)

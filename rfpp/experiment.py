@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rfpp import data, engine, features, pairs, presets
-from rfpp.arena import Method, find
+from rfpp.arena import Method
 from rfpp.base import paths, processes, progress
 from rfpp.configurations import ALL, TEACHER, Configuration
 from rfpp.denoisers import EDMPrecond
@@ -32,7 +32,6 @@ from rfpp.pipeline.steps import Run, Step
 from rfpp.pipeline.store import Store
 
 FLOWS = (*ALL, TEACHER)
-_DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
 Config = str | Configuration | Method
 """A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS` or of :mod:`rfpp.arena`, an import path, or a
 configuration or method itself."""
@@ -191,12 +190,7 @@ class Experiment:
 
         Raises ``ValueError`` for options that a method does not know.
         """
-        given = {name: value for name, value in options.items() if value != _DEFAULTS[name]}
-        if config == TEACHER or isinstance(find(config), Configuration):
-            return self.sampler(nfe, **options)
-        if given:
-            raise ValueError(f"config={str(config)!r} samples in its own way: leave out {', '.join(given)}")
-        return self.plan.own_sampler(config, nfe)
+        return self.plan.own_sampler(config, nfe, **options)
 
     def noise(self, n: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Noise for pictures ``(n, C, H, W)``, that of the first seed's samples, and labels ``(n,)``, classes in turn.

@@ -132,13 +132,13 @@ def contenders(things):
 
 
 def likelihoods(things):
-    def field(x, t):
-        return -x / t
-
     likelihood.matching_time(likelihood.grey_levels(torch.tensor([0, 255], dtype=torch.uint8)))
     x = likelihood.dequantise(randn(2, 1, 2, 2), 17, torch.Generator().manual_seed(0))
     likelihood.bits_per_dimension(x.flatten(1).sum(dim=1), 4)
     likelihood.jacobian(lambda x: -x, x)
+    x, options = things.x[:2], {"divergence": likelihood.Hutchinson(2), "rtol": 0.5, "atol": 0.5}
+    likelihood.log_density(things.flow, x, start=0.1, end=0.9, **options)
+    likelihood.stepwise(things.flow, x, [0.1, 0.9])
 
 
 def examined(things):
@@ -484,7 +484,7 @@ QUIET = {
     # Inception, whose weights are not at hand; the same code on another network is called
     *("rfpp.metrics.inception", "rfpp.pipeline.standard"),
 }
-ELSEWHERE_ENTIRELY = ("rfpp.studies", "rfpp.base.pickles", "rfpp.doctor", "rfpp.likelihood")
+ELSEWHERE_ENTIRELY = ("rfpp.studies", "rfpp.base.pickles", "rfpp.doctor")
 """Where every function is called in tests of its own, and those that draw are called above as well."""
 ELSEWHERE = {
     "lock",

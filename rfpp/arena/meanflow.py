@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
-from rfpp.arena.methods import JVP, PLAIN, Coupled, Method
+from rfpp.arena.methods import JVP, PLAIN, Coupled, TwoTimes
 from rfpp.base import rng
-from rfpp.base.checks import at_least
 from rfpp.data import Images
 from rfpp.denoisers import expand
 from rfpp.engine import Batch, Objective
@@ -18,22 +16,15 @@ from rfpp.pairs import PairDataset
 
 
 @dataclass(frozen=True)
-class MeanFlow(Method):
+class MeanFlow(TwoTimes):
     """``u(x_t, r, t)`` is fitted to ``v - (t - r) du/dt``, with ``v = z - x`` and no gradient through the target.
 
     One row in ``every`` has ``r < t``; in the others the target is ``v``. A row's squared error ``e = ||.||^2`` is
     divided by ``(e + offset)^power``, again without a gradient.
     """
 
-    every: int = 4
     power: float = 1.0
     offset: float = 1e-3
-
-    two_times: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("every", self.every, 1)
 
     @property
     def price(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rfpp.base.checks import one_of
+from rfpp.base.checks import at_least, one_of
 from rfpp.data import Images
 from rfpp.engine import Objective
 from rfpp.pairs import PairDataset
@@ -65,6 +65,22 @@ class Method(ABC):
 
     def __str__(self) -> str:
         return self.summary
+
+
+@dataclass(frozen=True)
+class TwoTimes(Method):
+    """A method whose network is given a second time; one row in ``every`` has two that differ.
+
+    Raises ``ValueError`` or ``TypeError`` unless ``every`` is an integer of at least 1.
+    """
+
+    every: int = 4
+
+    two_times: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("every", self.every, 1)
 
 
 @dataclass(frozen=True)

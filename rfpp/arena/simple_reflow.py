@@ -51,7 +51,6 @@ TOWARDS_NOISE = Exponential(math.log(10.0))
 SHARPNESS = 10.0
 """Simple ReFlow's weight of the high frequencies."""
 
-BASELINE = Configuration("reflow, squared distance, uniform times", timesteps=Uniform())
 SIMPLE_REFLOW = {
     "levelled": Configuration("baseline + levelled weights", timesteps=Uniform(), premetric=Levelled()),
     "towards-noise": Configuration("baseline + times towards noise", timesteps=TOWARDS_NOISE),

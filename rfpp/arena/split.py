@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from rfpp.arena.methods import PLAIN, Coupled, Method
+from rfpp.arena.methods import PLAIN, Coupled, TwoTimes
 from rfpp.base import rng
-from rfpp.base.checks import at_least
 from rfpp.data import Images
 from rfpp.denoisers import expand
 from rfpp.engine import Batch, Objective
@@ -19,20 +17,12 @@ from rfpp.pairs import PairDataset
 
 
 @dataclass(frozen=True)
-class Shortcut(Method):
+class Shortcut(TwoTimes):
     """``(t - s) u(x_t, s, t) = (t - r) u(x_t, r, t) + (r - s) u(x_r, s, r)`` with ``x_r = x_t - (t - r) u(x_t, r, t)``.
 
     The left side is fitted to the right one, through which no gradient goes. One row in ``every`` has ``s < t``, with
     ``r`` uniform between them; in the others the target of ``u(x_t, t, t)`` is ``z - x``. Errors are squared.
     """
-
-    every: int = 4
-
-    two_times: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("every", self.every, 1)
 
     @property
     def price(self) -> float:

@@ -119,10 +119,15 @@ def machine(found: Mapping[str, Any]) -> str:
 GPU_RESULTS = Path("benchmarks") / "gpu" / "results.json"
 
 
-def _gpu(script: str) -> list[Mapping[str, Any]]:
-    """The rows of all runs of a script in ``benchmarks/gpu``."""
+def _gpu_runs(script: str) -> list[dict[str, Any]]:
+    """The runs of a script in ``benchmarks/gpu``."""
     found: dict[str, list[dict[str, Any]]] = json.loads((paths.repository() / GPU_RESULTS).read_text())
-    return [row for run in found[script] for row in run["rows"]]
+    return found[script]
+
+
+def _gpu(script: str) -> list[Mapping[str, Any]]:
+    """The rows of all runs of a script."""
+    return [row for run in _gpu_runs(script) for row in run["rows"]]
 
 
 def gpu_rates() -> Table:
@@ -154,8 +159,7 @@ def gpu_attention() -> Table:
 
 def gpu_findings() -> str:
     """What was found on a GPU beside rates and kernels, in sentences."""
-    found = json.loads((paths.repository() / GPU_RESULTS).read_text())
-    made = found["rates"][0]["provenance"]
+    made = _gpu_runs("rates")[0]["provenance"]
     notebooks = [row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished"]
     lines = [
         f"Measured on {made['date'][:10]} on one {made['device']}, driver {made['driver']}, torch {made['torch']}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,36 +83,10 @@ class TrainGenerator(Step):
 
 
 @dataclass(frozen=True)
-class Leaps:
-    """Sampling with average velocities: ``nfe`` leaps between uniform times from ``first_time`` down to 0."""
+class UniformSteps(ABC):
+    """Sampling in ``nfe`` steps between uniform times from ``first_time`` down to 0, ``batch_size`` images at once.
 
-    nfe: int = 1
-    first_time: float = T_MAX
-    batch_size: int = field(default=500, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        generation_times(self.nfe, self.first_time)  # complains
-
-    def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of noise ``z`` ``(N, ...)`` in batches, on the device of ``z``; ``flow`` has a second time."""
-        if not isinstance(flow, average.AverageFlow):
-            raise ValueError(
-                f"flow={type(flow).__name__} has no second time; rfpp.pipeline.sampling.Sampler samples it"
-            )
-        times = generation_times(self.nfe, self.first_time)
-
-        def make(z: Tensor, labels: Tensor | None) -> Tensor:
-            return average.leap(flow, z, times, labels)
-
-        return _in_batches(make, flow, z, labels, self.batch_size)
-
-
-@dataclass(frozen=True)
-class Renoised:
-    """Sampling with predicted ends: each is mixed with noise of its own for the next of ``nfe`` uniform times.
-
-    That noise is the first one's with its entries in another order and some signs turned, so that an image depends on
-    its own noise alone. Signed permutations of standard normal noise are standard normal.
+    Raises ``ValueError`` for a step that would not fall.
     """
 
     nfe: int = 1
@@ -120,20 +94,53 @@ class Renoised:
     batch_size: int = field(default=500, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        generation_times(self.nfe, self.first_time)  # complains
+        _ = self.times  # complains
+
+    @property
+    def times(self) -> Tensor:
+        """The grid from the first time down to 0, ``(nfe + 1,)``."""
+        return generation_times(self.nfe, self.first_time)
+
+    @abstractmethod
+    def images(self, flow: Any, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Images of one batch of noise ``z`` ``(B, ...)``, on the flow's device."""
 
     def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of noise ``z`` ``(N, ...)`` in batches, on the device of ``z``."""
-        times = generation_times(self.nfe, self.first_time)[:-1].tolist()
+        place, images = next((parameter.device for parameter in flow.parameters()), z.device), []
+        for rows in torch.arange(len(z)).split(self.batch_size):
+            chosen = None if labels is None else labels[rows].to(place)
+            images.append(self.images(flow, z[rows].to(place), chosen).to(z.device))
+        return torch.cat(images)
 
-        @torch.no_grad()
-        def make(z: Tensor, labels: Tensor | None) -> Tensor:
-            x = flow.x_prediction(times[0] * z, times[0], labels)
-            for number, t in enumerate(times[1:]):
-                x = flow.x_prediction(interpolate(x, signed_permutation(z, number), t), t, labels)
-            return x
 
-        return _in_batches(make, flow, z, labels, self.batch_size)
+@dataclass(frozen=True)
+class Leaps(UniformSteps):
+    """Sampling with average velocities, a leap for each step."""
+
+    def images(self, flow: Any, z: Tensor, labels: Tensor | None) -> Tensor:
+        if not isinstance(flow, average.AverageFlow):
+            raise ValueError(
+                f"flow={type(flow).__name__} has no second time; rfpp.pipeline.sampling.Sampler samples it"
+            )
+        return average.leap(flow, z, self.times, labels)
+
+
+@dataclass(frozen=True)
+class Renoised(UniformSteps):
+    """Sampling with predicted ends: each is mixed with noise of its own for the next step.
+
+    That noise is the first one's with its entries in another order and some signs turned, so that an image depends on
+    its own noise alone. Signed permutations of standard normal noise are standard normal.
+    """
+
+    @torch.no_grad()
+    def images(self, flow: Any, z: Tensor, labels: Tensor | None) -> Tensor:
+        first, *later = self.times[:-1].tolist()
+        x: Tensor = flow.x_prediction(first * z, first, labels)
+        for number, t in enumerate(later):
+            x = flow.x_prediction(interpolate(x, signed_permutation(z, number), t), t, labels)
+        return x
 
 
 def signed_permutation(z: Tensor, number: int) -> Tensor:
@@ -142,18 +149,3 @@ def signed_permutation(z: Tensor, number: int) -> Tensor:
     order = torch.randperm(flat.shape[1], generator=generator)
     signs = 2.0 * torch.randint(2, (flat.shape[1],), generator=generator) - 1
     return (flat[:, order.to(z.device)] * signs.to(z)).reshape(z.shape)
-
-
-def _in_batches(
-    make: Callable[[Tensor, Tensor | None], Tensor],
-    flow: RectifiedFlow,
-    z: Tensor,
-    labels: Tensor | None,
-    batch_size: int,
-) -> Tensor:
-    """``make`` of noise and labels, on the flow's device, and back on that of the noise."""
-    place, images = next((parameter.device for parameter in flow.parameters()), z.device), []
-    for rows in torch.arange(len(z)).split(batch_size):
-        chosen = None if labels is None else labels[rows].to(place)
-        images.append(make(z[rows].to(place), chosen).to(z.device))
-    return torch.cat(images)

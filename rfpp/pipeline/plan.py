@@ -35,6 +35,7 @@ from rfpp.presets import Preset, PresetError
 
 SPLITS = ("train", "held_out")
 Config = str | Configuration | Method
+_DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
 
 
 class Plan:
@@ -238,11 +239,16 @@ class Plan:
         times = None if inner is None else tuple(inner)
         return Sampler(nfe, solver, update, self.preset.evaluation.first_time, times, self.preset.pairs.batch_size)
 
-    def own_sampler(self, config: Config, nfe: int = 1) -> Samples:
-        """The sampler that a method is made for; of a configuration, Euler's."""
+    def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> Samples:
+        """The sampler that a configuration or method is made for; ``options``: those of :meth:`sampler`.
+
+        Raises ``ValueError`` for options that a method does not know.
+        """
         found = contender(config) if config != TEACHER else None
         if not isinstance(found, Method):
-            return self.sampler(nfe)
+            return self.sampler(nfe, **options)
+        if given := [name for name, value in options.items() if value != _DEFAULTS[name]]:
+            raise ValueError(f"config={str(config)!r} samples in its own way: leave out {', '.join(given)}")
         first, at_once = found.first or self.preset.evaluation.first_time, self.preset.pairs.batch_size
         if found.two_times:
             return Leaps(nfe, first, at_once)

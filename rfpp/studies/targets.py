@@ -25,7 +25,6 @@ from rfpp.configurations import ALL, Configuration
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow, interpolate
-from rfpp.timesteps import Uniform
 
 IMAGES, PAIRS, EXCHANGED = "images, fresh noise", "reflow's pairs", "pairs, noise exchanged"
 TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -141,7 +140,7 @@ def start(experiment: Experiment) -> average.AverageFlow:
 def gradients(flow: average.AverageFlow, couples: Coupling, batches: int, seed: int) -> Tensor:
     """MeanFlow's gradient with respect to all weights for each of some batches of the couples, ``(batches, weights)``.
 
-    Times are uniform, so that couplings differ in nothing else.
+    Times are those of MeanFlow on images, uniform, so that couplings differ in nothing else.
     """
     at_least("batches", batches, 2)
     size = len(couples.x) // batches
@@ -150,7 +149,7 @@ def gradients(flow: average.AverageFlow, couples: Coupling, batches: int, seed: 
     for number in range(batches):
         rows = slice(number * size, (number + 1) * size)
         drawn = rng.generator(seed, "gradients", number)
-        times = dataclasses.replace(method, timesteps=Uniform()).two(drawn, range(size), method.every)
+        times = method.two(drawn, range(size), method.every)
         labels = None if couples.labels is None else couples.labels[rows]
         loss = method.losses(flow, couples.x[rows], couples.z[rows], labels, *times).mean()
         parts = torch.autograd.grad(loss, list(flow.parameters()))
