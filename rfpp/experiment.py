@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ from rfpp.flow import RectifiedFlow
 from rfpp.metrics import Grades, frechet_distance
 from rfpp.pairs import PairDataset
 from rfpp.pipeline import networks, scheduling, standard
+from rfpp.pipeline.digests import code_digest
 from rfpp.pipeline.flows import snapshots
 from rfpp.pipeline.grades import Evaluation, agreement, load_flow, moments
+from rfpp.pipeline.identities import identity
+from rfpp.pipeline.measurements import Measurement
 from rfpp.pipeline.plan import Plan
 from rfpp.pipeline.sampling import Sampler, Samples, labels_in_turn
 from rfpp.pipeline.steps import Run, Step
@@ -61,6 +64,7 @@ class Experiment:
         if dataset is not None:
             overrides = {**(overrides or {}), "data": {"name": "custom"}}
         processes.listen_to_other_machines()
+        processes.keep_memory()
         self.preset = preset if isinstance(preset, presets.Preset) else presets.load(preset, overrides)
         self.plan = Plan(self.preset, dataset)
         self.folder = (runs or paths.runs()) / self.preset.name
@@ -73,6 +77,20 @@ class Experiment:
     def compute(self, steps: Iterable[Step]) -> None:
         """Compute what is missing of ``steps`` of the plan, and what they need, side by side."""
         scheduling.compute(self.run, steps, self.jobs, self.scheduler)
+
+    def kept(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(*arguments)``, from disk where that was computed before.
+
+        An argument may be the experiment itself, a flow, a sampler, tensors: whatever can be told from another by its
+        content. Raises :class:`rfpp.pipeline.identities.Unidentified` for what cannot, and ``TypeError`` for a result
+        that is made of other things than numbers, strings, tensors and dataclasses of this package.
+        """
+        return Measurement(function, arguments).load(self.run)
+
+    def identity(self) -> Any:
+        """What stands for the experiment among a measurement's inputs: its settings, images and code."""
+        settings = self.preset.model_dump(exclude={"name", "summary"})
+        return identity([settings, self.plan.images, code_digest(type(self))])
 
     # Data and networks
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import inprocess
 import nbformat
 import pytest
 
@@ -156,8 +157,9 @@ FEWER = {
 @pytest.mark.every_scale
 @pytest.mark.xdist_group("smoke")
 @pytest.mark.parametrize("path", book.notebooks(), ids=lambda path: path.stem)
-def test_a_notebook_of_the_book_runs_at_smoke_scale(path, shared_runs):
+def test_a_notebook_of_the_book_runs_at_smoke_scale(path, shared_runs, monkeypatch):
     """The whole story on a handful of pairs: no error, no warning in an output, a record for each claim of its own."""
+    inprocess.use(monkeypatch)
     (executed,) = book.run("smoke", [path.stem], FEWER.get(path.stem[3:]), terminal=Terminal())
     made = nbformat.read(executed, as_version=4)
     outputs = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]

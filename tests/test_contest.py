@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from truth import randn
 
 from rfpp.arena import PLAIN, Method, average, find
 from rfpp.configurations import ALL
+from rfpp.data import to_float
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
@@ -56,6 +58,28 @@ def test_shares_are_paired_by_seed():
     shown = arena.Arena({"F": {1: graded(1.0), 2: graded(0.5)}, "cd": {1: graded(3.0), 2: graded(4.0)}}, [0]).families()
     assert shown == {"the paper's": {"F": {1: [1.0], 2: [0.5]}},
                      "others": {"F": {1: [1.0], 2: [0.5]}, "cd": {1: [3.0], 2: [4.0]}}}  # fmt: skip
+
+
+def inside(balls, points):
+    """The share of points that lie in a ball around another one, which reaches to that one's third neighbour."""
+    radii = np.sort(np.linalg.norm(balls[:, None] - balls[None], axis=-1), axis=1)[:, 3]
+    return float((np.linalg.norm(points[:, None] - balls[None], axis=-1) <= radii).any(axis=1).mean())
+
+
+def test_precision_and_recall_are_shares_in_balls(experiment):
+    """By brute force, of the samples that are graded."""
+    names, count = ["F", "meanflow-pairs", "ct"], experiment.preset.evaluation.samples
+    found = arena.coverage(experiment, names, [0, 1], 2)
+    assert list(found) == [*names, "teacher"]
+    known, plan, network = arena.contenders(experiment), experiment.plan, experiment.embedding
+    real = network(experiment.data.train.floats()).detach().numpy()
+    for seed in (0, 1):
+        for name in names:
+            step = plan.samples(known[name].config, seed, plan.own_sampler(known[name].config, 2), count)
+            drawn = step.load(experiment.run).read(torch.arange(count))["images"]
+            made = network(to_float(drawn)).detach().numpy()
+            assert found[name]["precision"][seed] == pytest.approx(inside(real, made), abs=1.5 / count), name
+            assert found[name]["recall"][seed] == pytest.approx(inside(made, real), abs=1.5 / len(real)), name
 
 
 def test_those_who_are_entered_are_known(experiment):

@@ -6,6 +6,8 @@ be read from it: what passes there creates its tensors where the others are, and
 
 import copy
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -187,3 +189,35 @@ def test_grading_twice_leaves_the_shared_grader_alone(monkeypatch):
         assert agreement(grader, torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4)) == 1.0
     assert not grader._forward_pre_hooks and grader.head.weight.device.type == "cpu"
     assert all(len(network._forward_pre_hooks) == 1 and network.head.weight.device == META for network in seen)
+
+
+FAULTS = """
+import resource, torch
+from rfpp.base import processes
+kept = {keep} and processes.keep_memory()
+for number in range(10):
+    if number == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(1 << 22) for _ in range(8)]
+    del held
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "0"}], ids=["as it comes", "as the user wants"])
+def test_freed_memory_is_used_again(own):
+    """Eight tensors of 16 MiB take their 32,768 pages anew each time, or hardly any."""
+
+    def faults(keep):
+        given = {**os.environ, **own}
+        script = [sys.executable, "-c", FAULTS.format(keep=keep)]
+        found = subprocess.run(script, env=given, capture_output=True, text=True, check=True).stdout.split()
+        return [int(word) for word in found]
+
+    (asked, kept), (_, plain) = faults(True), faults(False)
+    if own:
+        assert not asked and kept > plain / 2
+    elif asked:
+        assert kept < plain / 10
+    else:
+        pytest.skip("only glibc can be told to keep memory")

@@ -4,6 +4,7 @@ import io
 import math
 import statistics
 
+import inprocess
 import nbformat
 import pytest
 from truth import network
@@ -197,7 +198,8 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize(("slug", "given", "printed"), ALLOWED, ids=lambda value: str(value)[:40])
-def test_a_value_that_is_allowed_runs_to_the_end(slug, given, printed, tmp_path, shared_runs):
+def test_a_value_that_is_allowed_runs_to_the_end(slug, given, printed, tmp_path, shared_runs, monkeypatch):
+    inprocess.use(monkeypatch)
     given = {name: value(tmp_path) if callable(value) else value for name, value in given.items()}
     (executed,) = book.run("smoke", [slug], given, terminal=io.StringIO())
     cells = nbformat.read(executed, as_version=4).cells

@@ -98,13 +98,17 @@ def _is_installed(thing: Any) -> bool:
     return file is None or str(Path(file).resolve()).startswith(_INSTALLED) or module.__name__ == "builtins"
 
 
+_GENERATED = ("<string>", dataclasses.__file__)
+"""Where a dataclass's own methods come from."""
+
+
 def _code(thing: Any) -> types.CodeType | None:
     """The code of a function, or of any function of a class."""
     if inspect.isfunction(thing):
         return thing.__code__
     for part in vars(thing).values() if isinstance(thing, type) else ():
         part = getattr(part, "fget", None) or getattr(part, "__func__", part)
-        if inspect.isfunction(part) and part.__code__.co_filename != "<string>":  # as a dataclass's own methods have
+        if inspect.isfunction(part) and part.__code__.co_filename not in _GENERATED:
             return part.__code__
     return None
 

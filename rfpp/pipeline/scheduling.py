@@ -222,6 +222,7 @@ def _prepare(threads: int) -> None:
     """What a worker is before its first step. A Ctrl-C reaches all processes; it is the first that ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    processes.keep_memory()
 
 
 @contextlib.contextmanager

@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rfpp import metrics, pairs
 from rfpp.arena import METHODS, PLAIN, SIMPLE_REFLOW, Method, find
-from rfpp.configurations import ALL, Configuration
+from rfpp.configurations import ALL, TEACHER, Configuration
+from rfpp.data import to_float, to_uint8
 from rfpp.experiment import Config, Experiment
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.grades import Evaluation
+from rfpp.pipeline.sampling import labels_in_turn
 
 LPIPS = 0.45
 """What LPIPS adds to a row of a training step with the digits' networks, in network passes of the time they take:
@@ -133,6 +136,36 @@ def compete(experiment: Experiment, names: Sequence[str], evaluations: Sequence[
         found = experiment.sweep(known[name].config, seeds, list(each.values()))
         graded[name] = {nfe: found[sampler] for nfe, sampler in each.items()}
     return Arena(graded, seeds)
+
+
+COVERAGE = ("precision", "recall")
+
+
+def coverage(
+    experiment: Experiment, names: Sequence[str], seeds: Sequence[int], nfe: int = 1
+) -> dict[str, dict[str, list[float]]]:
+    """``"precision"`` and ``"recall"`` of each contender's samples among the training images, one value for each seed.
+
+    In the features that grade; :func:`rfpp.metrics.precision_recall` says what they are. ``"teacher"``: of the images
+    that pairs are made of, for comparison.
+    """
+    known, plan = contenders(experiment), experiment.plan
+    real = experiment.data.train.floats()
+    count = min(len(real), experiment.preset.evaluation.samples)
+
+    def drawn(name: str, seed: int) -> torch.Tensor:
+        if name == TEACHER:
+            return experiment.pairs("train", seed).batch(torch.arange(count))[0]
+        z = pairs.noise(plan.noise_seed(seed), range(count), experiment.data.train.shape)
+        sampler, flow = plan.own_sampler(known[name].config, nfe), experiment.flow(known[name].config, seed)
+        return sampler(flow, z, labels_in_turn(count, experiment.classes))
+
+    found = {}
+    for name in (*names, TEACHER):
+        images = (to_float(to_uint8(drawn(name, seed))) for seed in seeds)
+        graded = [metrics.precision_recall(real, each, experiment.embedding) for each in images]
+        found[name] = {quantity: [each[place] for each in graded] for place, quantity in enumerate(COVERAGE)}
+    return found
 
 
 COLUMNS = ("", "trains on", "passes a row", "steps", "passes", "with LPIPS")
