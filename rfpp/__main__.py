@@ -29,14 +29,14 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _experiment(arguments: argparse.Namespace) -> Any:
     overrides = _assignments(arguments.set)
-    preset = presets.load(arguments.preset, overrides)  # complains before the slow imports
+    preset = presets.load(arguments.preset, overrides)  # fails before the slow imports
     from rfpp.experiment import Experiment
 
     return Experiment(preset, jobs=getattr(arguments, "jobs", None), scheduler=getattr(arguments, "scheduler", None))
 
 
 def _say(text: str) -> None:
-    """Print, in the first of several processes."""
+    """Print, from the first of several processes only."""
     if processes.is_main():
         print(text)
 
@@ -133,7 +133,7 @@ def _status(arguments: argparse.Namespace) -> None:
             try:
                 pace = costs.measure(plan, arguments.repeats, lpips)
                 break
-            except OSError as error:  # a file of the reader's own is not there
+            except OSError as error:  # a file that the reader must supply is missing
                 what = "steps with LPIPS are timed without it" if lpips else "no time can be told"
                 print(f"{what}: {error}", file=sys.stderr)
     _say(costs.report(forecasts, pace))
@@ -148,7 +148,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    """Examine a place, or a training of a preset; 1 when something is found."""
+    """Examine a path, or a training of a preset; return 1 if something is found."""
     if arguments.place is not None and (arguments.config, arguments.seed, arguments.set) != (None, None, []):
         raise ValueError(f"{arguments.place} and --config, --seed or --set both say what to examine; leave one out")
     if arguments.place is None and arguments.teacher is not None:
@@ -225,7 +225,7 @@ def _retrain(arguments: argparse.Namespace) -> None:
 
 
 def _add_imports(commands: Any) -> None:
-    """The commands that bring in what others have published, and that make anew what ships."""
+    """The commands that import published models and pairs, update the lock, and retrain the shipped networks."""
     text = "turn a published checkpoint into a file of ours, without executing any of it"
     sub = commands.add_parser("import", help=text, description=text)
     sub.add_argument("source", help="EDM's .pkl, a released .pth, the folder of a diffusers model, or a URL")
@@ -261,7 +261,7 @@ def _add_standard(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_jobs(sub: argparse.ArgumentParser) -> None:
-    """The options of what is computed side by side."""
+    """The options of commands that compute steps in parallel."""
     sub.add_argument("--jobs", type=int, help="steps to compute side by side; one for each core or GPU by default")
     sub.add_argument("--scheduler", metavar="ADDRESS", help="a dask cluster that computes them instead")
 
@@ -277,7 +277,7 @@ def _add_sampler(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_doctor(command: Callable[..., Any], model: Callable[..., None]) -> None:
-    """The commands that examine what is there, and that keep what others are compared with."""
+    """The commands that examine pairs and trainings, and that record the curves for comparison."""
     sub = command("doctor", _doctor, "examine pairs or a training: what may be wrong with a reflow, and what to do")
     model(sub, seeds="the preset's first")
     sub.add_argument("place", nargs="?", type=Path, help="pairs, or a step of the store; else a training by --config")
@@ -349,7 +349,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _at_once(error: BaseException) -> str:
-    """The setting that says how many images were taken at once where an error was raised."""
+    """The setting for the number of images at once in the code that raised an error."""
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     return (
         "machinery.micro_batch"
@@ -361,9 +361,9 @@ def _at_once(error: BaseException) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its status: 0, or 1 where an examination found something.
 
-    Bad input ends with one line on stderr and status 2.
+    Bad input ends it with one line on stderr and status 2.
 
-    Ctrl-C and SIGTERM end it with status 75: the same command goes on from there.
+    Ctrl-C and SIGTERM end it with status 75; the same command resumes the work.
     """
     arguments = parser().parse_args(argv)
     try:

@@ -1,7 +1,7 @@
-"""Table 1 as values: what a 2-rectified flow is trained with, from the paper or from a reader.
+"""Table 1 as values: the configurations of 2-rectified flows, from the paper or from a reader.
 
-A :class:`Configuration` holds a timestep law, a premetric, what training starts from, whose pairs it sees, and a batch.
-Where Table 1 leaves numbers to the scale (how large a batch, how many steps), the preset has them.
+A :class:`Configuration` holds a timestep law, a premetric, the start of training, the source of its pairs, and a batch.
+Numbers that Table 1 leaves to the scale (batch size, number of steps) come from the preset.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ STARTS, BATCHES, PAIRS = ("random", "teacher"), ("small", "large"), ("teacher", 
 SCHEDULES = ("training", "as_many_images", "real_data", "third_round")
 
 TEACHER = "teacher"
-"""Stands where a configuration does: the 1-rectified flow, which is the teacher itself (Proposition 1)."""
+"""The name, in place of a configuration, of the 1-rectified flow, which is the teacher itself (Proposition 1)."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a 2-rectified flow starts from and minimises.
+    """The starting weights and the objective of a 2-rectified flow.
 
     ``start``: ``"random"`` weights, the ``"teacher"``'s, or those of a flow of another configuration. ``batch``:
-    ``"small"`` or ``"large"``, which the preset says, or a number of rows. ``premetric``: a callable as those of
-    :mod:`rfpp.premetrics`, or a class that makes one of a perceptual distance. ``pairs``: the ``"teacher"``'s, those of
-    inverted ``"real"`` images, or the start's ``"own"``; ``real_share``: the probability with which a row is a real
-    pair instead (Section 4.4, whose p is that of the others). ``schedule``: the section of the preset that says for how
-    long, or an :class:`rfpp.engine.Optimisation`. ``summary`` is for people: two configurations that differ only there
-    are equal.
+    ``"small"`` or ``"large"``, as the preset defines them, or a number of rows. ``premetric``: a callable like those of
+    :mod:`rfpp.premetrics`, or a class that makes one from a perceptual distance. ``pairs``: the ``"teacher"``'s, those
+    of inverted ``"real"`` images, or the start's ``"own"``; ``real_share``: the probability that a row is a real pair
+    instead (Section 4.4, whose p is the probability of the others). ``schedule``: the section of the preset that gives
+    the length of training, or an :class:`rfpp.engine.Optimisation`. ``summary`` is a description: two configurations
+    that differ only in it are equal.
 
     Raises ``ValueError`` or ``TypeError`` for parts that do not fit, naming the part.
     """
@@ -79,7 +79,7 @@ class Configuration:
 
     @property
     def is_perceptual(self) -> bool:
-        """Whether the premetric is made of a perceptual distance."""
+        """Whether the premetric is made from a perceptual distance."""
         made = self.premetric.func if isinstance(self.premetric, partial) else self.premetric
         return isinstance(made, type)
 
@@ -110,15 +110,15 @@ VARIANTS = {
         "F, trained on its own pairs", _F, premetric=LPIPSHuberOverT, pairs="own", schedule="third_round"
     ),
 }
-"""What the paper says beside the table: pseudo-Huber at small batches (Section 4.2), and another round of reflow
-(Section 3), with a second round that is trained as long to compare it with. And B's two changes one at a time, with A
-trained until it has seen as many images as B; and real pairs among generated ones (Section 4.4)."""
+"""Configurations that the paper describes outside the table: pseudo-Huber at small batches (Section 4.2), another round
+of reflow (Section 3), with a second round trained equally long for comparison, and real pairs among generated ones
+(Section 4.4). Also B's two changes one at a time, and A trained until it has seen as many images as B."""
 
 ALL = {**CONFIGURATIONS, **VARIANTS}
 
 
 def imported(path: str, what: str) -> Any:
-    """The object of an import path such as ``"my_module:MINE"``; ``what`` names the setting in an error.
+    """Import the object of a path such as ``"my_module:MINE"``; ``what`` names the setting in errors.
 
     Raises ``ValueError`` when there is no such module or name.
     """
@@ -130,10 +130,10 @@ def imported(path: str, what: str) -> Any:
 
 
 def find(config: str | Configuration, others: Sequence[str] = ()) -> Configuration:
-    """The configuration that a letter of Table 1, a name of :data:`VARIANTS` or an import path stands for.
+    """Return the configuration for a letter of Table 1, a name of :data:`VARIANTS` or an import path.
 
-    ``others``: names that the caller knows, for the message. Raises ``ValueError`` for a name that is none of these, or
-    leads to something else.
+    ``others``: further names that the caller knows, for the message. Raises ``ValueError`` for a name that is none of
+    these, or that leads to something other than a configuration.
     """
     if isinstance(config, Configuration):
         return config
@@ -158,20 +158,20 @@ _DRAWS, _PROBES = 256, 4
 
 
 def check_timesteps(law: TimestepDistribution) -> None:
-    """Raise ``ValueError`` for a law whose draws have another shape or lie outside [0, 1]."""
+    """Raise ``ValueError`` for a law whose draws have the wrong shape or lie outside [0, 1]."""
     t = law.sample(_DRAWS, generator=rng.generator(0, "probe", "timesteps"))
     name = f"timesteps={law!r}"
     if not isinstance(t, Tensor) or t.shape != (_DRAWS,):
         shape = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
         raise ValueError(f"{name}: sample({_DRAWS}) gives {shape}; a tensor of shape ({_DRAWS},) is needed")
-    if not ((t >= 0) & (t <= 1)).all():  # NaN is refused, too
+    if not ((t >= 0) & (t <= 1)).all():  # this also refuses NaN
         raise ValueError(f"{name} draws times from {t.min():g} to {t.max():g}; all must lie in [0, 1]")
 
 
 def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
-    """Raise ``ValueError`` for a premetric that gives another shape than ``(B,)``, or anything but numbers from 0 on.
+    """Raise ``ValueError`` for a premetric with an output shape other than ``(B,)``, or negative or non-finite values.
 
-    It is tried on noise of images of ``shape`` ``(C, H, W)``; a squared distance stands in for a perceptual one.
+    It is tried on noise of image ``shape`` ``(C, H, W)``; a squared distance replaces a perceptual one.
     """
     name = f"premetric={getattr(premetric, '__name__', premetric)}"
 

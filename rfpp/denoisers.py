@@ -1,9 +1,9 @@
 """Denoisers: ``denoiser(x, sigma, labels=None) -> E[x0 | x0 + sigma * eps = x]``.
 
-Every model of the book enters through this contract, with ``x`` at the scale where noise of standard deviation
-``sigma`` was added to unscaled data. A trained U-Net meets it through :class:`EDMPrecond` or, when it was trained on a
-variance-preserving (VP) process, :class:`VPPrecond`; a mixture of Gaussians meets it in closed form and gives tests and
-pictures an answer that is known exactly.
+Every model of the book has this interface, with ``x`` at the scale where noise of standard deviation ``sigma`` was
+added to unscaled data. A trained U-Net gets it from :class:`EDMPrecond` or, if it was trained on a variance-preserving
+(VP) process, from :class:`VPPrecond`. A mixture of Gaussians has it in closed form, which gives tests and pictures an
+exactly known answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rfpp.base.checks import one_of
 
 
 def expand(scalar: float | Tensor, x: Tensor) -> Tensor:
-    """A number or ``(B,)`` tensor as float ``(B, 1, ..., 1)``, ready to multiply ``x`` of shape ``(B, ...)``.
+    """Reshape a number or ``(B,)`` tensor to float ``(B, 1, ..., 1)``, to multiply ``x`` of shape ``(B, ...)``.
 
     Raises ``ValueError`` for any other shape.
     """
@@ -33,7 +33,7 @@ def expand(scalar: float | Tensor, x: Tensor) -> Tensor:
 
 
 class _Precond(nn.Module):
-    """A network as a denoiser: labels and augmentation as the network takes them, scaling by a subclass."""
+    """A network as a denoiser: it prepares labels and augmentation for the network, and subclasses add the scaling."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Precond(nn.Module):
         if labels is None:
             return x.new_zeros(len(x), self.label_dim, dtype=dtype)
         if labels.shape == (len(x),):
-            # A look at the values would break a compiled graph in two, and make a GPU wait.
+            # Reading the values would split a compiled graph and synchronise a GPU.
             looked_at = labels.numel() and labels.device.type == "cpu" and not torch.compiler.is_compiling()
             if looked_at and not 0 <= int(labels.min()) <= int(labels.max()) < self.label_dim:
                 raise ValueError(
@@ -64,7 +64,7 @@ class _Precond(nn.Module):
         return labels.to(x.device, dtype)
 
     def _network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """``F(x; c_noise)`` for an input that is scaled already, in the precision of ``x``."""
+        """Return ``F(x; c_noise)`` for a scaled input, in the precision of ``x``."""
         augment_dim = getattr(self.model, "augment_dim", 0)
         augmentation = c_noise.new_zeros(len(x), augment_dim) if augment_dim else None
         output: Tensor = self.model(x, c_noise, self._one_hot(labels, x), augmentation)
@@ -84,7 +84,7 @@ class EDMPrecond(_Precond):
         self.sigma_data = sigma_data
 
     def around(self, network: nn.Module) -> EDMPrecond:
-        """The same preconditioning for another network."""
+        """Return the same preconditioning around another network."""
         return EDMPrecond(network, self.sigma_data)
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -99,8 +99,8 @@ class LinearSchedule:
     """The VP process with ``beta(t) = beta_min + beta_d t`` on ``t`` in [0, 1] (Song et al., 2021).
 
     Its state is ``alpha(t) x0 + sqrt(1 - alpha(t)^2) eps`` with ``alpha(t) = exp(-beta_d t^2 / 4 - beta_min t / 2)``.
-    Networks see the time as a number of ``steps``: ``c_noise = (steps - 1) t``. Beyond ``sigma(1) = 152`` the time goes
-    on above 1, as Eq. 29 has it; a trained network must extrapolate there.
+    Networks see the time as a step number: ``c_noise = (steps - 1) t``. Beyond ``sigma(1) = 152`` the time exceeds 1,
+    as in Eq. 29; a trained network must extrapolate there.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_d: float = 19.9, steps: int = 1000) -> None:
@@ -111,7 +111,7 @@ class LinearSchedule:
         return {"type": "LinearSchedule", "beta_min": self.beta_min, "beta_d": self.beta_d, "steps": self.steps}
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise over signal at time ``t``: ``sqrt(1 / alpha(t)^2 - 1)``."""
+        """The ratio of noise to signal at time ``t``: ``sqrt(1 / alpha(t)^2 - 1)``."""
         return (self.beta_d * t**2 / 2 + self.beta_min * t).expm1().sqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
@@ -125,10 +125,10 @@ class LinearSchedule:
 
 
 class DiscreteSchedule:
-    """A VP process known at whole steps only, as DDPM's (Ho et al., 2020): ``alphas_cumprod[k] = alpha_k^2``.
+    """A VP process defined at integer steps only, such as DDPM's (Ho et al., 2020): ``alphas_cumprod[k] = alpha_k^2``.
 
-    Between two steps, the step number is linear in ``log sigma``; beyond the first and the last it stays.
-    Raises ``ValueError`` unless ``alphas_cumprod`` falls within (0, 1).
+    Between two steps, the step number is linear in ``log sigma``; beyond the first and the last it is constant.
+    Raises ``ValueError`` unless ``alphas_cumprod`` decreases within (0, 1).
     """
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor) -> None:
@@ -148,7 +148,7 @@ class DiscreteSchedule:
         return {"type": "DiscreteSchedule", "alphas_cumprod": self.alphas_cumprod.tolist()}
 
     def noise_label(self, sigma: Tensor) -> Tensor:
-        """The step number of a noise level, a fraction between two steps."""
+        """The step number of a noise level, fractional between two steps."""
         known = self.log_sigmas.to(sigma.device)
         log = sigma.double().log().clamp(known[0], known[-1])
         upper = torch.searchsorted(known, log).clamp(1, len(known) - 1)
@@ -160,11 +160,11 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 class VPPrecond(_Precond):
-    """A VP diffusion model as a denoiser: the network saw ``y = alpha x0 + sqrt(1 - alpha^2) eps``.
+    """A VP diffusion model as a denoiser: the network was trained on ``y = alpha x0 + sqrt(1 - alpha^2) eps``.
 
-    With ``sigma = sqrt(1 - alpha^2) / alpha`` that is ``y = x / sqrt(1 + sigma^2)``, and the network's ``prediction``
-    is ``eps`` (DDPM, score SDE), ``x0``, or ``alpha eps - sqrt(1 - alpha^2) x0`` (Salimans and Ho, 2022).
-    ``schedule`` turns ``sigma`` into the time the network knows; labels are as for :class:`EDMPrecond`.
+    With ``sigma = sqrt(1 - alpha^2) / alpha``, this is ``y = x / sqrt(1 + sigma^2)``. The network's ``prediction`` is
+    ``eps`` (DDPM, score SDE), ``x0``, or ``alpha eps - sqrt(1 - alpha^2) x0`` (Salimans and Ho, 2022).
+    ``schedule`` converts ``sigma`` to the network's time; labels are as for :class:`EDMPrecond`.
     Raises ``ValueError`` for an unknown prediction.
     """
 
@@ -179,7 +179,7 @@ class VPPrecond(_Precond):
         self.schedule, self.prediction = schedule or LinearSchedule(), prediction
 
     def around(self, network: nn.Module) -> VPPrecond:
-        """The same preconditioning for another network."""
+        """Return the same preconditioning around another network."""
         return VPPrecond(network, self.schedule, self.prediction)
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -195,7 +195,7 @@ class VPPrecond(_Precond):
 
 
 class GaussianMixtureDenoiser(nn.Module):
-    """Closed-form denoiser of the mixture ``sum_k w_k N(mean_k, std^2 I)``.
+    """The closed-form denoiser of the mixture ``sum_k w_k N(mean_k, std^2 I)``.
 
     With ``std=0`` and the training images as means it is the optimal denoiser of the empirical distribution.
     ``means``: ``(K, ...)``; ``weights``: ``(K,)``, uniform by default. With ``classes`` ``(K,)``, integer ``labels``
@@ -216,7 +216,7 @@ class GaussianMixtureDenoiser(nn.Module):
         self.std = std
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """Posterior mean: components weighted by their responsibility for ``x``, each shrunk towards its mean."""
+        """Return the posterior mean: components weighted by their responsibility for ``x``, each shrunk to its mean."""
         sigma = expand(sigma, x)
         variance = (sigma**2 + self.std**2).flatten()[:, None].to(x.dtype)
         flat, means = x.flatten(1), self.means.flatten(1).to(x.dtype)

@@ -1,6 +1,6 @@
 """The whole path at one scale: data, teacher, pairs, trained flows, evaluations, each kept on disk once finished.
 
-Notebooks and the command line ask an :class:`Experiment` for what they need; it finds the finished step or computes it.
+Notebooks and the command line request results from an :class:`Experiment`, which finds or computes the steps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rfpp.pipeline.store import Store
 FLOWS = (*ALL, TEACHER)
 Config = str | Configuration | Method
 """A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS` or of :mod:`rfpp.arena`, an import path, or a
-configuration or method itself."""
+configuration or method object."""
 
 
 class Experiment:
@@ -45,11 +45,11 @@ class Experiment:
 
     ``preset``: a name, a YAML file or a :class:`rfpp.presets.Preset`; ``overrides``: settings to replace, such as
     ``{"training.steps": 800}``; ``runs``: the folder of results, ``runs/`` in the checkout by default; ``dataset``:
-    images of your own in place of the preset's; ``jobs``: how many steps to compute side by side, by default one for
-    each core or GPU, or what ``RFPP_JOBS`` says; ``scheduler``: the address of a dask cluster that computes instead.
-    Raises :class:`rfpp.presets.PresetError` before any work when one of them does not fit.
+    images of your own instead of the preset's; ``jobs``: how many steps to compute side by side, by default
+    ``RFPP_JOBS`` or one for each core or GPU; ``scheduler``: the address of a dask cluster that computes instead.
+    Raises :class:`rfpp.presets.PresetError` before any work if one of them does not fit.
 
-    Models lie on this process's device and take tensors from anywhere; everything else is on the CPU.
+    Models are on this process's device and take tensors from any device; everything else is on the CPU.
     """
 
     def __init__(
@@ -75,20 +75,20 @@ class Experiment:
         return f"Experiment({self.preset.name!r}: {self.preset.summary})"
 
     def compute(self, steps: Iterable[Step]) -> None:
-        """Compute what is missing of ``steps`` of the plan, and what they need, side by side."""
+        """Compute the missing ones of the plan's ``steps`` and of their dependencies, side by side."""
         scheduling.compute(self.run, steps, self.jobs, self.scheduler)
 
     def kept(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(*arguments)``, from disk where that was computed before.
+        """Return ``function(*arguments)``, from disk if it was computed before.
 
-        An argument may be the experiment itself, a flow, a sampler, tensors: whatever can be told from another by its
-        content. Raises :class:`rfpp.pipeline.identities.Unidentified` for what cannot, and ``TypeError`` for a result
-        that is made of other things than numbers, strings, tensors and dataclasses of this package.
+        Arguments may be the experiment itself, flows, samplers, tensors and other values that are identified by their
+        content. Raises :class:`rfpp.pipeline.identities.Unidentified` for values that are not, and ``TypeError`` for a
+        result made of anything but numbers, strings, tensors and dataclasses of this package.
         """
         return Measurement(function, arguments).load(self.run)
 
     def identity(self) -> Any:
-        """What stands for the experiment among a measurement's inputs: its settings, images and code."""
+        """Return what identifies the experiment among a measurement's inputs: its settings, images and code."""
         settings = self.preset.model_dump(exclude={"name", "summary"})
         return identity([settings, self.plan.images, code_digest(type(self))])
 
@@ -101,14 +101,14 @@ class Experiment:
 
     @cached_property
     def teacher(self) -> EDMPrecond:
-        """The denoiser that makes the pairs; raises :class:`rfpp.presets.PresetError` for one of other images."""
+        """The denoiser that makes the pairs; raises :class:`rfpp.presets.PresetError` if it is for other images."""
         teacher = self.plan.teacher.load(self.run)
         self.plan.fit(teacher)
         return processes.place(copy.deepcopy(teacher))
 
     @property
     def classes(self) -> int:
-        """How many classes the teacher knows; 0 for an unconditional one."""
+        """The number of the teacher's classes; 0 for an unconditional teacher."""
         return self.teacher.label_dim
 
     @cached_property
@@ -118,9 +118,9 @@ class Experiment:
 
     @cached_property
     def classifier(self) -> features.Classifier:
-        """The network that recognises samples; the loss never sees it.
+        """The network that recognises samples; the loss never uses it.
 
-        Raises ``ValueError`` where there is none: Inception, which then grades, does not know these classes.
+        Raises ``ValueError`` if there is none: Inception, which then grades, does not know these classes.
         """
         if isinstance(self.plan.grader, networks.Inception):
             raise ValueError(
@@ -133,36 +133,37 @@ class Experiment:
 
     @cached_property
     def embedding(self) -> nn.Module:
-        """The features that images are graded in: floats in [-1, 1] to ``(B, num_features)``."""
+        """The grading features as a module: images in [-1, 1] to ``(B, num_features)``."""
         return networks.embedding(self._grader)
 
     @cached_property
     def perceptual(self) -> nn.Module:
-        """LPIPS for the loss, on a network that the grades do not use."""
+        """The LPIPS of the loss, on a network that the grades do not use."""
         return networks.perceptual_distance(self.plan.perceptual.load(self.run))
 
     # Pairs
 
     def _get_pairs(self, step: Step) -> PairDataset:
         if self.run.find(step) is None:
-            _ = self.teacher  # whether it fits is seen before any work
+            _ = self.teacher  # raises before any work if it does not fit
         return PairDataset(self.run.get(step).folder)
 
     def pairs(self, split: str = "train", seed: int | None = None) -> PairDataset:
-        """Pairs ``(x, z, label)`` of the 1-rectified flow, ``"held_out"`` or to ``"train"`` on with a seed.
+        """Return pairs ``(x, z, label)`` of the 1-rectified flow, ``"held_out"`` or to ``"train"`` on with a seed.
 
-        Seeds share the latter, unless the preset has ``pairs.per_seed``; then its first seed's are the default.
+        All seeds share the training pairs, unless the preset has ``pairs.per_seed``; the default is then its first
+        seed.
         """
         return self._get_pairs(self.plan.pairs(split, seed))
 
     def inverted(self) -> PairDataset:
-        """Configuration G's pairs: real training images, and the noise that the 1-rectified flow carries each to."""
+        """Return configuration G's pairs: real training images, and the noise the 1-rectified flow carries them to."""
         return self._get_pairs(self.plan.inverted())
 
     # Flows
 
     def train(self, configs: Config | Iterable[Config], seeds: Sequence[int] | None = None) -> None:
-        """Train what is missing of ``configs`` times ``seeds``, side by side, with a bar that counts them.
+        """Train the missing flows of ``configs`` times ``seeds``, side by side, with a bar that counts them.
 
         Raises ``ValueError`` or ``OSError`` before any work for a configuration whose parts do not fit.
         """
@@ -172,27 +173,27 @@ class Experiment:
         missing = [config for config, step in steps if self.run.find(step) is None]
         self.plan.check(missing)
         if missing:
-            _ = self.teacher  # whether it fits is seen before any work
+            _ = self.teacher  # raises before any work if it does not fit
         self.compute(step for _, step in steps)
 
     def flow_file(self, config: Config, seed: int = 0) -> Path:
-        """The file of a trained flow, readable with :func:`rfpp.checkpoints.load`."""
+        """Return the file of a trained flow, which :func:`rfpp.checkpoints.load` reads."""
         self.train([config], [seed])
         return self.run.get(self.plan.flow(config, seed)) / networks.MODEL
 
     def flow(self, config: Config, seed: int = 0) -> RectifiedFlow:
-        """The trained flow of a configuration; ``"teacher"``: the 1-rectified flow."""
+        """Return the trained flow of a configuration; ``"teacher"``: the 1-rectified flow."""
         if config == TEACHER:
             return RectifiedFlow(self.teacher)
         self.train([config], [seed])
         return load_flow(self.plan.flow(config, seed), self.run)
 
     def history(self, config: Config, seed: int = 0) -> engine.History:
-        """The loss curve of a trained flow."""
+        """Return the loss curve of a trained flow."""
         return networks.history(self.flow_file(config, seed).parent)
 
     def snapshots(self, config: Config, seed: int = 0) -> dict[int, Tensor]:
-        """One-step samples from the same noise, by the training step they were taken at."""
+        """Return one-step samples from the same noise, by the training step at which they were taken."""
         return snapshots(self.flow_file(config, seed).parent)
 
     # Samples and grades
@@ -200,20 +201,20 @@ class Experiment:
     def sampler(
         self, nfe: int = 1, solver: str = "euler", update: str = "standard", inner: Sequence[float] | None = None
     ) -> Sampler:
-        """A sampler that starts at the preset's first time; ``inner``: the times of the steps after it."""
+        """Return a sampler that starts at the preset's first time; ``inner``: the start times of the later steps."""
         return self.plan.sampler(nfe, solver, update, inner)
 
     def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> Samples:
-        """The sampler that a configuration or method is made for; ``options``: those of :meth:`sampler`.
+        """Return the sampler that a configuration or method is designed for; ``options``: those of :meth:`sampler`.
 
-        Raises ``ValueError`` for options that a method does not know.
+        Raises ``ValueError`` for options that a method does not take.
         """
         return self.plan.own_sampler(config, nfe, **options)
 
     def noise(self, n: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Noise for pictures ``(n, C, H, W)``, that of the first seed's samples, and labels ``(n,)``, classes in turn.
+        """Return noise ``(n, C, H, W)`` for pictures, that of the first seed's samples, and labels ``(n,)``.
 
-        Labels are ``None`` where the teacher knows no classes.
+        Labels take the classes in turn; they are ``None`` if the teacher has no classes.
         """
         n, seed = n or self.preset.evaluation.samples, self.plan.noise_seed(self.preset.seeds[0])
         return pairs.noise(seed, range(n), self.data.train.shape), labels_in_turn(n, self.classes)
@@ -221,13 +222,13 @@ class Experiment:
     def sweep(
         self, config: Config, seeds: Sequence[int], wanted: Sequence[Samples], draw: int = 0
     ) -> dict[Samples, list[Evaluation]]:
-        """Grade a configuration with several samplers: for each of them, one evaluation per seed.
+        """Grade a configuration with several samplers: for each sampler, one evaluation per seed.
 
-        A seed's samples are made of noise of its own, the same for every configuration; ``draw``: another such noise.
+        Each seed has its own noise for samples, the same for every configuration; another ``draw`` gives other noise.
         """
         steps = {sampler: [self.plan.grade(config, seed, sampler, draw) for seed in seeds] for sampler in wanted}
         if any(self.run.find(step) is None for each in steps.values() for step in each):
-            self.plan.grader.untrained()  # if Inception cannot be had, better now than after days of training
+            self.plan.grader.untrained()  # a missing Inception must fail now, not after days of training
         if config != TEACHER:
             self.train([config], seeds)
         if self.jobs > 1 or self.scheduler is not None:
@@ -243,21 +244,21 @@ class Experiment:
                     place = f"seed {number + 1} of {len(seeds)}, sampler {index} of {len(steps)}"
                     bar.set_postfix_str(place, refresh=False)
                     found[sampler].append(each[number].load(dataclasses.replace(self.run, advance=bar.update)))
-                    bar.update(done + images * sampler.nfe - bar.n)  # all of it, had it been kept on disk
+                    bar.update(done + images * sampler.nfe - bar.n)  # the full count, also for results from disk
         return found
 
     def evaluate(self, config: Config, seed: int = 0, *, sampler: Samples | None = None, **options: Any) -> Evaluation:
-        """Grade a flow with a ``sampler``, with one of :meth:`sampler`'s with these ``options``, or with its own.
+        """Grade a flow with a ``sampler`` or, without one, with its own sampler and these ``options``.
 
-        :mod:`rfpp.arena`'s methods know of no option but ``nfe``.
+        :mod:`rfpp.arena`'s methods take no option but ``nfe``.
         """
         sampler = sampler or self.own_sampler(config, **options)
         return self.sweep(config, [seed], [sampler])[sampler][0]
 
     def references(self) -> dict[str, Evaluation]:
-        """What can be hoped for, graded like samples: real held-out images, and as many of the teacher's as samples.
+        """Grade references like samples: real held-out images, and as many images of the teacher as there are samples.
 
-        The held-out images are all there are; fewer images make a larger distance.
+        All held-out images are used; fewer images give a larger distance.
         """
         held_out, made = self.data.held_out, self.pairs("train")
         rows = torch.arange(min(len(made), self.preset.evaluation.samples))
@@ -272,8 +273,8 @@ class Experiment:
         return {"real, held out": grade(held_out.pixels, known), "teacher": grade(made.read(rows)["images"], labels)}
 
     def grade(self, config: Config, seed: int = 0, sampler: Samples | None = None, **options: Any) -> Grades:
-        """FID, inception score, precision and recall on Inception's features, with the protocol they follow.
+        """Return FID, inception score, precision and recall on Inception's features, with their protocol.
 
-        ``options`` as for :func:`rfpp.pipeline.standard.grade`.
+        ``options``: as for :func:`rfpp.pipeline.standard.grade`.
         """
         return standard.grade(self.plan, self.run, self.folder, config, seed, sampler or self.sampler(), **options)

@@ -1,9 +1,10 @@
-"""The networks whose features images are compared in.
+"""The networks in whose features images are compared.
 
 At the paper's scale they are Inception, which grades samples (:func:`rfpp.metrics.inception`), and VGG-16, the trunk of
-the LPIPS loss. At small scales two small classifiers stand in for them: ``classifier`` grades, ``perceptual`` is the
-trunk. They differ in width, in activation and in seed, so that the metric does not grade its own loss. Those for digits
-ship with the package (:mod:`rfpp.pipeline.shipped` holds the recipe); other presets train theirs on their own data.
+the LPIPS loss. At small scales, two small classifiers replace them: ``classifier`` grades, and ``perceptual`` is the
+trunk. They differ in width, activation and seed, so that samples are not graded by the network of their own loss. The
+classifiers for digits ship with the package (:mod:`rfpp.pipeline.shipped` holds the recipe); other presets train theirs
+on their own data.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Classifier(nn.Module):
 
     ``widths``: channels of each stage; a stage is two 3x3 convolutions, and average pooling follows all but the last.
     ``activation``: ``"relu"`` or ``"silu"``. ``seed`` decides the initial weights. ``num_features``: length of the
-    vector under the logits.
+    feature vector below the logits.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Classifier(nn.Module):
             self.head = nn.Linear(self.num_features, classes)
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """The activations after each stage, finest first."""
+        """Return the activations after each stage, finest first."""
         maps = []
         for index, convolution in enumerate(self.convolutions):
             if index and index % 2 == 0:
@@ -68,16 +69,16 @@ class Classifier(nn.Module):
         return maps
 
     def features(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` in [-1, 1] to ``(B, num_features)``: the last stage, averaged over positions."""
+        """Map ``(B, C, H, W)`` in [-1, 1] to ``(B, num_features)``: the last stage, averaged over positions."""
         return self.feature_maps(x)[-1].mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits ``(B, classes)``."""
+        """Return class logits ``(B, classes)``."""
         return self.head(F.dropout(self.features(x), self.dropout, self.training))
 
 
 class Embedding(nn.Module):
-    """A classifier's ``features`` as a module of its own, in the form ``torchmetrics`` takes."""
+    """A classifier's ``features`` as a separate module, in the form that ``torchmetrics`` needs."""
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class Embedding(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """A small network's feature maps, in the form ``lpips`` asks of its trunk."""
+    """A small network's feature maps, in the form that ``lpips`` needs for its trunk."""
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class _Trunk(nn.Module):
 
 
 class EightBit(nn.Module):
-    """A network of 8-bit images, such as Inception, on floats in [-1, 1]: its features, ``(B, num_features)``."""
+    """The features ``(B, num_features)`` of a network for 8-bit images, such as Inception, from floats in [-1, 1]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -111,8 +112,8 @@ class EightBit(nn.Module):
 
 
 def _lpips(**options: Any) -> lpips.LPIPS:
-    """The package's network. It draws weights from torch's global generator before it can be given others, and passes
-    torchvision arguments that it calls deprecated."""
+    """Make the ``lpips`` package's network. Its constructor draws weights from torch's global generator, and passes
+    arguments that torchvision calls deprecated."""
     with rng.scoped(0, "lpips"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
         return lpips.LPIPS(pnet_rand=True, verbose=False, **options)
@@ -121,8 +122,8 @@ def _lpips(**options: Any) -> lpips.LPIPS:
 class FeatureLPIPS(nn.Module):
     """The ``lpips`` package's distance on a small classifier's feature maps: two ``(B, C, H, W)`` to ``(B, 1, 1, 1)``.
 
-    All channels count the same (the package's ``lpips=False``): there are no human judgments of such images to
-    calibrate them with.
+    All channels have equal weight (the package's ``lpips=False``), because there are no human judgments of such images
+    for calibration.
     """
 
     def __init__(self, network: Classifier) -> None:
@@ -143,10 +144,10 @@ VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 
 
 class VGGLPIPS(nn.Module):
-    """The paper's LPIPS: VGG-16 with average in place of maximum pooling, both images enlarged to 224x224.
+    """The paper's LPIPS: VGG-16 with average instead of maximum pooling, both images enlarged to 224x224.
 
-    ``weights``: torchvision's state dict of VGG-16 trained on ImageNet; the calibration of channels is the package's.
-    Two images ``(B, 3, H, W)`` in [-1, 1] to ``(B, 1, 1, 1)``.
+    ``weights``: torchvision's state dict of VGG-16 trained on ImageNet; the channel calibration is the package's.
+    Maps two images ``(B, 3, H, W)`` in [-1, 1] to ``(B, 1, 1, 1)``.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], resolution: int = 224) -> None:
@@ -156,7 +157,7 @@ class VGGLPIPS(nn.Module):
             if isinstance(part, nn.MaxPool2d):
                 stage, _, place = name.rpartition(".")
                 setattr(self.distance.net.get_submodule(stage), place, nn.AvgPool2d(part.kernel_size, part.stride))
-        trunk = self.distance.net.state_dict()  # slice2.5.weight: the package cuts torchvision's features.5.weight out
+        trunk = self.distance.net.state_dict()  # slice2.5.weight is torchvision's features.5.weight
         try:
             trunk = {name: weights[f"features.{name.partition('.')[2]}"] for name in trunk}
             self.distance.net.load_state_dict(trunk)
@@ -172,9 +173,9 @@ class VGGLPIPS(nn.Module):
 
 
 def vgg_lpips(weights: str | Path = VGG_URL) -> VGGLPIPS:
-    """The paper's LPIPS with weights from a local file, or downloaded from their address or a mirror, and checked.
+    """Return the paper's LPIPS, with checked weights from a local file, or downloaded from their address or a mirror.
 
-    Raises ``OSError`` when they cannot be had, with the place to put them by hand, ``ValueError`` when they do not fit.
+    Raises ``OSError`` if the download fails, naming the path for a manual copy, and ``ValueError`` if they do not fit.
     """
     path = downloads.weights(weights, VGG_URL, VGG_SHA256)
     state = pickles.read_torch(path)

@@ -1,4 +1,4 @@
-"""Rectified flow: the interpolation, the velocity, and Proposition 1, which makes a flow of a denoiser.
+"""Rectified flow: the interpolation, the velocity, and Proposition 1, which turns a denoiser into a flow.
 
 Convention of the whole package: data ``x`` at ``t = 0``, noise ``z ~ N(0, I)`` at ``t = 1``, ``x_t = (1 - t) x + t z``.
 Generation integrates ``dx_t/dt = v(x_t, t)`` from ``t = 1`` down to 0, inversion from 0 up to 1.
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from rfpp.denoisers import expand
 
 T_MIN, T_MAX = 1e-5, 1 - 1e-5
-"""Times are kept inside this interval, so that neither ``1/t`` nor ``1/(1 - t)`` divides by zero (Appendix E)."""
+"""Times stay inside this interval, so that neither ``1/t`` nor ``1/(1 - t)`` divides by zero (Appendix E)."""
 
 Denoiser = Callable[..., Tensor]
 
 
 def interpolate(x: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
-    """``x_t = (1 - t) x + t z``; ``x``, ``z``: ``(B, ...)``, ``t``: a number or ``(B,)``."""
+    """Return ``x_t = (1 - t) x + t z``; ``x``, ``z``: ``(B, ...)``, ``t``: a number or ``(B,)``."""
     t = expand(t, x)
     return (1 - t) * x + t * z
 
@@ -27,9 +27,9 @@ def interpolate(x: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
 class RectifiedFlow(nn.Module):
     """The rectified flow whose posterior mean a denoiser computes (Eq. 1, with Proposition 1 for the change of time).
 
-    Any ``denoiser(x, sigma, labels=None)`` serves: a pretrained one gives the 1-rectified flow without training,
-    and training goes on from there. A VP model is a denoiser through :class:`rfpp.denoisers.VPPrecond`, and the two
-    together make Table 2's VP row: ``(x_t / (1 - t)) / sqrt(1 + sigma^2) = x_t / sqrt((1 - t)^2 + t^2)``.
+    Any ``denoiser(x, sigma, labels=None)`` can be used: a pretrained one gives the 1-rectified flow without training,
+    and training continues from there. :class:`rfpp.denoisers.VPPrecond` turns a VP model into a denoiser, and both
+    classes together give Table 2's VP row: ``(x_t / (1 - t)) / sqrt(1 + sigma^2) = x_t / sqrt((1 - t)^2 + t^2)``.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:

@@ -1,9 +1,9 @@
-"""Section 3: do the straight lines between reflow's pairs cross, and what remains of the loss if they do not?
+"""Section 3: do the straight lines between reflow's pairs cross, and what loss remains if they do not?
 
-Two pairs ``(x', z')`` and ``(x'', z'')`` cross at ``t`` when ``(1 - t) x' + t z' = (1 - t) x'' + t z''``. Given one
-pair and the other's image, the other's noise follows. The paper's argument: that noise is no Gaussian noise, so the
-1-rectified flow never sees it and cannot map it to ``x''``; so reflow's pairs do not cross, and its optimal flow is
-straight.
+Two pairs ``(x', z')`` and ``(x'', z'')`` cross at ``t`` when ``(1 - t) x' + t z' = (1 - t) x'' + t z''``. One pair and
+the image of the other determine the noise of the other. The paper argues that this noise is not Gaussian, so the
+1-rectified flow never sees it and cannot map it to ``x''``. Reflow's pairs therefore do not cross, and its optimal flow
+is straight.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rfpp.flow import RectifiedFlow, interpolate
 
 
 def crossing_noise(z: Tensor, x1: Tensor, x2: Tensor, t: float | Tensor) -> Tensor:
-    """``z'' = z' + ((1 - t) / t) (x' - x'')``: the noise whose line to ``x''`` crosses that of ``(x', z')`` at ``t``.
+    """Return ``z'' = z' + ((1 - t) / t) (x' - x'')``, whose line to ``x''`` crosses that of ``(x', z')`` at ``t``.
 
     ``z`` (``z'``), ``x1`` (``x'``), ``x2`` (``x''``): ``(B, ...)``; ``t`` in (0, 1]: a number or ``(B,)``.
-    Raises ``ValueError`` for a time outside, or shapes that differ.
+    Raises ``ValueError`` for a time outside (0, 1], or shapes that differ.
     """
     if not z.shape == x1.shape == x2.shape:
         raise ValueError(f"z, x1, x2 have shapes {[tuple(a.shape) for a in (z, x1, x2)]}; they must be equal")
@@ -39,8 +39,8 @@ def crossing_noise(z: Tensor, x1: Tensor, x2: Tensor, t: float | Tensor) -> Tens
 def autocorrelation(z: Tensor, max_lag: int) -> Tensor:
     """``R(l) = mean_i z_i z_{i+l}`` of each flattened ``z`` (Eq. 10), for lags 0 to ``max_lag``: ``(B, max_lag + 1)``.
 
-    The mean is over the ``d - l`` places where both factors exist, and nothing is divided by the variance. For white
-    noise ``R(0)`` is near 1 and the others are near 0, with standard deviation ``1 / sqrt(d - l)``.
+    The mean is over the ``d - l`` places where both factors exist, without division by the variance. For white noise,
+    ``R(0)`` is near 1 and the other values are near 0, with standard deviation ``1 / sqrt(d - l)``.
     Raises ``ValueError`` unless ``0 <= max_lag < d``.
     """
     flat = z.flatten(1)
@@ -52,7 +52,7 @@ def autocorrelation(z: Tensor, max_lag: int) -> Tensor:
 
 
 def exceedance(a: Tensor, b: Tensor) -> float:
-    """The probability that a draw of ``a`` exceeds one of ``b``, ties half: 1/2 when nothing tells them apart."""
+    """The probability that a draw of ``a`` exceeds one of ``b``; ties count half, so equal distributions give 1/2."""
     return float(stats.mannwhitneyu(a.numpy(), b.numpy()).statistic) / (len(a) * len(b))
 
 
@@ -62,8 +62,8 @@ def irreducible_loss(
 ) -> Tensor:
     """Eq. 4's first term for independent pairs of data ``x`` and fresh noise, per sample, ``(B,)``.
 
-    ``denoiser`` knows the data's distribution exactly, so its posterior mean is the best there is, and what it leaves,
-    ``||(z - x) - E[z - x | x_t]||^2 / d = ||x - E[x | x_t]||^2 / (t^2 d)``, no training can remove.
+    ``denoiser`` knows the data's distribution exactly, so its posterior mean is optimal, and no training can remove the
+    remaining loss ``||(z - x) - E[z - x | x_t]||^2 / d = ||x - E[x | x_t]||^2 / (t^2 d)``.
     """
     z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     best = RectifiedFlow(denoiser).x_prediction(interpolate(x, z, t), t, labels)
@@ -87,10 +87,10 @@ def excess_loss(
 
 
 def regression_residual(inputs: Tensor, targets: Tensor, neighbours: int = 8) -> Tensor:
-    """How far ``targets`` are from being a function of ``inputs``: the variance among nearest neighbours, ``(N,)``.
+    """How far ``targets`` are from being a function of ``inputs``: their variance among nearest neighbours, ``(N,)``.
 
-    ``inputs``: ``(N, d)`` with small ``d``; ``targets``: ``(N, ...)``. With many points the neighbours share their
-    input but for a little, and what their targets differ by is ``Var[target | input]``, summed over its entries.
+    ``inputs``: ``(N, d)`` with small ``d``; ``targets``: ``(N, ...)``. With many points, neighbours have almost the
+    same input, and the variance of their targets estimates ``Var[target | input]``, summed over its entries.
     """
     flat = targets.flatten(1).double()
     _, places = cKDTree(inputs.double().numpy()).query(inputs.double().numpy(), k=neighbours)
@@ -100,22 +100,22 @@ def regression_residual(inputs: Tensor, targets: Tensor, neighbours: int = 8) ->
 def solve(
     velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Tensor, rtol: float = 1e-7, atol: float = 1e-7
 ) -> Tensor:
-    """The states ``(len(times), *x.shape)`` of ``dx/dt = velocity(x, t)``, by torchdiffeq's adaptive dopri5.
+    """Solve ``dx/dt = velocity(x, t)`` with torchdiffeq's adaptive dopri5; returns states ``(len(times), *x.shape)``.
 
-    For pictures in the plane whose flow is known in closed form, where the solver's own error must not show.
+    For pictures of closed-form flows in the plane, where the solver's own error must not be visible.
     """
     found: Tensor = odeint(lambda t, y: velocity(y, float(t)), x, times.to(x.dtype), rtol=rtol, atol=atol)
     return found
 
 
 def plane_data(modes: int = 6, radius: float = 1.0, std: float = 0.06) -> GaussianMixtureDenoiser:
-    """A ring of Gaussians in the plane, as the closed-form denoiser of its distribution: the pictures' data."""
+    """Return a ring of Gaussians in the plane as a closed-form denoiser: the data of the pictures."""
     angle = 2 * torch.pi * torch.arange(modes, dtype=torch.float64) / modes
     return GaussianMixtureDenoiser(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
 
 
 def draw_plane(data: GaussianMixtureDenoiser, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """``n`` independent pairs of the plane's data and noise, both ``(n, 2)``."""
+    """Draw ``n`` independent pairs of the plane's data and noise, both ``(n, 2)``."""
     generator = rng.generator(seed, "plane")
     chosen = torch.randint(len(data.means), (n,), generator=generator)
     eps, z = torch.randn(2, n, 2, generator=generator, dtype=torch.float64)

@@ -5,17 +5,17 @@ Along ``dx_t/dt = v(x_t, t)`` the density changes as ``d log p_t(x_t)/dt = -div 
 
     log p_start(x_start) = log N(x_end; 0, end^2 I) + integral of div v(x_t, t) dt from start to end.
 
-**Truncation.** The velocity is undefined at ``t = 0``, so ``start`` lies above. The flow's state there is
-``(1 - t) (x + sigma eps)`` with ``sigma = t / (1 - t)``: the density is that of data with Gaussian noise of this size.
-It is a density for any ``start``, and :func:`matching_time` chooses the one whose noise is as large as that of uniform
-dequantisation. At the other end, ``end``, noise of standard deviation ``end`` is where the samplers start as well.
+**Truncation.** The velocity is undefined at ``t = 0``, so ``start`` is above 0. The flow's state there is
+``(1 - t) (x + sigma eps)`` with ``sigma = t / (1 - t)``, so the density is that of data with Gaussian noise of this
+size. Any ``start`` gives a density, and :func:`matching_time` chooses the one whose noise is as large as that of
+uniform dequantisation. The path ends at ``end`` in noise of standard deviation ``end``, where the samplers also start.
 
 **Bits per dimension.** Pixels have ``levels`` values, evenly spaced in [-1, 1], each with a bin of width
 ``2 / (levels - 1)`` around it. A discrete image has the probability of its box. With ``u`` uniform in the box, Jensen's
 inequality makes ``-E[log2 p(x + u)] - d log2(width)`` an upper bound of its code length (Theis et al., 2016, Section
 3.1). For 8-bit pixels the width is ``1 / 127.5``, as :func:`rfpp.data.to_float` scales them. Images with fewer levels
-have wider bins and cost fewer bits: scikit-learn's digits have 17 levels, and ``log2 17 = 4.09`` bits a pixel are what
-uniform noise costs there. Values for different numbers of levels do not compare.
+have wider bins and cost fewer bits: scikit-learn's digits have 17 levels, where uniform noise costs
+``log2 17 = 4.09`` bits a pixel. Values for different numbers of levels cannot be compared.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Field = Callable[[Tensor], Tensor]
 
 
 class _Distances(TorchFunctionMode):
-    """``torch.cdist`` by its formula: mapped over directions, its own derivative is wrong without a word (torch 2.13).
+    """``torch.cdist`` by its formula: mapped over directions, its own derivative is silently wrong (torch 2.13).
 
-    The closed-form denoiser measures its distances with it.
+    The closed-form denoiser computes its distances with ``torch.cdist``.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,15 +76,15 @@ class Divergence(Protocol):
     """A way to compute ``div v``: exactly, or by several unbiased estimates."""
 
     def directions(self, x: Tensor) -> Tensor | None:
-        """What is drawn once for images ``x`` ``(B, ...)``, and kept along their paths: ``(K, B, ...)``."""
+        """The directions drawn once for images ``x`` ``(B, ...)``, and kept along their paths: ``(K, B, ...)``."""
 
     def __call__(self, field: Field, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``field(x)`` ``(B, ...)`` and its divergence, ``K`` estimates ``(B, K)`` of each image."""
+        """``field(x)`` ``(B, ...)`` and its divergence, ``K`` estimates for each image ``(B, K)``."""
 
 
 @dataclass(frozen=True)
 class Exact:
-    """The trace of the Jacobian: ``d`` passes backwards for each evaluation, so for small images."""
+    """The trace of the Jacobian: ``d`` backward passes for each evaluation, so for small images only."""
 
     def directions(self, x: Tensor) -> None:
         """Nothing is drawn."""
@@ -98,7 +98,7 @@ class Exact:
 class Hutchinson:
     """``e^T J e`` for ``probes`` vectors ``e`` of random signs (Hutchinson, 1989; Grathwohl et al., 2019).
 
-    Each is an unbiased estimate, whose variance is the sum of squares of ``J + J^T`` off the diagonal, over 2. The
+    Each is an unbiased estimate, whose variance is half the sum of squares of ``J + J^T`` off the diagonal. The
     probes of an image stay the same along its path, so the estimates of its log-density are independent, and their
     spread gives a standard error. Raises ``TypeError`` or ``ValueError`` unless there are two probes or more.
     """
@@ -110,7 +110,7 @@ class Hutchinson:
         at_least("probes", self.probes, 2)
 
     def directions(self, x: Tensor) -> Tensor:
-        """Random signs, which belong to an image's place and not to how many are solved at once."""
+        """Random signs, which depend on an image's place and not on how many are solved at once."""
         source = rng.generator(self.seed, "hutchinson")
         signs = torch.randint(2, (len(x), self.probes, *x.shape[1:]), generator=source)
         return (2 * signs - 1).to(x).transpose(0, 1)
@@ -125,8 +125,8 @@ class Hutchinson:
 class LogDensity:
     """Log-densities in nats, ``(N,)`` each.
 
-    ``total`` is ``prior + volume``: the density of the noise ``z`` ``(N, ...)`` that an image is carried to, and what
-    the change of volume adds on the way. ``standard_error`` is that of Hutchinson's estimate, 0 for the exact trace.
+    ``prior``: that of the noise ``z`` ``(N, ...)`` that an image is carried to; ``volume``: what the change of volume
+    along the path adds; ``total`` is their sum. ``standard_error``: of Hutchinson's estimate, 0 for the exact trace.
     """
 
     prior: Tensor
@@ -134,7 +134,7 @@ class LogDensity:
     standard_error: Tensor
     z: Tensor
     evaluations: int
-    """Evaluations of velocity and divergence, the mean over images."""
+    """Evaluations of velocity and divergence, averaged over images."""
 
     @property
     def total(self) -> Tensor:
@@ -149,7 +149,7 @@ class LogDensity:
 def bits_per_dimension(log_density: Tensor, d: int, levels: int = 256) -> Tensor:
     """``-log2 p(x) / d - log2(2 / (levels - 1))`` of log-densities in nats of dequantised images in [-1, 1]: ``(N,)``.
 
-    The first term is the density's, the second the width of a bin. Raises ``ValueError`` for fewer than two levels.
+    The first term is the density's, the second is due to the bins. Raises ``ValueError`` for fewer than two levels.
     """
     at_least("d", d, 1)
     at_least("levels", levels, 2)
@@ -157,9 +157,9 @@ def bits_per_dimension(log_density: Tensor, d: int, levels: int = 256) -> Tensor
 
 
 def grey_levels(pixels: Tensor) -> int:
-    """How many values 8-bit ``pixels`` take where these are evenly spaced from 0 to 255, as 17 of the digits; or 256.
+    """The number of values of 8-bit ``pixels`` if evenly spaced from 0 to 255, such as 17 for the digits; else 256.
 
-    Rounding to whole numbers is allowed for.
+    The values may be rounded to whole numbers.
     """
     known = pixels.unique().double()
     even = torch.linspace(0, 255, max(len(known), 2), dtype=torch.float64)
@@ -176,7 +176,7 @@ def dequantise(x: Tensor, levels: int, generator: torch.Generator) -> Tensor:
 def matching_time(levels: int) -> float:
     """The time whose noise ``sigma = t / (1 - t)`` has the deviation of uniform dequantisation, a width over sqrt(12).
 
-    A flow there expects noise about as large as :func:`dequantise` adds: 0.0023 for 8-bit pixels, 0.035 for 17 levels.
+    A flow expects noise there about as large as :func:`dequantise` adds: 0.0023 for 8-bit pixels, 0.035 for 17 levels.
     """
     at_least("levels", levels, 2)
     sigma = 2 / (levels - 1) / math.sqrt(12)
@@ -216,10 +216,10 @@ def log_density(
 ) -> LogDensity:
     """``log p(x)`` for ``x`` ``(N, ...)``, the density of data with noise of size ``start / (1 - start)``.
 
-    Given ``labels`` ``(N,)`` where the flow knows classes. torchdiffeq's adaptive dopri5 carries image and log-density
-    together, over ``s = log(t / (1 - t))``, in which neither end is stiff: ``dt/ds = t (1 - t)``. ``rtol``, ``atol``:
-    its tolerances for both, the log-density's per dimension. ``divergence``: :class:`Exact` by default, or
-    :class:`Hutchinson`. Images are solved ``batch_size`` at a time, which share their steps.
+    ``labels`` ``(N,)``: for a flow with classes. torchdiffeq's adaptive dopri5 carries image and log-density together,
+    over ``s = log(t / (1 - t))``, in which neither end is stiff: ``dt/ds = t (1 - t)``. ``rtol``, ``atol``: its
+    tolerances for both; that of the log-density is per dimension. ``divergence``: :class:`Exact` by default, or
+    :class:`Hutchinson`. Images are solved in batches of ``batch_size``, which share their steps.
 
     Raises ``ValueError`` for images, labels or times that do not fit.
     """
@@ -244,7 +244,7 @@ def log_density(
 
 @dataclass
 class _Problem:
-    """The ODE of some images and their log-densities, with what was drawn for them."""
+    """The ODE of some images and their log-densities, with the directions drawn for them."""
 
     flow: RectifiedFlow
     labels: Tensor | None
@@ -272,15 +272,15 @@ class _Problem:
 def stepwise(
     flow: RectifiedFlow, x: Tensor, times: Sequence[float], labels: Tensor | None = None
 ) -> tuple[LogDensity, LogDensity]:
-    """The same by Euler steps along rising ``times``, from the data's end ``times[0]`` to noise, two ways.
+    """Log-densities by Euler steps along rising ``times``, from the data's end ``times[0]`` to noise, in two ways.
 
-    First, exactly for the map that these steps are: with ``J`` the Jacobian of the velocity, a step from ``t`` to
-    ``t'`` multiplies volume by ``|det(I + (t' - t) J)|``. Second, by the sum of ``(t' - t) div v``, which is Euler's
+    The first is exact for the map that these steps define: with ``J`` the velocity's Jacobian, a step from ``t`` to
+    ``t'`` multiplies volume by ``|det(I + (t' - t) J)|``. The second is the sum of ``(t' - t) div v``, which is Euler's
     rule for the integral and the first order of the former's logarithm. On a straight flow, where ``v`` is constant
     along a path, the first is exact in one step. The second is not: ``div v`` changes along straight paths that come
     closer together.
 
-    For small images, as :class:`Exact`. Raises ``ValueError`` for images, labels or times that do not fit.
+    For small images only, like :class:`Exact`. Raises ``ValueError`` for images, labels or times that do not fit.
     """
     grid = [float(t) for t in times]
     if len(grid) < 2 or not all(t < s for t, s in pairwise(grid)):

@@ -40,8 +40,8 @@ def pseudo_huber(a: Tensor, b: Tensor, x_t: Tensor | None = None, t: Tensor | No
 
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """Without autocast or TensorFloat-32: near ``t = 0`` the two images differ by less than these resolve, and 1/t
-    enlarges that."""
+    """Turn off autocast and TensorFloat-32: near ``t = 0`` the two images differ by less than their resolution, and
+    1/t amplifies the error."""
     casts = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
     whole = torch.autocast(device, enabled=False) if casts else nullcontext()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), whole:
@@ -49,8 +49,9 @@ def _full_precision(device: str) -> Iterator[None]:
 
 
 class _Perceptual(torch.autograd.Function):
-    """A perceptual distance with its gradient, both in full precision: what a backward pass of its own would use by
-    then are the settings outside. Distances ``(B,)``, each of which depends on its own two images only."""
+    """A perceptual distance with its gradient, both in full precision. The gradient is computed in the forward pass,
+    because a later backward pass would run under the outer precision settings. Returns distances ``(B,)``, each of
+    which depends only on its own two images."""
 
     @staticmethod
     def forward(ctx: Any, distance: PerceptualDistance, *images: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class LPIPSHuber:
         self.perceptual = perceptual
 
     def weight(self, t: Tensor) -> Tensor | float:
-        """Weight of the perceptual term at ``t``."""
+        """The weight of the perceptual term at ``t``."""
         return 1.0
 
     def __call__(self, a: Tensor, b: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
@@ -97,9 +98,9 @@ class LPIPSHuberOverT(LPIPSHuber):
 
 
 def bind(premetric: Any, perceptual: Callable[[], PerceptualDistance]) -> Premetric:
-    """A configuration's premetric, ready to use: a class, or a ``partial`` of one, is given the perceptual distance.
+    """Return a configuration's premetric ready for use: a class, or a ``partial`` of one, gets the perceptual distance.
 
-    ``perceptual()`` fetches that distance; it is called only where it is needed.
+    ``perceptual()`` loads that distance; it is called only if it is needed.
     """
     made = premetric.func if isinstance(premetric, partial) else premetric
     found: Premetric = premetric(perceptual()) if isinstance(made, type) else premetric

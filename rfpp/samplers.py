@@ -1,7 +1,7 @@
 """Solving the flow's ODE: any grid, either direction, Euler or Heun, standard or straight update.
 
-A step from ``t`` to ``t'`` needs one velocity (Euler) or two (Heun). The last step of a Heun solve is an Euler step:
-at the end of the interval the velocity is not needed again, so ``N`` steps cost ``2 N - 1`` evaluations (NFE).
+A step from ``t`` to ``t'`` needs one velocity (Euler) or two (Heun). The last step of a Heun solve is an Euler step,
+which needs no velocity at the end of the interval, so ``N`` steps cost ``2 N - 1`` evaluations (NFE).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rfpp.flow import T_MAX, Denoiser, RectifiedFlow, interpolate
 SOLVERS = ("euler", "heun")
 UPDATES = ("standard", "straight")
 INVERSION_START = 1e-3
-"""Inversion starts here, from data with this much noise mixed in: at ``t = 0`` the velocity is undefined."""
+"""The time at which inversion starts, from data mixed with this much noise: at ``t = 0`` the velocity is undefined."""
 
 TWO_STEPS = (0.99999, 0.8)
 """The paper's times for two-step generation (Appendix E)."""
 
 
 def steps_for(nfe: int, solver: str) -> int:
-    """Steps that ``nfe`` evaluations pay for: Euler ``nfe``, Heun ``(nfe + 1) / 2``.
+    """Return the number of steps that cost ``nfe`` evaluations: Euler ``nfe``, Heun ``(nfe + 1) / 2``.
 
     Raises ``ValueError`` for an unknown solver, ``nfe < 1``, or an even ``nfe`` with Heun.
     """
@@ -40,9 +40,9 @@ def steps_for(nfe: int, solver: str) -> int:
 
 
 def generation_times(steps: int, first: float = T_MAX) -> Tensor:
-    """``steps + 1`` times from ``first`` down to 0, uniform but for the first (Appendix E: ``1 - 1e-5``).
+    """Return ``steps + 1`` times from ``first`` down to 0, uniform except the first (Appendix E: ``1 - 1e-5``).
 
-    Raises ``ValueError`` when the second time would not lie below the first.
+    Raises ``ValueError`` if the second time would not be below the first.
     """
     if steps > 1 and first <= 1 - 1 / steps:
         raise ValueError(f"first_time={first} leaves no room for {steps} steps; it must be above {1 - 1 / steps:.6g}")
@@ -52,7 +52,7 @@ def generation_times(steps: int, first: float = T_MAX) -> Tensor:
 
 
 def inversion_times(steps: int) -> Tensor:
-    """``steps + 1`` times from ``1e-3`` up to 1, uniform but for the first; a thousand steps or more, all uniform."""
+    """Return ``steps + 1`` times from ``1e-3`` up to 1: uniform except the first; from 1,000 steps on, all uniform."""
     start = 0 if steps * INVERSION_START < 1 else INVERSION_START
     times = torch.linspace(start, 1, steps + 1, dtype=torch.float64)
     times[0] = INVERSION_START
@@ -66,7 +66,7 @@ def _solve(
     grid: Sequence[float],
     solver: str,
 ) -> Iterator[Tensor]:
-    """The states at ``grid[1:]`` in turn, from ``x`` at ``grid[0]``, by Euler or Heun.
+    """Yield the states at ``grid[1:]``, starting from ``x`` at ``grid[0]``, with Euler or Heun.
 
     ``slope(x, s)`` is the derivative at ``s``, and ``move(x, slope, s, following)`` the state after a step along it.
     """
@@ -89,11 +89,12 @@ def integrate(
 ) -> list[Tensor]:
     """Integrate ``dx/dt = v(x, t)`` along ``times`` and return the state at each of them.
 
-    ``x``: the state at ``times[0]``, ``(B, ...)``; ``times``: strictly monotone within [0, 1], falling to generate and
-    rising to invert. ``update="straight"`` moves along the line between the x-prediction and the initial noise,
-    ``x_t' = (1 - t') (x_t - t v) + t' z`` (Appendix D), with ``x`` for ``z``, and so needs falling times from near 1.
+    ``x``: the state at ``times[0]``, ``(B, ...)``; ``times``: strictly monotone within [0, 1], decreasing to generate
+    and increasing to invert. ``update="straight"`` moves along the line between the x-prediction and the initial noise,
+    ``x_t' = (1 - t') (x_t - t v) + t' z`` (Appendix D). It takes ``x`` as ``z`` and so needs decreasing times from
+    near 1.
 
-    Raises ``ValueError`` for an unknown solver or update and for times that are not monotone or leave [0, 1].
+    Raises ``ValueError`` for an unknown solver or update, and for times that are not monotone or leave [0, 1].
     """
     one_of("solver", solver, SOLVERS)
     one_of("update", update, UPDATES)
@@ -127,7 +128,7 @@ def sample(
 ) -> Tensor:
     """Generate ``x`` ``(B, ...)`` from noise ``z ~ N(0, I)`` with ``nfe`` evaluations.
 
-    ``times``: the times at which a step starts, e.g. :data:`TWO_STEPS`; a final 0 is added where missing.
+    ``times``: the start times of the steps, e.g. :data:`TWO_STEPS`; a final 0 is added if missing.
     Raises ``ValueError`` for ``nfe < 1``, an even ``nfe`` with Heun, or ``times`` that cost another ``nfe``.
     """
     steps = steps_for(nfe, solver)
@@ -146,7 +147,7 @@ def sample(
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise like ``x``, drawn where the generator is; from fresh entropy if ``None``."""
+    """Draw standard normal noise like ``x`` on the generator's device; from fresh entropy if ``None``."""
     source = rng.fresh(generator, x.device)
     return torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
 
@@ -160,7 +161,7 @@ def invert(
     labels: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The noise ``z`` ``(B, ...)`` that the flow maps to images ``x``, with ``nfe`` evaluations (Section 5.4).
+    """Return the noise ``z`` ``(B, ...)`` that the flow maps to images ``x``, with ``nfe`` evaluations (Section 5.4).
 
     Starts at ``t = 1e-3`` from ``(1 - t) x + t eps``; ``generator`` draws ``eps`` (fresh entropy if ``None``).
     """
@@ -170,7 +171,7 @@ def invert(
 
 
 def edm_sigmas(num_steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
-    """EDM's noise levels, falling from ``sigma_max`` to ``sigma_min`` and then 0 (Karras et al., 2022, Eq. 5)."""
+    """Return EDM's noise levels, from ``sigma_max`` down to ``sigma_min`` and then 0 (Karras et al., 2022, Eq. 5)."""
     at_least("num_steps", num_steps, 2)
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")
@@ -184,7 +185,7 @@ def edm_integrate(
 ) -> Tensor:
     """Carry ``x`` from ``sigmas[0]`` to ``sigmas[-1]`` along EDM's ODE ``dx/dsigma = (x - D(x; sigma)) / sigma``.
 
-    Falling levels generate, rising ones invert. As everywhere in this module, Heun's last step is an Euler step.
+    Decreasing levels generate, increasing ones invert. As everywhere in this module, Heun's last step is an Euler step.
     """
     one_of("solver", solver, SOLVERS)
     grid = [float(sigma) for sigma in sigmas]
@@ -213,8 +214,8 @@ def edm_sample(
 ) -> Tensor:
     """Generate ``x`` ``(B, ...)`` from ``z ~ N(0, I)`` with EDM's deterministic sampler (its Algorithm 1).
 
-    ``num_steps`` evaluations with ``solver="euler"``, ``2 num_steps - 1`` with EDM's own choice, ``"heun"``, whose last
-    step is an Euler step to ``sigma = 0``.
+    It takes ``num_steps`` evaluations with ``solver="euler"``, and ``2 num_steps - 1`` with EDM's own choice,
+    ``"heun"``, whose last step is an Euler step to ``sigma = 0``.
     """
     sigmas = edm_sigmas(num_steps, rho, sigma_min, sigma_max)
     return edm_integrate(denoiser, z * float(sigmas[0]), sigmas, solver, labels)
@@ -232,10 +233,10 @@ def edm_invert(
     solver: str = "heun",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The noise ``z`` ``(B, ...)`` that EDM's ODE maps to images ``x``: its sampler's levels, from last to first.
+    """Return the noise ``z`` ``(B, ...)`` that EDM's ODE maps to images ``x``, with its sampler's levels in reverse.
 
     Starts at ``sigma_min`` from ``x + sigma_min eps``; ``generator`` draws ``eps`` (fresh entropy if ``None``).
-    ``num_steps`` levels above that one, with evaluations as in :func:`edm_sample`.
+    It uses ``num_steps`` levels above ``sigma_min``, with evaluations as in :func:`edm_sample`.
     """
     at_least("num_steps", num_steps, 1)
     sigmas = edm_sigmas(num_steps + 1, rho, sigma_min, sigma_max)[:-1].flip(0)
@@ -243,13 +244,13 @@ def edm_invert(
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Spherical interpolation between noises ``a`` and ``b`` ``(B, ...)``: ``a`` at ``weight`` 0, ``b`` at 1.
+    """Interpolate spherically between noises ``a`` and ``b`` ``(B, ...)``: ``a`` at ``weight`` 0, ``b`` at 1.
 
-    Unlike a straight line, the great circle keeps the norm of Gaussian noise on the way.
+    Unlike a straight line, the great circle preserves the norm of Gaussian noise.
     """
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
-    angle = cosine.acos().clamp(min=1e-6)  # in one direction there is nothing to turn, and the limit is a straight line
+    angle = cosine.acos().clamp(min=1e-6)  # for equal directions, the limit is a straight line
     parts = [((1 - weight) * angle).sin() / angle.sin(), (weight * angle).sin() / angle.sin()]
     of_a, of_b = (part.reshape(-1, *[1] * (a.ndim - 1)) for part in parts)
     return of_a * a + of_b * b

@@ -1,7 +1,7 @@
 """Distributions of the training timestep, each in closed form (Section 4.1).
 
-All live on ``[0, 1]`` and draw by inverting their distribution function, so that a batch costs one call to ``rand``.
-``sample`` rescales to ``[T_MIN, T_MAX]``; ``pdf``, ``cdf`` and ``icdf`` are those before the rescaling.
+All are defined on ``[0, 1]`` and sampled by inverting the distribution function, so a batch costs one call to ``rand``.
+``sample`` rescales to ``[T_MIN, T_MAX]``; ``pdf``, ``cdf`` and ``icdf`` describe the times before rescaling.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _STEEP = 40.0  # beyond this, 1 - exp(-a) is 1
 
 
 class TimestepDistribution(ABC):
-    """A density on [0, 1], given by its distribution function and the inverse of that."""
+    """A density on [0, 1], given by its distribution function and the inverse of this function."""
 
     @abstractmethod
     def pdf(self, t: float | Tensor) -> Tensor:
-        """Density at ``t``."""
+        """The density at ``t``."""
 
     @abstractmethod
     def cdf(self, t: float | Tensor) -> Tensor:
-        """Probability of a time up to ``t``."""
+        """The probability of a time up to ``t``."""
 
     @abstractmethod
     def icdf(self, p: float | Tensor) -> Tensor:
-        """The time below which a share ``p`` of draws falls."""
+        """The time below which a share ``p`` of draws lies."""
 
     def sample(
         self, n: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """``n`` times in ``[T_MIN, T_MAX]``, shape ``(n,)``; ``generator=None`` draws fresh entropy."""
+        """Draw ``n`` times in ``[T_MIN, T_MAX]``, shape ``(n,)``; ``generator=None`` uses fresh entropy."""
         at_least("n", n, 0)
         device = device or (generator.device if generator is not None else "cpu")
         source = rng.fresh(generator, device)
@@ -69,8 +69,8 @@ class Uniform(TimestepDistribution):
 class UShaped(TimestepDistribution):
     """``p(t) ∝ cosh(a (t - 1/2))``: more weight at both ends, where the reflow loss is large (Section 4.1).
 
-    The printed ``exp(a t) + exp(-a t)`` only rises on [0, 1]; this is the symmetric density that the paper's released
-    code samples. ``a = 0`` is uniform; any real ``a`` is allowed.
+    The printed ``exp(a t) + exp(-a t)`` only increases on [0, 1]; this is the symmetric density that the paper's
+    released code samples. ``a = 0`` is uniform; any real ``a`` is allowed.
     """
 
     a: float = 4.0
@@ -84,7 +84,7 @@ class UShaped(TimestepDistribution):
         return abs(self.a) < 1e-6  # below this, the closed forms differ from uniform by less than rounding
 
     def _ends(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``exp(a (t - 1))`` and ``exp(-a t)`` over ``2 (1 - exp(-a))``: finite however steep, unlike ``cosh``."""
+        """``exp(a (t - 1))`` and ``exp(-a t)`` over ``2 (1 - exp(-a))``: finite for every ``a``, unlike ``cosh``."""
         a = abs(self.a)
         scale = -2 * math.expm1(-a)
         return torch.exp(a * (t - 1)) / scale, torch.exp(-a * t) / scale
@@ -104,7 +104,7 @@ class UShaped(TimestepDistribution):
             return p
         if a < _STEEP:
             return 0.5 + torch.asinh((2 * p - 1) * math.sinh(a / 2)) / a
-        # asinh(y) is log(2 y) here, but for y around 0; sinh(a / 2) might not be a finite number.
+        # asinh(y) is log(2 y) here, except near y = 0; sinh(a / 2) might overflow.
         half = (2 * p - 1).abs() / 2
         distance = 0.5 + torch.log(half + torch.sqrt(half**2 + math.exp(-a))) / a
         return 0.5 + torch.sign(p - 0.5) * distance

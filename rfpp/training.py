@@ -1,7 +1,8 @@
-"""The objectives that :func:`rfpp.engine.fit` minimises: reflow, and what trains a teacher and feature networks.
+"""The objectives that :func:`rfpp.engine.fit` minimises: for reflow, for a teacher, and for feature networks.
 
-A step's randomness depends on the seed, its number and the size of its batch: two runs that differ in anything else see
-the same data and noise, and of the same distribution the same times, which is what makes configurations comparable.
+A step's randomness depends on the seed, its number and the size of its batch. Two runs that differ only in other
+settings see the same data and noise and, with the same timestep distribution, the same times. This makes configurations
+comparable.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Reflow(Objective):
 def losses_over_time(
     flow: RectifiedFlow, pairs: PairDataset, times: Tensor, premetric: Premetric, n: int, batch_size: int = 500
 ) -> Tensor:
-    """The loss of the first ``n`` pairs at each of ``times``, ``(len(times), n)``: Figure 3, before it is averaged."""
+    """Return the loss of the first ``n`` pairs at each of ``times``, ``(len(times), n)``: Figure 3 before averaging."""
     found = torch.empty(len(times), n)
     for rows in torch.arange(n).split(batch_size):
         x, z, labels = pairs.batch(rows)
@@ -78,7 +79,7 @@ def _half_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
 class Denoising(Objective):
     """EDM's loss for a teacher: weighted squared error at log-normal noise levels (Karras et al., 2022, Table 1).
 
-    ``flip``: mirror half of the images.
+    ``flip``: whether half of the images are mirrored.
     """
 
     images: Images
@@ -107,7 +108,7 @@ class Denoising(Objective):
 
 @dataclass(frozen=True)
 class Classification(Objective):
-    """Cross-entropy on images moved by up to ``shift`` pixels each way, with noise of up to ``noise`` added."""
+    """Cross-entropy on images shifted by up to ``shift`` pixels each way, with noise of up to ``noise`` added."""
 
     images: Images
     batch_size: int
@@ -139,8 +140,8 @@ class Classification(Objective):
 
 
 def initial_flow(teacher: EDMPrecond | VPPrecond, start: str, dropout: float, seed: int) -> RectifiedFlow:
-    """The flow that training starts from: ``"random"`` weights of the teacher's network, or the ``"teacher"``'s, which
-    is the 1-rectified flow (Proposition 1).
+    """Return the flow that training starts from: the teacher's network with ``"random"`` weights, or with the
+    ``"teacher"``'s, which give the 1-rectified flow (Proposition 1).
 
     Raises ``ValueError`` for another ``start``.
     """

@@ -207,6 +207,7 @@ def test_notebooks_run_side_by_side_as_one_after_the_other(tmp_path, monkeypatch
     shown = terminal.getvalue()
     assert shown.index("trainings: running") < min(shown.index(f"{path.stem}: running") for path in together)
     both = [printed(path) for path in together]
+    inprocess.use(monkeypatch)
     alone = book.run("smoke", ["timesteps", "training"], jobs=1, terminal=Terminal())
     assert [printed(path) for path in alone] == both and list(tmp_path.rglob("flow/*/manifest.json")) == flows
 

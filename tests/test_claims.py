@@ -516,7 +516,7 @@ def test_records_of_other_scales_have_columns_of_their_own(checkout, experiment,
     row = table(page)["c01"]
     cells = [re.sub("<[^>]*>", "", cell).strip() for cell in row.split("|")]
     assert "✓ reproduced 0.7 [0.7, 0.7]" in cells and "✗ not reproduced 0.2 [0.2, 0.2]" in cells
-    assert "| not run | not about this scale |" in table(page)["c03"]
+    assert "| not run | does not apply |" in table(page)["c03"]
 
 
 def test_the_page_says_where_numbers_come_from(checkout, experiment):
@@ -568,7 +568,7 @@ def test_the_page_tells_every_amendment_with_the_old_verdict(checkout, experimen
         "*rule*: below 3; *quantity*: error at once | *rule*: below 2; *quantity*: error | it was too weak | yes"
         in changes
     )
-    assert "| the old quantity is not measured any more |" in changes
+    assert "| the old quantity is no longer measured |" in changes
     assert "*paper*: none | *paper*: not given | it was printed | no | the same |" in changes
     check("c02", 1.5, former={0: 4.0}, experiment=experiment)
     assert "| yes | not reproduced: 4 |" in results_page(experiment.folder)
@@ -591,7 +591,8 @@ def test_a_record_of_another_claim_or_version_is_refused(checkout, experiment):
 def test_the_page_says_what_intervals_cover(checkout, experiment):
     check("c02", 1.5, experiment=experiment)
     covers = section(results_page(experiment.folder), "What the intervals cover")
-    assert "| `smoke` | 0, 1 | drawn anew | the same for all | drawn anew | the same for all |" in covers
+    drawn = "drawn for each seed"
+    assert f"| `smoke` | 0, 1 | {drawn} | the same for all | {drawn} | the same for all |" in covers
 
 
 def test_a_claim_that_cannot_be_measured_says_why(capsys):

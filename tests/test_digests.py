@@ -58,7 +58,7 @@ EDITS = {
     "a step": ("pipeline/flows.py", None, "\n\nclass Other(Step):\n    name = 'other'\n", set()),
     # words
     "an error": ("timesteps.py", "is not a finite number", "must be finite", set()),
-    "a docstring": ("flow.py", '"""``x_t = (1 - t) x + t z``;', '"""The line;', set()),
+    "a docstring": ("flow.py", '"""Return ``x_t = (1 - t) x', '"""The line; Return ``x_t = (1 - t) x', set()),
     "an annotation": ("flow.py", "def interpolate(x: Tensor,", "def interpolate(x: Any,", set()),
     "a comment": ("timesteps.py", "# beyond this, 1 - exp(-a) is 1", "# steep", set()),
     "a title": ("pipeline/flows.py", 'return "invert the real images, for G"', 'return "invert"', set()),

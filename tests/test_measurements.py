@@ -1,16 +1,32 @@
 """What a study measures is computed once, for these arguments and this code, and comes back as it was."""
 
+import inspect
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 
 import pytest
 import torch
+from test_digests import NO_RESULT, executed
 
+from rfpp.configurations import TEACHER
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
-from rfpp.pipeline import measurements
+from rfpp.pipeline import digests, identities, measurements
 from rfpp.pipeline.identities import Unidentified
+from rfpp.studies import (
+    arena,
+    crossings,
+    exact_flow,
+    few_steps,
+    inversion,
+    likelihoods,
+    losses,
+    photographs,
+    solvers,
+    targets,
+)
 from rfpp.studies.solvers import Start
 
 
@@ -116,3 +132,76 @@ def test_a_damaged_one_is_computed_again(experiment, tmp_path):
 def test_only_dataclasses_of_the_package_are_made_from_a_file(name):
     with pytest.raises(ValueError, match=r"no dataclass of rfpp|cannot be imported"):
         measurements._put_together(json.loads(json.dumps({name: {"mapping": []}})), {})
+
+
+def asked(experiment):
+    """What chapters keep, in small."""
+    teacher, flow = (experiment.flow(name) for name in (TEACHER, "C"))
+    start, images = Start(*experiment.noise(8)), experiment.data.train
+    trips = inversion.RoundTrips(experiment, [0], inversion.real_images(experiment, 20))
+    coupled, (choosing, judging) = targets.couplings(experiment, 0, 8), few_steps.split(experiment, 4)
+    setting, (_, patch) = likelihoods.setting(experiment, 2, 0.1), photographs.patches([4], 20).popitem()
+    blended = {"blend": {2: few_steps.uniform(2, 0.999, 0.5)}}
+    return [
+        (solvers.errors, experiment, teacher, {"Euler": [experiment.sampler(1)]}, start),
+        (solvers.straightness, experiment, flow, start),
+        (inversion.reconstruction_errors, trips, [2]),
+        (targets.spreads, experiment, coupled, [0.5]),
+        (targets.in_the_middle, experiment, {0: coupled}),
+        (targets.accords, experiment, {0: coupled}, 2),
+        (exact_flow.measure, images, 0, 4, 3, 2, 0.3),
+        (exact_flow.terms, exact_flow.Independent(exact_flow.subset(images, 0, 4)), 0, 3, [0.5]),
+        (crossings.overlap, experiment, 0, 20),
+        (crossings.terms, experiment, 0, [0.5], 12),
+        (photographs.arrivals, patch, 0, 3, [0.5]),
+        (photographs.quantities, patch, [0], 20, [0.5]),
+        (losses.squared_losses, experiment, "A", [0], 4),
+        (arena.coverage, experiment, ["F", "meanflow", "ct"], [0], 1),
+        (few_steps.chosen, experiment, flow, choosing, [2], 1),
+        (few_steps.judge, [flow], judging, blended),
+        (likelihoods.estimates, experiment, [TEACHER], [0], setting, 2),
+        (likelihoods.few_evaluations, experiment, TEACHER, 0, setting.first(1), [2], 0),
+        (likelihoods.solved, experiment, TEACHER, 0, setting.first(1)),
+    ]
+
+
+def reached_from(value):
+    """The definitions that an argument's key has."""
+    if isinstance(value, Experiment):
+        return set(digests.reached(Experiment))
+    if isinstance(value, torch.nn.Module):
+        return set(digests.reached(*(type(part) for part in value.modules() if digests.is_own(type(part)))))
+    if isinstance(value, Mapping):
+        return reached_from(list(value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(reached_from, value))
+    if inspect.isfunction(value):
+        return set(digests.reached(value))
+    if is_dataclass(value):
+        return set(digests.reached(type(value))).union(*(reached_from(getattr(value, f.name)) for f in fields(value)))
+    if digests.is_own(type(value)):
+        return set(digests.reached(type(value))) | reached_from(vars(value))
+    return set()
+
+
+def test_all_that_a_measurement_runs_is_in_its_key(experiment):
+    """Whatever is executed is among the definitions of the function, of its arguments, or of the experiment."""
+    for function, *arguments in asked(experiment):
+        again = experiment.kept(function, *arguments)  # trains what it needs, which has keys of its own
+        value = []
+        seen = executed(lambda of=function, given=arguments, into=value: into.append(of(*given)))
+        missing = {name for name in seen - reached_from([function, *arguments]) if not called(name) & NO_RESULT}
+        assert not missing, f"{function.__name__}: {sorted(missing)}"
+        assert repr(again) == repr(value[0]), function.__name__
+
+
+def called(name):
+    return {name, name.partition(":")[0]}
+
+
+def test_another_network_makes_another_key(experiment, monkeypatch):
+    """Weights and names may be the same: the code of all parts counts."""
+    flow = experiment.flow(TEACHER)
+    monkeypatch.setattr(identities, "code_digest", lambda *roots: sorted(root.__name__ for root in roots))
+    parts = identities.identity(flow)["fields"]["of"]
+    assert {"EDMPrecond", "SongUNet", "RectifiedFlow"} <= set(parts)

@@ -159,7 +159,7 @@ ALLOWED = [
     ),
     (
         "samplers",
-        {"config": "B", "euler": [8, 1], "shown": 1500},
+        {"config": "B", "euler": [8, 1], "shown": 100},
         [
             "c15 not judged: it is about configuration F, and config='B'",
             "c17 not judged",
@@ -176,7 +176,7 @@ ALLOWED = [
         {"images": 3, "probes": 2, "exact": 1, "evaluations": [2], "tolerance": 0.1, "seeds": [3]},
         ["c40 not judged: it needs 8 in evaluations=[2]", "c41 ", "c42 "],
     ),
-    ("ablation", {"seeds": [3], "second_time": 1e-3, "shown": 1500, "uncurated": 8}, ["c06 ", "c23 "]),
+    ("ablation", {"seeds": [3], "second_time": 1e-3, "shown": 100, "uncurated": 8}, ["c06 ", "c23 "]),
     (
         "inversion",
         {"evaluations": [4, 1], "gaussian_nfe": 3, "images": 20, "shown": 4, "seeds": [3]},

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from rfpp.base import paths
 from rfpp.book import pages
 from rfpp.claims import ledger
 
@@ -93,6 +94,23 @@ def test_code_is_folded_and_the_notebook_itself_stays_as_it_is(executed, page):
 def test_a_chapter_without_records_has_no_box(executed):
     page = pages.chapter(executed, "training", "other", BY_SCALE, CLAIMS)
     assert page.cells[1].source == "show()"
+
+
+@pytest.mark.parametrize(
+    ("source", "in_colour", "kept"),
+    [
+        ("plots.image_rows(rows)\nplots.plt.show()", True, True),
+        ("plots.sheets(images, 8)", True, True),
+        ("plots.image_rows(rows)", False, False),
+        ("plots.by_seed(values)", True, False),
+    ],
+)
+def test_colour_images_keep_their_lightness_on_dark_pages(source, in_colour, kept):
+    made = new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell(source)])
+    page = pages.chapter(made, "training", "other", BY_SCALE, CLAIMS, in_colour)
+    assert (pages.PHOTOGRAPHS in page.cells[-1].metadata["tags"]) == kept
+    css = (paths.repository() / "book" / "_static" / "custom.css").read_text()
+    assert f".tag_{pages.PHOTOGRAPHS} img" in css
 
 
 def test_the_first_page_takes_its_picture_from_a_notebook(executed):

@@ -1,7 +1,8 @@
-"""Other ways to a generator of few steps, on the library's own machinery, for a comparison on equal terms.
+"""Other methods for few-step generators, built on the library's own machinery for a comparison on equal terms.
 
-A :class:`rfpp.arena.methods.Method` is an objective and what it trains on; Simple ReFlow's are configurations like A to
-G. All start from one teacher's weights and see one random stream, and a step's price in network passes is known.
+A :class:`rfpp.arena.methods.Method` is an objective together with the data that it trains on. Simple ReFlow's
+variants are configurations like A to G. All start from the same teacher's weights and see the same random stream, and
+the price of a training step in network passes is known.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ METHODS: dict[str, Method] = {
     "ct": Consistency("consistency training", "images", _NOISE_LEVELS),
     "cd": Consistency("consistency distillation", "images", _NOISE_LEVELS, distilled=True),
 }
-"""On pairs, times are drawn by the law of the paper at hand. On images, consistency models have their publication's,
+"""On pairs, times follow the paper's U-shaped law. On images, consistency models use the law of their own publication,
 and the others uniform times: MeanFlow's logit-normal law never draws a time near 1, where sampling starts."""
 
 
 def find(config: str | Configuration | Method) -> Configuration | Method:
-    """The method or configuration that a name stands for, or what :func:`rfpp.configurations.find` finds.
+    """Return the method or configuration with a name, or what :func:`rfpp.configurations.find` finds.
 
-    Raises ``ValueError`` for a name that is none of these, or leads to something else.
+    Raises ``ValueError`` for an unknown name, or an import path that leads to something else.
     """
     if isinstance(config, Method):
         return config

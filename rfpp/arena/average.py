@@ -1,4 +1,4 @@
-"""A flow with a second time: the average velocity between two times, and a start at which it is the teacher's flow.
+"""A flow with a second time input: the average velocity between two times, initialised to the teacher's flow.
 
 ``u(x_t, r, t)`` is the mean of the velocity along the flow's own path from ``t`` down to ``r``, so that
 ``x_r = x_t - (t - r) u(x_t, r, t)`` in one evaluation (MeanFlow, Geng et al., 2025;
@@ -21,13 +21,13 @@ from rfpp.flow import T_MAX, T_MIN, RectifiedFlow
 
 FREQUENCIES = 4
 FEATURES = 1 + 2 * FREQUENCIES
-"""Numbers that stand for the length of an interval."""
+"""How many numbers encode the length of an interval."""
 
 
 def interval_features(length: Tensor) -> Tensor:
     """The length ``t - r`` ``(B,)`` of an interval, its sines and its cosines less one: ``(B, FEATURES)``.
 
-    All vanish at 0: where both times agree, the network is the one it was before it had a second time.
+    All are 0 at length 0: where both times agree, the network computes what it did before it had a second time.
     """
     angles = length[:, None] * math.pi * torch.arange(1, FREQUENCIES + 1, dtype=length.dtype, device=length.device)
     return torch.cat([length[:, None], angles.sin(), angles.cos() - 1], dim=1)
@@ -38,9 +38,9 @@ def _channels_first(x: Tensor) -> Tensor:
 
 
 class IntervalPrecond(EDMPrecond):
-    """EDM's preconditioning of a network that is told the length of an interval where it takes augmentation labels.
+    """EDM's preconditioning of a network that receives the length of an interval through its augmentation labels.
 
-    The last :data:`FEATURES` of these are the interval's; any before them belong to the teacher's training, and are 0.
+    The last :data:`FEATURES` labels encode the interval. Any before them were used to train the teacher, and are 0.
     """
 
     @property
@@ -51,7 +51,7 @@ class IntervalPrecond(EDMPrecond):
     def forward(
         self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None, length: Tensor | None = None
     ) -> Tensor:
-        """The prediction for noisy images ``x`` ``(B, C, H, W)``; ``length``: the interval's, ``(B,)``."""
+        """The prediction for noisy images ``x`` ``(B, C, H, W)``; ``length``: that of the interval, ``(B,)``."""
         sigma = expand(sigma, x)
         total = (sigma**2 + self.sigma_data**2).sqrt()
         c_skip, c_out, c_in = (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total
@@ -62,7 +62,7 @@ class IntervalPrecond(EDMPrecond):
 
 
 class AverageFlow(RectifiedFlow):
-    """The average velocity ``u(x_t, r, t)`` of a flow, whose denoiser is told the length ``t - r`` as well."""
+    """The average velocity ``u(x_t, r, t)`` of a flow; its denoiser also receives the length ``t - r``."""
 
     def average(self, x_t: Tensor, t: float | Tensor, labels: Tensor | None, r: float | Tensor) -> Tensor:
         """``u(x_t, r, t)`` for states ``x_t`` ``(B, ...)`` and times ``r <= t``, numbers or ``(B,)``."""
@@ -76,9 +76,9 @@ class AverageFlow(RectifiedFlow):
         return self.average(x_t, t, labels, t)
 
     def change(self, x_t: Tensor, t: Tensor, labels: Tensor | None, r: Tensor, v: Tensor) -> Tensor:
-        """``du/dt`` where ``x_t`` moves with velocity ``v`` and ``r`` stays, by forward-mode differentiation."""
-        # Forward-mode group normalisation takes no channels_last. With one channel a tensor is contiguous both ways,
-        # and only a copy has the strides of one.
+        """``du/dt`` where ``x_t`` moves with velocity ``v`` and ``r`` is fixed, by forward-mode differentiation."""
+        # Group normalisation in forward mode does not accept channels_last. A tensor with one channel is contiguous in
+        # both formats, and only a copy has the strides of the plain one.
         weights = {name: _channels_first(parameter.detach()) for name, parameter in self.named_parameters()}
 
         def at(x_t: Tensor, t: Tensor) -> Tensor:
@@ -97,10 +97,10 @@ class AverageFlow(RectifiedFlow):
         r: Tensor | None = None,
         along: Tensor | None = None,
     ) -> Any:
-        """``u(x_t, r, t)``, or the velocity without ``r``; with a velocity ``along``, ``u`` and ``du/dt``.
+        """``u(x_t, r, t)``, or the velocity if ``r`` is ``None``; with a velocity ``along``, ``u`` and ``du/dt``.
 
-        Both are ``(B, ...)``. The derivative is computed for rows with ``r < t`` and is 0 elsewhere. It is taken in
-        here, since what wraps a model to train it in several processes does not see what goes around it.
+        Both are ``(B, ...)``. The derivative is computed for rows with ``r < t`` and is 0 elsewhere. It is
+        computed here because a wrapper for training in several processes does not see calls that bypass this method.
         """
         if r is None:
             return self.velocity(x_t, t, labels)
@@ -117,9 +117,9 @@ class AverageFlow(RectifiedFlow):
 
 
 def around(denoiser: nn.Module) -> AverageFlow:
-    """The flow of a denoiser whose network has the second time already.
+    """The flow of a denoiser whose network already has the second time.
 
-    Raises ``ValueError`` for one that lacks it.
+    Raises ``ValueError`` for a network that lacks it.
     """
     network = getattr(denoiser, "model", None)
     if not isinstance(denoiser, EDMPrecond) or getattr(network, "augment_dim", 0) < FEATURES:
@@ -132,7 +132,7 @@ def around(denoiser: nn.Module) -> AverageFlow:
 
 
 def initial(teacher: nn.Module, dropout: float, seed: int) -> AverageFlow:
-    """The teacher's flow with a second time that it does not heed yet: ``u(x_t, r, t) = v(x_t, t)`` for every ``r``.
+    """The teacher's flow with a second time that it still ignores: ``u(x_t, r, t) = v(x_t, t)`` for every ``r``.
 
     Raises ``ValueError`` for a teacher whose network takes no augmentation labels, which carry the second time.
     """
@@ -154,9 +154,9 @@ def initial(teacher: nn.Module, dropout: float, seed: int) -> AverageFlow:
 
 @torch.no_grad()
 def leap(flow: AverageFlow, z: Tensor, times: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:
-    """Images ``(B, ...)`` of noise ``z``: ``x_r = x_t - (t - r) u(x_t, r, t)`` from each of ``times`` to the next.
+    """Generate images ``(B, ...)`` from noise ``z``: ``x_r = x_t - (t - r) u(x_t, r, t)`` from each time to the next.
 
-    ``times`` fall from near 1 to 0, as those of :func:`rfpp.samplers.generation_times`.
+    ``times`` fall from near 1 to 0, like those of :func:`rfpp.samplers.generation_times`.
     """
     grid = [float(t) for t in times]
     x = z * min(grid[0], T_MAX)

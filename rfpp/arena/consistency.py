@@ -1,8 +1,8 @@
-"""Consistency training and distillation: two places on one path are told to predict the same image.
+"""Consistency training and distillation: the network learns to predict the same image at two points of a path.
 
 ``f(x_t, t) = x_t - t v(x_t, t)`` is the x-prediction, which EDM's preconditioning makes the identity at ``t = 0``. The
-schedule of the two noise levels is easy consistency tuning's (Geng et al., 2024), the distance pseudo-Huber's (Song and
-Dhariwal, 2024), and distillation takes its second place from a Heun step of the teacher (Song et al., 2023).
+schedule of the two noise levels is that of easy consistency tuning (Geng et al., 2024), the distance is pseudo-Huber
+(Song and Dhariwal, 2024), and distillation computes the second point by a Heun step of the teacher (Song et al., 2023).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from rfpp.pairs import PairDataset
 
 @dataclass(frozen=True)
 class Consistency(Method):
-    """``f(x_t, t)`` is fitted to ``f(x_r, r)``, through which no gradient goes; ``r`` nears ``t`` as training goes on.
+    """``f(x_t, t)`` is fitted to ``f(x_r, r)``, which passes no gradient; ``r`` approaches ``t`` during training.
 
     In noise levels ``sigma = t / (1 - t)``, ``sigma_r = sigma_t (1 - 2^-k (1 + 8 sigmoid(-sigma_t)))`` at stage ``k``
-    of ``stages``, and not below 0, where the target is ``x``. ``distilled``: ``x_r`` comes from a Heun step of the
+    of ``stages``, but at least 0, where the target is ``x``. ``distilled``: ``x_r`` comes from a Heun step of the
     teacher, not from the same ``x`` and ``z``.
     """
 
@@ -54,15 +54,15 @@ class Consistency(Method):
 
 
 def earlier(sigma: Tensor, stage: int) -> Tensor:
-    """The lower of two noise levels, for the higher ones ``sigma`` ``(B,)``, at a stage from 1 on."""
+    """The lower noise level for each higher one in ``sigma`` ``(B,)``, at a stage counted from 1."""
     return (sigma * (1 - 2.0**-stage * (1 + 8 * torch.sigmoid(-sigma)))).clamp_min(0)
 
 
 @torch.no_grad()
 def heun_step(flow: nn.Module, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
-    """The state at ``r`` of a path that is at ``x_t`` at ``t``, by one step of Heun's method in the flow's own time.
+    """The state at time ``r`` of the path through ``x_t`` at ``t``, by one Heun step in the flow's own time.
 
-    ``t``, ``r``: ``(B,)``; a step down to 0 is Euler's.
+    ``t``, ``r``: ``(B,)``; a step to 0 is an Euler step.
     """
     length, slope = expand(r - t, x_t), flow(x_t, t, labels)
     proposal = x_t + length * slope

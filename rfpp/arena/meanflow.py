@@ -1,4 +1,4 @@
-"""MeanFlow (Geng et al., 2025): the average velocity from its own identity, on data or on reflow's pairs."""
+"""MeanFlow (Geng et al., 2025): the average velocity by the identity that it obeys, on images or reflow's pairs."""
 
 from __future__ import annotations
 

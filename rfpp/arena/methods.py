@@ -18,15 +18,15 @@ from rfpp.timesteps import TimestepDistribution
 SOURCES = ("images", "pairs")
 
 PLAIN = 3.0
-"""Network passes of a row that goes forwards and backwards: a backward pass counts two."""
+"""Network passes for a row that goes forwards and backwards; a backward pass counts as two."""
 JVP = 5.5
-"""Network passes of a value with its derivative along a direction, without gradients. ``benchmarks/bench_arena.py``
-measures it."""
+"""Network passes for a value with its derivative along a direction, without gradients, as measured by
+``benchmarks/bench_arena.py``."""
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way to train a generator of few steps, as a value.
+    """A way to train a few-step generator, as a value.
 
     ``source``: ``"images"`` that are coupled with fresh noise, or the teacher's ``"pairs"``; ``timesteps``: the law of
     the times ``t``. Raises ``ValueError`` or ``TypeError`` for other values.
@@ -39,9 +39,9 @@ class Method(ABC):
     two_times: ClassVar[bool] = False
     """Whether the network is given a second time."""
     predicts_ends: ClassVar[bool] = False
-    """Whether it learns where a path ends, and no velocity: several steps then mix noise in again."""
+    """Whether it learns where a path ends instead of a velocity; sampling in several steps then adds noise again."""
     first: ClassVar[float | None] = None
-    """Where sampling starts; as the preset says when ``None``."""
+    """The time where sampling starts; the preset's when ``None``."""
     label = property(lambda self: self.summary)
 
     def __post_init__(self) -> None:
@@ -55,13 +55,13 @@ class Method(ABC):
     @property
     @abstractmethod
     def price(self) -> float:
-        """Network passes that a row of a training step takes."""
+        """Network passes for a row of a training step."""
 
     @abstractmethod
     def objective(
         self, source: Images | PairDataset, batch_size: int, seed: int, steps: int, teacher: nn.Module
     ) -> Objective:
-        """What :func:`rfpp.engine.fit` minimises in ``steps`` steps; ``teacher``: the 1-rectified flow."""
+        """The objective for :func:`rfpp.engine.fit` over ``steps`` steps; ``teacher``: the 1-rectified flow."""
 
     def __str__(self) -> str:
         return self.summary
@@ -69,7 +69,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class TwoTimes(Method):
-    """A method whose network is given a second time; one row in ``every`` has two that differ.
+    """A method whose network is given a second time; the two times differ in one row out of ``every``.
 
     Raises ``ValueError`` or ``TypeError`` unless ``every`` is an integer of at least 1.
     """
@@ -85,7 +85,7 @@ class TwoTimes(Method):
 
 @dataclass(frozen=True)
 class Coupled(Objective):
-    """An objective on images ``x`` and noise ``z``: the teacher's pairs, or images with noise of their own.
+    """An objective on images ``x`` and noise ``z``: the teacher's pairs, or images with fresh noise.
 
     Pairs and times are those that :class:`rfpp.training.Reflow` draws with the same seed.
     """
@@ -96,7 +96,7 @@ class Coupled(Objective):
     seed: int
 
     def couple(self, generator: torch.Generator, rows: range) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``x``, ``z`` and labels of the rows of a step; what is drawn does not depend on which rows are asked for."""
+        """``x``, ``z`` and labels of the rows of a step; the draws do not depend on which rows are requested."""
         own = slice(rows.start, rows.stop)
         if not isinstance(self.source, Images):
             return self.source.batch(self.source.draw(self.batch_size, generator)[own])
@@ -104,7 +104,7 @@ class Coupled(Objective):
         return x[own], torch.randn(x.shape, generator=generator)[own], labels[own]
 
     def two(self, generator: torch.Generator, rows: range, every: int) -> tuple[Tensor, Tensor]:
-        """Times ``t`` and ``r <= t`` of the rows: of one row in ``every`` both are drawn, of the others ``r = t``."""
+        """Times ``t`` and ``r <= t`` of the rows: one row out of ``every`` has both drawn, the others ``r = t``."""
         t, other = (self.timesteps.sample(self.batch_size, generator=generator) for _ in range(2))
         apart = torch.arange(self.batch_size) % every == 0
         own = slice(rows.start, rows.stop)

@@ -1,8 +1,8 @@
 """Simple ReFlow (Kim et al., 2025): its changes to the loss, one by one and together, as configurations.
 
-Weights that level the losses of samples, times towards the noise, and a distance that weighs fine detail more. It uses
-no perceptual distance. Its changes to what is trained on are elsewhere: less dropout is a setting of the preset, and
-pairs of inverted images are configuration G's.
+The changes are weights that level the losses of samples, times drawn closer to the noise, and a distance that weighs
+fine detail more. Simple ReFlow uses no perceptual distance. Its other changes are available elsewhere: less dropout is
+a setting of the preset, and configuration G trains on pairs of inverted images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rfpp.timesteps import Exponential, Uniform
 
 
 def sharpened(error: Tensor, strength: float) -> Tensor:
-    """An error ``(B, C, H, W)`` plus ``strength`` times what a binomial blur takes away from it."""
+    """An error ``(B, C, H, W)`` plus ``strength`` times what a binomial blur removes from it."""
     line = error.new_tensor([0.25, 0.5, 0.25])
     kernel = (line[:, None] * line).expand(error.shape[1], 1, 3, 3)
     blurred = F.conv2d(F.pad(error, (1, 1, 1, 1), mode="replicate"), kernel, groups=error.shape[1])
@@ -33,7 +33,7 @@ class Levelled:
 
     ``power = 0`` is the squared distance, 1/2 has pseudo-Huber's gradient far from 0, and 1 is Simple ReFlow's weight
     ``1 / sg[loss]``, with which every row counts the same. ``sharpness``: how much errors are sharpened first.
-    The value is a loss for its gradient's sake: with ``power = 1`` it is nearly 1 wherever ``a`` and ``b`` differ.
+    Only its gradient is meaningful: with ``power = 1`` the value is nearly 1 wherever ``a`` and ``b`` differ.
     """
 
     power: float = 1.0
@@ -47,7 +47,7 @@ class Levelled:
 
 
 TOWARDS_NOISE = Exponential(math.log(10.0))
-"""The density in proportion to ``10^t``."""
+"""The density proportional to ``10^t``."""
 SHARPNESS = 10.0
 """Simple ReFlow's weight of the high frequencies."""
 
@@ -61,4 +61,4 @@ SIMPLE_REFLOW = {
         "Simple ReFlow's loss", timesteps=TOWARDS_NOISE, premetric=Levelled(sharpness=SHARPNESS)
     ),
 }
-"""Its changes to the loss: each alone, and all together."""
+"""Simple ReFlow's changes to the loss, each alone and all together."""

@@ -20,7 +20,7 @@ from rfpp.pairs import PairDataset
 class Shortcut(TwoTimes):
     """``(t - s) u(x_t, s, t) = (t - r) u(x_t, r, t) + (r - s) u(x_r, s, r)`` with ``x_r = x_t - (t - r) u(x_t, r, t)``.
 
-    The left side is fitted to the right one, through which no gradient goes. One row in ``every`` has ``s < t``, with
+    The left side is fitted to the right side, which passes no gradient. One row out of ``every`` has ``s < t``, with
     ``r`` uniform between them; in the others the target of ``u(x_t, t, t)`` is ``z - x``. Errors are squared.
     """
 

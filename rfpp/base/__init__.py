@@ -1,1 +1,1 @@
-"""What everything rests on and nothing of the field is in: files, folders, processes, progress, random streams."""
+"""Foundations that know nothing of rectified flows: files, folders, processes, progress bars, random streams."""

@@ -1,4 +1,4 @@
-"""Errors for bad input: each names the value, what is allowed, and the parameter to change."""
+"""Errors for bad input. Each names the value, the allowed values, and the parameter to change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numbers import Integral
 
 
 def nearest(value: object, allowed: Iterable[str]) -> str:
-    """``"; did you mean 'heun'?"`` for a near miss, else an empty string."""
+    """Return ``"; did you mean 'heun'?"`` for a near miss, else an empty string."""
     match = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
@@ -30,7 +30,7 @@ def at_least(name: str, value: object, minimum: int) -> None:
 
 
 def counts(name: str, values: object, minimum: int = 1) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless ``values`` are different integers ``>= minimum``, at least one."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``values`` are one or more distinct integers ``>= minimum``."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise TypeError(f"{name}={values!r} is a {type(values).__name__}; a list of integers is needed")
     if not values:

@@ -22,7 +22,7 @@ TIMEOUT = 30.0
 
 
 def _receive(url: str, partial: Path, name: str) -> None:
-    """Append what is missing of ``url`` to ``partial``; begin anew where the server cannot go on."""
+    """Append the missing bytes of ``url`` to ``partial``; start again where the server cannot resume."""
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -30,7 +30,7 @@ def _receive(url: str, partial: Path, name: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        # Nothing lies beyond what we have: it is whole, or of another file. The checksum tells.
+        # The server has no bytes beyond ours: the file is complete, or it is another file. The checksum decides.
         return
     with response:
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -49,14 +49,15 @@ def _receive(url: str, partial: Path, name: str) -> None:
 
 
 def is_address(source: str | Path) -> bool:
-    """Whether ``source`` is a URL and no path."""
+    """Whether ``source`` is a URL rather than a path."""
     return str(source).startswith(("http://", "https://"))
 
 
 def weights(source: str | Path, published: str, sha256: str) -> Path:
-    """The file of published weights that ``source`` is or, as a URL, leads to: a mirror must have the ``sha256``.
+    """Return the file of published weights at ``source``, a path or a URL; a download must have the ``sha256``.
 
-    Raises ``FileNotFoundError`` that names the ``published`` address, and what :func:`fetch` raises.
+    Raises ``FileNotFoundError`` naming the ``published`` address when the path does not exist, and what :func:`fetch`
+    raises.
     """
     if is_address(source):
         return fetch(str(source), sha256)
@@ -67,21 +68,21 @@ def weights(source: str | Path, published: str, sha256: str) -> Path:
 
 
 def kept(url: str, sha256: str | None) -> Path:
-    """Where :func:`fetch` keeps what lies at ``url``, whether it is there yet or not."""
+    """The path where :func:`fetch` keeps the file at ``url``, downloaded or not."""
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     return paths.downloads() / f"{(sha256 or hashlib.sha256(url.encode()).hexdigest())[:16]}-{name}"
 
 
 def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attempts: int = 3) -> Path:
-    """The local copy of ``url``, downloaded unless it is there already.
+    """Return the local copy of ``url``, downloading it unless it exists already.
 
-    ``sha256``: 64 hexadecimal digits that the file must have; ``None`` where the publisher states none, for a file that
-    is harmless whatever it holds: what came first is then noted beside it, and expected from then on. ``folder``: where
-    to, by default :func:`rfpp.base.paths.downloads`. A download that stops is tried again from where it stopped,
-    ``attempts`` times now and, where there is a checksum, whenever this is called again.
+    ``sha256``: the file's checksum, 64 hexadecimal digits; ``None`` where the publisher states none, for files that are
+    harmless whatever their content. The checksum of the first download is then noted beside the file and required from
+    then on. ``folder``: the destination, by default :func:`rfpp.base.paths.downloads`. An interrupted download resumes
+    where it stopped, up to ``attempts`` times in this call and, where there is a checksum, in later calls.
 
     Raises ``ValueError`` for a malformed checksum or URL, or a download that has another checksum (it is deleted), and
-    ``OSError`` when the file cannot be had, with the place to put it by hand.
+    ``OSError`` when the download fails, naming the path where the file can be put by hand.
     """
     at_least("attempts", attempts, 1)
     digest = None if sha256 is None else sha256.strip().lower()
@@ -91,7 +92,7 @@ def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attemp
     name = Path(urllib.parse.unquote(parts.path)).name
     if parts.scheme not in ("http", "https") or not name:
         raise ValueError(f"url={url!r} is not the address of a file; it must begin with https:// or http://")
-    # The checksum in the name keeps two files apart that have the same name.
+    # The checksum in the name distinguishes files of the same name.
     mark = digest or hashlib.sha256(url.encode()).hexdigest()
     path = Path(folder or paths.downloads()) / f"{mark[:16]}-{name}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,7 @@ def fetch(url: str, sha256: str | None, folder: str | Path | None = None, attemp
             return path
         partial = path.with_name(f".{path.name}.partial")
         if digest is None:
-            partial.unlink(missing_ok=True)  # the file may have changed since, and nothing would tell
+            partial.unlink(missing_ok=True)  # the file may have changed since, which nothing would detect
         for attempt in range(attempts):
             try:
                 _receive(url, partial, name)

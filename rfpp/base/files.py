@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, and renamed once complete."""
+"""Files that are complete or absent: written under another name, and renamed once complete."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def sha256(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, the same for equal values whatever the order of their keys."""
+    """The SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside ``path``, which no other process writes to; what is there at the end is put at ``path``."""
+    """Yield a path beside ``path`` that no other process writes to, then rename the file there to ``path``."""
     partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
     try:
         yield partial
@@ -41,13 +41,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put ``text`` at ``path``, in a folder that exists."""
+    """Write ``text`` to ``path``, in a folder that exists."""
     with replacing(path) as partial:
         partial.write_text(text)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Put ``tensors`` at ``path`` as safetensors; raises ``OSError`` when the place cannot be written."""
+    """Write ``tensors`` to ``path`` as safetensors; raises ``OSError`` when the path cannot be written."""
     with replacing(path) as partial:
         try:
             save_file(dict(tensors), partial, dict(metadata) if metadata else None)
@@ -61,8 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the entries of a safetensors header in order: the library shuffles them, and equal content is to be equal
-    bytes."""
+    """Sort the entries of a safetensors header: the library shuffles them, but equal content must give equal bytes."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -74,6 +73,6 @@ def _sort_metadata(path: Path) -> None:
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Put ``tensors`` at ``path`` as a plain dictionary, the way ``torch.save`` does."""
+    """Write ``tensors`` to ``path`` as a plain dictionary with ``torch.save``."""
     with replacing(path) as partial:
         torch.save(dict(tensors), partial)

@@ -1,4 +1,4 @@
-"""Where things lie: the repository, its runs and its book, downloads, wherever the process was started."""
+"""Locations of the repository, its runs and datasets, and downloads, wherever the process was started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def repository() -> Path:
 
 
 def runs() -> Path:
-    """The folder of results: the environment variable ``RFPP_RUNS``, else ``runs/`` in the checkout or here."""
+    """The folder of results: ``RFPP_RUNS`` if set, else ``runs/`` in the checkout or in the working directory."""
     if os.environ.get("RFPP_RUNS"):
         return Path(os.environ["RFPP_RUNS"]).expanduser().resolve()
     return (_search(Path.cwd()) or Path.cwd()) / "runs"
@@ -44,7 +44,8 @@ def downloads() -> Path:
 
 
 def datasets(path: str | Path) -> Path:
-    """Where a dataset lies: a relative path is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout or here."""
+    """The location of a dataset. A relative path starts from ``RFPP_DATA`` if set, else from ``datasets/`` in the
+    checkout or in the working directory."""
     folder = os.environ.get("RFPP_DATA")
     root = Path(folder).expanduser() if folder else (_search(Path.cwd()) or Path.cwd()) / "datasets"
     return (root / Path(path).expanduser()).resolve()

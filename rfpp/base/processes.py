@@ -1,7 +1,7 @@
 """Where work runs: this process among several, and the device of its models.
 
 One process is the ordinary case, and everything here is then trivial. Under ``torchrun`` (or ``accelerate launch``)
-there are many, on one machine or several; ``accelerate`` finds out and connects them.
+there are many, on one machine or several; ``accelerate`` detects and connects them.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from torch import Tensor, nn
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that works alone, such as the first one while it grades 50,000 images."""
+"""How long processes wait while one works alone, such as the first process when it grades 50,000 images."""
 
 
 def through_gloo() -> bool:
-    """Whether work is on CPUs, where processes talk through gloo: ``accelerate`` must be told.
+    """Whether work runs on CPUs, where processes communicate through gloo; ``accelerate`` must be told.
 
-    It would also take Apple's GPUs, which have no double precision: the times of the samplers need it.
+    By itself, ``accelerate`` would also choose Apple's GPUs. These have no double precision, which the times of the
+    samplers need.
     """
     return not torch.cuda.is_available()
 
 
 def listen_to_other_machines() -> None:
-    """Tell gloo which network leads to the other machines, where it would listen to this one only.
+    """Tell gloo which network interface reaches the other machines, where it would listen only to this one.
 
-    Gloo listens at the address that the host's name has, which on many machines is a loopback address. Called before
-    the processes are connected. Raises ``RuntimeError`` when no other network is found.
+    Gloo listens at the address of the host's name, which is a loopback address on many machines. Call this before the
+    processes are connected. Raises ``RuntimeError`` when no other network is found.
     """
     size, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if size <= here or os.environ.get(_INTERFACE):
@@ -56,7 +57,7 @@ def listen_to_other_machines() -> None:
         return
     main = os.environ.get("MASTER_ADDR", "")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-        way.connect((main, 9))  # a datagram socket: nothing is sent, an address is chosen
+        way.connect((main, 9))  # a datagram socket: this sends nothing, it only chooses an address
         leaving = way.getsockname()[0]
     networks = psutil.net_if_addrs().items()
     found = [name for name, addresses in networks if leaving in {each.address for each in addresses}]
@@ -74,10 +75,11 @@ _KEPT = 1 << 29
 
 @cache
 def keep_memory() -> bool:
-    """Let this process keep up to half a GiB that it has freed; whether that was possible, which takes glibc.
+    """Let this process keep up to half a GiB of freed memory; return whether that was possible (it needs glibc).
 
-    Otherwise each large tensor's memory goes back to the system, and comes again page by page: a tenth of a training
-    step of the digits' network, and a fifth of sampling. Whoever sets ``MALLOC_TRIM_THRESHOLD_`` decides instead.
+    Otherwise the memory of each large tensor returns to the system and is mapped again page by page, which takes a
+    tenth of a training step of the digits' network and a fifth of sampling. If ``MALLOC_TRIM_THRESHOLD_`` is set,
+    nothing is changed.
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False
@@ -89,40 +91,40 @@ def keep_memory() -> bool:
 
 @cache
 def state() -> PartialState:
-    """This process's place among all; connects them when it is first called."""
+    """This process's place among all processes; the first call connects them."""
     found = PartialState(cpu=through_gloo(), timeout=_PATIENCE)
     if found.num_processes > 1:
-        atexit.register(found.destroy_process_group)  # or a thread of the connection may abort a process that is done
+        atexit.register(found.destroy_process_group)  # or a thread of the connection may abort a finished process
     return found
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(state().num_processes)
 
 
 def index() -> int:
-    """This one's number, from 0."""
+    """The number of this process, from 0."""
     return int(state().process_index)
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes what is written once, and draws the bars."""
+    """Whether this is the first process, which writes the files that are written once and draws the bars."""
     return index() == 0
 
 
 def wait() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has reached this call."""
     state().wait_for_everyone()
 
 
 def device() -> torch.device:
-    """Where this process's models and batches lie."""
+    """The device of this process's models and batches."""
     return torch.device(state().device)
 
 
 def any_of(flag: bool) -> bool:
-    """Whether ``flag`` is set in any process; all must ask together."""
+    """Whether ``flag`` is set in any process; all processes must call this together."""
     if count() == 1:
         return flag
     flags = torch.tensor(float(flag), device=device())
@@ -132,14 +134,15 @@ def any_of(flag: bool) -> bool:
 
 @cache
 def _cpu_group() -> Any:
-    """All processes once more, talking between CPUs."""
+    """A second group of all processes, which communicates between CPUs."""
     return torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 class Poll:
-    """Asks all processes, step by step, whether a flag is set anywhere, without making any of them wait.
+    """Ask at each step whether a flag is set in any process, without making a process wait.
 
-    The answer is that of the step before, the same in all of them. It travels between CPUs: a GPU is not asked.
+    The answer is that of the previous step and is the same in all processes. It travels between CPUs, so that no GPU
+    is synchronised.
     """
 
     def __init__(self) -> None:
@@ -171,7 +174,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def from_main(value: Any) -> Any:
-    """The first process's ``value``, in all of them."""
+    """Return the first process's ``value`` in all processes."""
     return broadcast_object_list([value])[0] if count() > 1 else value
 
 
@@ -179,8 +182,8 @@ Result = TypeVar("Result")
 
 
 def by_main(work: Callable[[], Result]) -> Result:
-    """What ``work()`` gives in the first process, in all of them. An error there is raised in all: nobody is left
-    waiting for one that has ended."""
+    """Call ``work()`` in the first process and return its result in all. An error there is raised in all processes, so
+    that none waits for a process that has ended."""
     if count() == 1:
         return work()
     outcome: tuple[Any, Exception | None] = None, None
@@ -203,9 +206,9 @@ def _carry(value: Any, place: torch.device) -> Any:
 
 
 def place(model: Model) -> Model:
-    """Move ``model`` to this process's device, and let it fetch its inputs there and send its output back.
+    """Move ``model`` to this process's device; from then on it moves its inputs there and its output back.
 
-    Whoever calls it with tensors on the CPU gets tensors on the CPU: a notebook need not know where a model is.
+    A call with tensors on the CPU returns tensors on the CPU, so a notebook need not know where a model is.
     """
     target = device()
     model = model.to(target)
@@ -227,22 +230,22 @@ def place(model: Model) -> Model:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for an end, and everything worth keeping is on disk; the same command goes on from there."""
+    """A signal ended the work, and everything worth keeping is on disk; the same command continues from there."""
 
-    EXIT = 75  # sysexits' EX_TEMPFAIL: not an error of the input, try again
+    EXIT = 75  # sysexits' EX_TEMPFAIL: the input is not at fault, try again
     """The exit status of the command line."""
 
 
 def _hears_signals() -> bool:
-    """Whether this is the main thread: no other can receive them."""
+    """Whether this is the main thread, the only one that can receive signals."""
     return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM, where nothing holds it back, end work as Ctrl-C does: files are closed, and finished steps kept.
+    """Make SIGTERM end work as Ctrl-C does, with files closed and finished steps kept, unless it is held back.
 
-    Outside of the main thread nothing changes.
+    Outside the main thread nothing changes.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -259,7 +262,7 @@ def terminable() -> Iterator[None]:
 
 
 class Stop:
-    """Notes that a signal came, until someone looks."""
+    """A record of the signal that arrived, true once there is one."""
 
     def __init__(self) -> None:
         self.asked = ""
@@ -270,7 +273,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Hold back SIGINT and SIGTERM so that work can end at a good place; a second one ends it at once.
+    """Hold back SIGINT and SIGTERM so that work can end at a good place; a second signal ends it at once.
 
     Only the main thread can receive signals; elsewhere nothing is held back.
     """
@@ -279,7 +282,7 @@ def stoppable() -> Iterator[Stop]:
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as nohup does
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # under nohup
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.asked = signal.Signals(number).name

@@ -1,7 +1,7 @@
-"""One progress bar for all long work: in a terminal, in a notebook, and out of a notebook that runs in a batch.
+"""One progress bar for all long work: in a terminal, in a notebook, and for a notebook executed in batch mode.
 
 A notebook that is executed for the book must not keep the bar in its outputs, and its kernel has no terminal. The
-runner (:mod:`rfpp.book`) therefore names a file in the environment variable ``RFPP_PROGRESS``; bars are drawn into it
+runner (:mod:`rfpp.book`) therefore names a file in the environment variable ``RFPP_PROGRESS``; bars are drawn into it,
 and the runner shows them.
 """
 
@@ -26,9 +26,9 @@ def bar(
     unit_scale: bool = False,
     initial: int = 0,
 ) -> Any:
-    """A tqdm bar with the time left, for an iterable or, with ``total``, for calls of ``update``.
+    """Return a tqdm bar with the time left, for an iterable or, with ``total``, for calls of ``update``.
 
-    Of several processes the first one draws it.
+    Only the first of several processes draws it.
     """
     options: dict[str, Any] = {
         "desc": desc, "total": total, "unit": unit, "unit_scale": unit_scale, "initial": initial, "leave": False,
@@ -37,6 +37,6 @@ def bar(
     path = os.environ.get(VARIABLE)
     if not path:
         return notebook_tqdm(iterable, **options)
-    # No drawing, so that a terminal of 80 columns shows the time left.
+    # Without the bar itself, a terminal of 80 columns has room for the time left.
     form = "{desc}: {percentage:3.0f}% [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return plain_tqdm(iterable, **options, file=open(path, "a"), bar_format=form)

@@ -1,8 +1,8 @@
 """Random numbers that belong to their caller.
 
-Nothing in ``rfpp`` draws from torch's or numpy's global generators. Every random step names what it
-is for, ``generator(seed, "pairs", 17)``, and gets the same stream on every run, whatever ran before:
-a resumed or reordered computation is the same computation.
+Nothing in ``rfpp`` draws from torch's or numpy's global generators. Every random step names its purpose, as in
+``generator(seed, "pairs", 17)``, and gets the same stream on every run, whatever ran before. A resumed or reordered
+computation therefore gives the same result.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. ``derive(0, "reflow", step)``; equal inputs, equal seed.
+    """Return a 63-bit seed for one purpose, e.g. ``derive(0, "reflow", step)``; equal inputs give equal seeds.
 
-    It is the first 63 bits of the BLAKE2b hash of the arguments as JSON, where different arguments are different texts:
-    zeros at the end count, and ``"1"`` is not ``1``. Raises ``TypeError`` for arguments that are neither strings nor
-    integers.
+    The seed is the first 63 bits of the BLAKE2b hash of the arguments as JSON. Different arguments give different
+    texts: trailing zeros count, and ``"1"`` differs from ``1``. Raises ``TypeError`` for arguments that are neither
+    strings nor integers.
     """
     parts = [part if isinstance(part, str) else operator.index(part) for part in (seed, *purpose)]
     return int.from_bytes(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded by :func:`derive`."""
+    """Return a torch generator seeded by :func:`derive`."""
     return torch.Generator(device).manual_seed(derive(seed, *purpose))
 
 
 def fresh(generator: torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
-    """The given generator, or a new one seeded by the operating system when it is ``None``."""
+    """Return the given generator or, for ``None``, a new one seeded by the operating system."""
     if generator is not None:
         return generator
     new = torch.Generator(device)
@@ -43,7 +43,7 @@ def fresh(generator: torch.Generator | None, device: torch.device | str = "cpu")
 
 @contextmanager
 def scoped(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Run code that can only draw from torch's global generators (dropout), and put their state back."""
+    """Seed torch's global generators for code that can draw from no others (dropout), then restore their state."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(derive(seed, *purpose))

@@ -1,4 +1,4 @@
-"""Import torchvision beside a torch build it has no compiled operators for.
+"""Import torchvision beside a torch build that its compiled operators do not fit.
 
 ``lpips`` and ``torchmetrics`` import torchvision, whose own import fails with ``operator torchvision::nms does not
 exist`` where its compiled operators do not fit the installed torch (a CPU torch beside the default torchvision wheel).
@@ -16,7 +16,7 @@ _schemas: list[torch.library.Library] = []  # kept alive: a Library withdraws it
 
 
 def ensure() -> None:
-    """Import torchvision, declaring the two missing operators first if that is what it takes."""
+    """Import torchvision; if its operators are missing, declare the two that its import needs."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:

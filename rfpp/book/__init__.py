@@ -1,4 +1,4 @@
-"""Running the notebooks in batch, and building the book from what they showed.
+"""Run the notebooks in batch, and build the book from their output.
 
 ``run`` executes notebooks through papermill into ``runs/<preset>/notebooks/``, after checking their parameters, and
 shows their progress bars. ``build`` lays prose, results page and executed notebooks out as the book's source, and
@@ -29,7 +29,7 @@ _PLAIN_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "li
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook stopped with an error; what it had done is kept beside the finished ones."""
+    """A notebook stopped with an error; its partial copy is kept beside the finished ones."""
 
 
 class BuildFailed(RuntimeError):
@@ -37,7 +37,7 @@ class BuildFailed(RuntimeError):
 
 
 class ParameterError(ValueError):
-    """A notebook parameter that does not exist or has the wrong type; the message says what does."""
+    """A notebook parameter that does not exist or has the wrong type; the message says what is allowed."""
 
 
 def notebooks(slugs: Sequence[str] = ()) -> list[Path]:
@@ -85,9 +85,9 @@ def run(
     jobs: int | None = None,
     terminal: TextIO = sys.stderr,
 ) -> list[Path]:
-    """Execute notebooks at a preset and return where the executed copies lie.
+    """Execute notebooks at a preset and return the paths of the executed copies.
 
-    ``jobs``: how many side by side, after the trainings that their claims rest on; as for
+    ``jobs``: how many run in parallel, after the trainings that their claims rest on; as for
     :func:`rfpp.pipeline.scheduling.jobs`. Everything is checked before the first one starts. Copies that ran with
     ``parameters`` are kept apart from those that the book shows. A notebook that fails leaves
     ``<name>.failed.ipynb`` and does not touch an earlier good copy.
@@ -122,7 +122,7 @@ def run(
 def _together(
     sources: Sequence[Path], preset: str, given: Mapping[str, Any], jobs: int | None, terminal: TextIO
 ) -> bool:
-    """Execute several notebooks side by side, where there is more than one and room for it; whether that was done."""
+    """Execute notebooks in parallel if there are several and room for it; return whether that was done."""
     if len(sources) < 2:
         return False
     from rfpp.book import together  # imports everything that notebooks do
@@ -148,7 +148,7 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
             kernel_name="python3",
             progress_bar=False,
             cwd=str(source.parent),
-            # What the kernel says of its sockets, also of those of an interrupted notebook, is no news.
+            # Hide the kernel's messages about its sockets, which an interrupted notebook causes as well.
             extra_arguments=["--log-level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as error:
@@ -247,7 +247,7 @@ def _executed(preset: str) -> dict[str, Path]:
 
 
 def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
-    """Write the pages that are made from what was run: chapters, the results, and the first page's result."""
+    """Write the pages that are generated from the run: chapters, the results, and the first page's result."""
     import nbformat
 
     from rfpp.book import (
@@ -265,10 +265,12 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
 
     name = presets.load(preset).name
     run_folder, claims = paths.runs() / name, ledger()
-    by_scale = scales(run_folder)
+    by_scale, experiment = scales(run_folder), Experiment(preset)
+    in_colour = experiment.data.train.shape[0] > 1
     for stem, path in executed.items():
         slug, content = stem.partition("_")[2], nbformat.read(path, as_version=4)
-        nbformat.write(pages.chapter(content, slug, name, by_scale, claims), source / "notebooks" / path.name)
+        page = pages.chapter(content, slug, name, by_scale, claims, in_colour)
+        nbformat.write(page, source / "notebooks" / path.name)
         if slug == "training":
             (source / "book" / "one-step.png").write_bytes(pages.picture(content, "fig-one-step"))
     (source / "book" / "results.md").write_text(results.page(run_folder))
@@ -279,7 +281,6 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     (source / "book" / "status.md").write_text(status.page(name, run_folder, list(executed.values())))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
     benchmarks.write(source / "book")
-    experiment = Experiment(preset)
     doctor.write(experiment, source / "book")
     live.write(experiment, source / "book")
 
@@ -288,13 +289,13 @@ def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO 
     """Render the book from the notebooks executed at ``preset`` and return its first page, or the whole as a ``pdf``.
 
     Warnings are errors, and a book that did not build does not replace one that did. Raises ``FileNotFoundError`` when
-    a notebook was not run at this preset, or was changed since, or when the flow of the page that runs it is not there;
-    :class:`BuildFailed` when there is so much as a warning, or no Chromium to print a PDF.
+    a notebook was not run at this preset, or was changed since, or when the flow for the live page is missing;
+    :class:`BuildFailed` for any warning, or when there is no Chromium to print a PDF.
     """
     from rfpp.book import printing
 
     if pdf:
-        printing.chromium()  # missed before any work
+        printing.chromium()  # raises before any work
     executed, repository = _executed(preset), paths.repository()
     source, new = (repository / "_build" / name for name in ("source", "new"))
     for leftover in (source, new):
@@ -317,6 +318,6 @@ def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO 
     if pdf:
         terminal.write("printing it\n")
         return printing.write(new / "_build" / "singlehtml" / "book" / "intro.html", repository / "_build" / "rfpp.pdf")
-    shutil.rmtree(repository / "_build" / "html", ignore_errors=True)  # the new one is whole
+    shutil.rmtree(repository / "_build" / "html", ignore_errors=True)  # the new one is complete
     (new / "_build" / "html").rename(repository / "_build" / "html")
     return repository / "_build" / "html" / "index.html"

@@ -24,7 +24,7 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
 def results() -> dict[str, Any]:
-    """What was measured last; raises ``FileNotFoundError`` where nothing was."""
+    """The latest measurements; raises ``FileNotFoundError`` if there are none."""
     path = paths.repository() / RESULTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; run: make bench")
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits, zeros among them, or all before the point."""
+    """Three significant digits, including zeros, or all digits before the point."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
@@ -66,7 +66,7 @@ def _ratio(entry: Entry) -> str:
 
 
 def comparisons(found: Mapping[str, Any]) -> Table:
-    """A row for each comparison with a usual way, as it came out."""
+    """A row for each comparison with a usual way, with its result."""
     columns = ("what", "the usual way", "takes", "ours", "times faster", "goal", "reached")
     rows = [
         (
@@ -111,7 +111,7 @@ def machine(found: Mapping[str, Any]) -> str:
     return (
         f"Measured on {found['datetime']} on {info['cpu']}, {info['cores']} cores, {info['memory_gib']} GiB, "
         f"{info['system']}, Python {info['python_version']}, {packages}; commit `{commit['id']}`{changed}. It took "
-        f"{info['minutes']:g} minutes. While something was timed, other work had {statistics.median(others):.0%} of "
+        f"{info['minutes']:g} minutes. During the timings, other work took {statistics.median(others):.0%} of "
         f"the processor's time (the median over benchmarks), and {max(others):.0%} at most.\n"
     )
 
@@ -158,19 +158,20 @@ def gpu_attention() -> Table:
 
 
 def gpu_findings() -> str:
-    """What was found on a GPU beside rates and kernels, in sentences."""
+    """The findings on a GPU besides rates and kernels, in sentences."""
     made = _gpu_runs("rates")[0]["provenance"]
     notebooks = [row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished"]
     lines = [
         f"Measured on {made['date'][:10]} on one {made['device']}, driver {made['driver']}, torch {made['torch']}, "
         f"commit `{made['commit'][:12]}`.",
-        f"These notebooks ran to their end there, at a shrunk `cifar10`: {', '.join(notebooks)}.",
+        f"These notebooks ran to completion there, at a reduced `cifar10`: {', '.join(notebooks)}.",
     ]
     for row in _gpu("resume"):
         largest, floor = (max(row[name].values()) for name in ("resumed apart", "two runs apart"))
         lines.append(
-            f"A training in {row['precision']} that was stopped half-way ended {largest:.1g} at most from one that was "
-            f"not, where two that were not differ by {floor:.1g}: the order of the GPU's sums, and nothing else."
+            f"A training in {row['precision']} that was stopped half-way and resumed ended at most {largest:.1g} away "
+            f"from an uninterrupted one. Two uninterrupted ones differ by {floor:.1g}, only because of the order of "
+            "the GPU's sums."
         )
     return " ".join(lines) + "\n"
 
@@ -181,7 +182,7 @@ def tally(found: Mapping[str, Any]) -> str:
     verdicts = [verdict for kind in kinds for each in entries(found, kind) if (verdict := reached(each))]
     missed, open_ = verdicts.count("no"), verdicts.count("within the spread")
     return (
-        f"Of {len(verdicts)} goals {verdicts.count('yes')} are reached, {missed} {'is' if missed == 1 else 'are'} "
+        f"Of {len(verdicts)} goals, {verdicts.count('yes')} are reached, {missed} {'is' if missed == 1 else 'are'} "
         f"missed, and {open_} {'lies' if open_ == 1 else 'lie'} within the spread of the rounds.\n"
     )
 

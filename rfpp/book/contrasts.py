@@ -1,4 +1,4 @@
-"""Pictures that set things side by side: contenders over evaluations, two updates in the plane, images less others."""
+"""Figures that compare: contenders over evaluations, two updates in the plane, differences of images."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def updates(walks: Mapping[str, Walk]) -> Figure:
 def differences(rows: Mapping[str, Tensor], reference: Tensor) -> Figure:
     """A strip of differences ``images - reference`` ``(N, C, H, W)`` per named row, averaged over channels.
 
-    Red has more than the reference, which is more ink in grey images, blue less; 1 is the whole range of values.
+    Red stands for more than the reference (more ink in grey images), blue for less; 1 is the whole range of values.
     """
     figure, axes = plt.subplots(len(rows), 1, figsize=(WIDTH, strip_height(rows) * len(rows) + 0.6), squeeze=False)
     shown: Any = None

@@ -1,4 +1,4 @@
-"""The page "Is my reflow sound?": what the doctor says of sound pairs and of damaged ones, and the expected curves."""
+"""The page "Is my reflow sound?": the doctor's report on sound pairs and on damaged ones, and the expected curves."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rfpp.experiment import Experiment
 _SHOWN = ("loss", "pictures", "pair_error", "frechet")
 _TOO_WIDE = 1.1
 _PAGE, _INDENT = 80, 26
-"""Characters of a line that fit on the page, and where what a line goes on with begins."""
+"""Characters of a line that fit on the page, and the indentation of its continuation."""
 
 
 def damaged(x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of which the noise is ten per cent too wide, and an image was lost halfway: those after it moved up."""
+    """Pairs whose noise is ten per cent too wide, and which lost an image halfway, so that those after it moved up."""
     half = len(x) // 2
     return torch.cat([x[:half], x[half + 1 :], x[half : half + 1]]), _TOO_WIDE * z
 
@@ -40,7 +40,7 @@ def _said(command: str, title: str, material: Pairs) -> str:
 
 
 def said(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """What the doctor says of the held-out pairs, and of the same once damaged, as Markdown by name."""
+    """The doctor's report on the held-out pairs, and on the same pairs once damaged, as Markdown by name."""
     step = experiment.plan.pairs("held_out")
     folder = experiment.pairs("held_out").folder
     place = f"runs/{experiment.preset.origin}/{step.name}/{step.key}"
@@ -79,7 +79,7 @@ def table(known: Mapping[str, Any]) -> Table:
 def seeds(known: Mapping[str, Any]) -> str:
     """How many seeds the ranges rest on, in words."""
     each = [f"{len(entry['seeds'])} seeds at `{preset}`" for preset, entry in known.items()]
-    return f"The ranges rest on {' and '.join(each)}.\n"
+    return f"The ranges are based on {' and '.join(each)}.\n"
 
 
 def _curve(axis: Axes, values: list[list[float | None]], colour: str, marker: str, label: str | None) -> None:

@@ -1,6 +1,6 @@
-"""The page that runs the model in a browser: what its scripts read, and the pictures that stand in for them.
+"""The page that runs the model in a browser: the data of its scripts, and the pictures that stand in for them.
 
-The scripts lie in ``book/_static/live``. They read one more, which :func:`write` makes of the flow that a run has: two
+The scripts are in ``book/_static/live``. They read one more, which :func:`write` makes from the flow of a run: two
 networks, the teacher's and the flow's, as trees of layers with weights in half precision, and what each must compute.
 """
 
@@ -43,7 +43,7 @@ _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     Linear: (),
     PositionalEmbedding: ("channels",),
 }
-"""What the scripts need to know of a layer, beside its weights and the layers in it."""
+"""What the scripts need to know about a layer, besides its weights and the layers in it."""
 _MAKE_UP = {
     "embedding_type": "positional",
     "encoder_type": "standard",
@@ -52,7 +52,7 @@ _MAKE_UP = {
 }
 _MOST_WEIGHTS, _LARGEST = 1_000_000, 16
 _NOISE, _CLASS = 0, 3
-"""Of the sample that the page compares with PyTorch's, and of the still picture."""
+"""The noise and the class of the sample that the page compares with PyTorch's, and of the still picture."""
 
 
 def runs_in_a_page(denoiser: Any) -> TypeGuard[EDMPrecond]:
@@ -79,12 +79,12 @@ def describe(module: nn.Module, weights: list[Tensor]) -> dict[str, Any]:
 
 def rounded(denoiser: EDMPrecond) -> EDMPrecond:
     """A copy on the CPU whose weights are those of the page, rounded to half precision."""
-    network = copy.deepcopy(denoiser.model)  # without what carries a placed denoiser's inputs to its device
+    network = copy.deepcopy(denoiser.model)  # without what moves a placed denoiser's inputs to its device
     return denoiser.around(network).cpu().half().float().eval()
 
 
 def model(denoiser: EDMPrecond) -> dict[str, Any]:
-    """A denoiser as the scripts load it; ``weights`` are base64 of numbers of two bytes, the lower first."""
+    """A denoiser as the scripts load it; ``weights`` are base64 of two-byte numbers, lower byte first."""
     weights: list[Tensor] = []
     network = describe(denoiser.model, weights)
     halves = torch.cat(weights).cpu().half().numpy().astype("<f2")
@@ -104,7 +104,7 @@ def _given(denoiser: EDMPrecond, noise_seed: int, shape: Sequence[int]) -> tuple
 
 
 def _expected(denoiser: EDMPrecond, noise_seed: int, first_time: float) -> dict[str, Any]:
-    """What a page must draw of a denoiser's flow: the settings, and the image."""
+    """What a page must reproduce of a denoiser's flow: the settings, and the image."""
     size: Any = denoiser.model.img_resolution
     z, labels = _given(denoiser, noise_seed, (1, size, size))
     sampler = Sampler(nfe=5, solver="heun", first_time=first_time)

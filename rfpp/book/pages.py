@@ -1,8 +1,8 @@
 """Chapters and the first page as the book shows them.
 
-An executed notebook prints verdicts in words without numbers, whose last digits depend on the machine. Here the records
-of the run take their place: what was found stands at the top of its chapter, each verdict with its value beside the
-figure that it is about, and code is folded.
+An executed notebook prints verdicts without numbers, because their last digits depend on the machine. In the book the
+records of the run take their place: a summary is at the top of each chapter, each verdict is shown with its value
+beside its figure, and code is folded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from rfpp.claims.records import Record
 
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "vacuous": "∅", "not judged": "–"}
 NARROW_SPACE = "\u202f"
-"""Which no line ends at."""
+"""A space at which no line breaks."""
+PHOTOGRAPHS = "photographs"
+"""The tag of cells that show colour images, whose lightness stays as it is on dark pages."""
+IMAGES = ("image_rows", "sheets")
+"""Functions of :mod:`rfpp.book.plots` that show images of the dataset."""
 _PRINTED = re.compile(r"^(?P<id>c\d\d) (?P<verdict>[a-z ]+?)(?: \((?:\d+ seeds|one run)\))?: (?P<rest>.*)$")
 
 
@@ -51,7 +55,7 @@ def badge(verdict: str, text: str | None = None) -> str:
 
 
 def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str:
-    """A verdict with its value, for the place where it was reached."""
+    """A verdict with its value, shown where the notebook printed it."""
     lines = [f"{badge(verdict)} {html.escape(claim.statement)} <span class='where'>({html.escape(claim.where)})</span>"]
     if record is None:
         lines.append(html.escape(reason))
@@ -67,7 +71,7 @@ def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str
 
 
 def _verdicts(cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[str, Claim]) -> Iterator[str]:
-    """Take the verdicts out of what a cell printed, and give a card for each."""
+    """Remove the verdicts from what a cell printed, and yield a card for each."""
     for output in cell.get("outputs", []):
         if output.output_type == "stream" and output.name == "stdout":
             kept = []
@@ -98,11 +102,12 @@ def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[s
 
 def chapter(
     executed: NotebookNode, slug: str, preset: str, by_scale: Mapping[str, Mapping[str, Record]],
-    claims: Mapping[str, Claim],
+    claims: Mapping[str, Claim], in_colour: bool = False,
 ) -> NotebookNode:  # fmt: skip
-    """A notebook that was executed at ``preset``, as the book shows it.
+    """A notebook executed at ``preset``, as the book shows it.
 
-    ``by_scale``: the records of this preset and of others, by preset and claim.
+    ``by_scale``: the records of this preset and of others, by preset and claim; ``in_colour``: whether the preset's
+    images are.
     """
     page, cells, found = copy.deepcopy(executed), [], by_scale.get(preset, {})
     for cell in page.cells:
@@ -110,7 +115,9 @@ def chapter(
         if cell.cell_type == "code":
             cards = list(_verdicts(cell, found, claims))
             cell.outputs = [output for output in cell.outputs if output.get("text", " ")]
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+            shows_images = in_colour and any(f"plots.{name}(" in cell.source for name in IMAGES)
+            more = ["hide-input", *([PHOTOGRAPHS] if shows_images else [])]
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), *more]
             if cards:
                 cells.append(new_markdown_cell("\n".join(cards)))
     judged = [claim for claim in claims.values() if claim.notebook == slug]
@@ -129,7 +136,7 @@ def picture(executed: NotebookNode, name: str) -> bytes:
 
 
 def summary(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> str:
-    """The result in a sentence, for each scale, as Markdown."""
+    """The main result at each scale, as Markdown."""
     claim, lines = claims["c13"], []
     for preset, found in by_scale.items():
         if claim.id in found:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rfpp.book.plots import WIDTH
 
 THEORY = ": theory"
-"""How names of curves end that theory gives."""
+"""The ending of the names of theoretical curves."""
 
 
 def paths(panels: Mapping[str, Tensor], data: Tensor) -> Figure:
@@ -32,7 +32,7 @@ def paths(panels: Mapping[str, Tensor], data: Tensor) -> Figure:
 
 
 def with_theory(panels: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Tensor | None]]], xlabel: str) -> Figure:
-    """A panel per quantity: ``(x, values, error)`` by name, dots in a band, and broken lines for names of theory."""
+    """A panel per quantity: ``(x, values, error)`` by name, as dots in a band, or as broken lines for theory."""
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), squeeze=False)
     for axis, (quantity, curves) in zip(axes[0], panels.items(), strict=True):
         measured = [name for name in curves if not name.endswith(THEORY)]

@@ -67,7 +67,7 @@ def _strip(axes: Axes, images: Tensor) -> None:
 
 
 def strip_height(rows: Mapping[str, Tensor]) -> float:
-    """Inches that leave no more than a margin around strips of images, beside their names."""
+    """The height in inches at which strips of images beside their names have only a margin around them."""
     beside = 0.35 + 0.075 * max(map(len, rows))
     return max(0.3, max((WIDTH - beside) / len(each) * each.shape[2] / each.shape[3] for each in rows.values()) + 0.06)
 
@@ -123,8 +123,8 @@ def over_training(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]
 def forest(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], controls: Mapping[str, float]) -> Figure:
     """A line per claim, right of the middle where its rule is obeyed.
 
-    ``rows[claim][scale]``: mean and interval, as the margin by which the rule is obeyed; ``controls[claim]``: that of
-    what must fail. Each row is scaled by its farthest interval, and controls beyond it stand at the edge.
+    ``rows[claim][scale]``: mean and interval, as the margin by which the rule is obeyed; ``controls[claim]``: the
+    control's margin. Each row is scaled by its farthest interval; controls beyond it are drawn at the edge.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.42 * len(rows) + 0.8))
     scales = list(dict.fromkeys(scale for intervals in rows.values() for scale in intervals))
@@ -320,7 +320,7 @@ def lines(
 
 
 def crossing_statistics(noises: Mapping[str, Tensor]) -> Figure:
-    """Norms and lag-1 autocorrelations of noises ``(N, C, H, W)``, and where 99 % of Gaussian noise has them."""
+    """Norms and lag-1 autocorrelations of noises ``(N, C, H, W)``, and the ranges of 99 % of Gaussian noise."""
     d = next(iter(noises.values()))[0].numel()
     norm, correlation = r"norm $\Vert z\Vert$", "autocorrelation at lag 1"
     panels = {
@@ -438,7 +438,7 @@ def norm_histogram(norms: Mapping[str, Tensor], shell: tuple[float, float]) -> F
 def rounds(distances: Mapping[str, Mapping[str, Sequence[float]]], names: Mapping[str, str]) -> Figure:
     """Fréchet distances of rounds of reflow: ``distances[title][configuration]``, one value per seed.
 
-    A panel for each title; ``names`` says what else a configuration is called on its axis.
+    A panel for each title; ``names``: further names of the configurations on its axis.
     """
     return by_seed(
         {

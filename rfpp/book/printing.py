@@ -1,4 +1,4 @@
-"""The whole book as one PDF: all pages in one document, which Chromium prints when every equation is typeset."""
+"""The whole book as one PDF: all pages in one document, which Chromium prints once every equation is typeset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TYPESET = """async () => {
 
 
 def chromium() -> str:
-    """Where Chromium is, or a browser of its family; raises :class:`rfpp.book.BuildFailed` when there is none."""
+    """The path of Chromium or a related browser; raises :class:`rfpp.book.BuildFailed` when there is none."""
     given = os.environ.get(VARIABLE)
     found = next(filter(None, map(shutil.which, [given] if given else _NAMES)), None)
     if found is None:
@@ -42,7 +42,7 @@ def write(document: Path, target: Path) -> Path:
     from playwright.sync_api import sync_playwright
 
     program = chromium()
-    # Sphinx's links inside of a single document are those of its root, wherever it puts the document itself.
+    # In a single document, Sphinx writes internal links relative to the root, wherever it puts the document itself.
     page_file = document.parents[1] / "book.html"
     shutil.copy2(document, page_file)
     with sync_playwright() as playwright:

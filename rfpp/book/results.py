@@ -43,7 +43,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _linked(claim: Claim) -> str:
-    """The claim's id, which leads to where its verdict was reached, and is where links to this row lead."""
+    """The claim's id, which links to the place of its verdict, and is the target of links to this row."""
     found = sorted((paths.repository() / "notebooks").glob(f"[0-9][0-9]_{claim.notebook}.ipynb"))
     id = f'<span id="{claim.id}">{claim.id}</span>'
     return f'<a href="../notebooks/{found[0].stem}.html#{claim.id}">{id}</a>' if found else id
@@ -55,7 +55,7 @@ def _in_scope(claim: Claim, preset: str) -> bool:
 
 def _cell(record: Record | None, claim: Claim, preset: str) -> str:
     if not _in_scope(claim, preset):
-        return "not about this scale"
+        return "does not apply"
     if record is None:
         return "not run"
     stale = " (stale: the claim or the code has changed since)" if record.stale(claim) else ""
@@ -73,7 +73,7 @@ def corrected(found: Mapping[str, Record], claims: Mapping[str, Claim]) -> dict[
 
 
 def survives(p: float) -> bool:
-    """Whether a verdict stands after the correction for the number of claims."""
+    """Whether a verdict still stands after the correction for the number of claims."""
     return p < 1 - statistics.CONFIDENCE
 
 
@@ -100,7 +100,7 @@ def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Cl
 
 
 def _note(claim: Claim) -> str:
-    """Whether the terms were changed, other than by a control that was added."""
+    """Whether the terms were changed other than by adding a control."""
     changes = sum(set(amendment.before) != {"control"} for amendment in claim.amendments)
     return "" if not changes else ". Amended" + ("" if changes == 1 else f" {changes} times") + ", see below"
 
@@ -213,7 +213,7 @@ def _terms(terms: Terms, fields: Iterable[str]) -> str:
 
 
 def _under(amendment: int, claim: Claim, record: Record | None) -> str:
-    """The verdict under the terms before an amendment, on the same run, where they were measured."""
+    """The verdict of the terms before an amendment on the same run, where their quantity was measured."""
     old, since = claim.versions()[amendment], list(enumerate(claim.amendments))[amendment:]
     if record is None:
         return "not run"
@@ -225,7 +225,7 @@ def _under(amendment: int, claim: Claim, record: Record | None) -> str:
     replaced = next((place for place, later in since if "quantity" in later.before and not later.wording), None)
     values = record.measured if replaced is None else record.former.get(str(replaced))
     if values is None:
-        return "the old quantity is not measured any more"
+        return "the old quantity is no longer measured"
     found = statistics.verdict(old.rule, values, None, claim.is_random)
     return f"{found}: {span(values)}"
 
@@ -249,30 +249,28 @@ def _amended(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, 
     columns = ["claims", "date", "before", "after", "why", "values seen"]
     columns += [f"old terms, `{preset}`" for preset in by_scale]
     listed = [[", ".join(ids), *row] for row, ids in rows.items()]
-    return _table(columns, listed) if rows else ["No entry was ever changed."]
+    return _table(columns, listed) if rows else ["No entry has been changed."]
 
 
 def _protocol() -> list[str]:
-    """What was changed in how claims are measured, from ``book/protocol.yml``."""
+    """Changes in how claims are measured, from ``book/protocol.yml``."""
     path = paths.repository() / PROTOCOL
     entries = yaml.safe_load(path.read_text()) if path.is_file() else []
     fields = ("claims", "date", "before", "after", "reason", "seen", "effect")
     shown = {True: "yes", False: "no"}
     rows = ([_escape(str(shown.get(entry[name], entry[name]))) for name in fields] for entry in entries)
-    return _table(["claims", "date", "before", "after", "why", "values seen", "what came of it"], rows)
+    return _table(["claims", "date", "before", "after", "why", "values seen", "effect"], rows)
 
 
 def _covers(presets: Iterable[str]) -> list[str]:
-    rows = []
+    rows, drawn = [], "drawn for each seed"
     for name in presets:
         try:
             settings = load(name.partition("+")[0])
         except PresetError:
             continue
-        pairs = "drawn anew" if settings.pairs.per_seed else "the same for all"
-        rows.append(
-            [f"`{name}`", ", ".join(map(str, settings.seeds)), "drawn anew", pairs, "drawn anew", "the same for all"]
-        )
+        pairs = drawn if settings.pairs.per_seed else "the same for all"
+        rows.append([f"`{name}`", ", ".join(map(str, settings.seeds)), drawn, pairs, drawn, "the same for all"])
     columns = ["scale", "seeds", "training (start, order of pairs, times)", "pairs", "noise of graded samples",
                "teacher, held-out pairs, networks that grade"]  # fmt: skip
     return _table(columns, rows)
@@ -292,7 +290,7 @@ def _origins(by_scale: Mapping[str, Mapping[str, Record]]) -> list[str]:
 
 
 def page(run: Path) -> str:
-    """The results page of the book from the records of ``run`` and of other scales.
+    """The results page of the book, from the records of ``run`` and of other scales.
 
     Raises ``ValueError`` when the ledger and its lock disagree.
     """
@@ -316,7 +314,7 @@ def page(run: Path) -> str:
         "(results-amendments)=",
         "## What was changed in the ledger",
         _AMENDED,
-        *_folded("Changes of the ledger", _amended(by_scale, claims)),
+        *_folded("Changes to the ledger", _amended(by_scale, claims)),
         _MEASURED,
         *_folded("Changes around the ledger", _protocol()),
         "## Where the numbers come from",
@@ -327,48 +325,48 @@ def page(run: Path) -> str:
 
 
 _INTRODUCTION = """
-Each row is a claim of the paper, each column after it a scale at which the claim was put to the test. A value is the
+Each row is a claim of the paper, and each column after it a scale at which the claim was tested. A value is the
 mean over seeds, with its 95 % interval in brackets. A claim is *reproduced* when all of the interval obeys its rule,
 *not reproduced* when none of it does, and *inconclusive* otherwise. Every claim about the method has a control, the
-same measurement on something that lacks what the claim is about: where the control obeys the rule as well, the
-verdict is *vacuous*. One run of a random quantity decides nothing. How much each change of Table 1 is worth after a
-longer training, {numref}`fig-rungs-over-training` shows.
+same measurement on something that lacks what the claim is about. If the control obeys the rule as well, the verdict
+is *vacuous*. One run of a random quantity decides nothing. {numref}`fig-rungs-over-training` shows how much each
+change of Table 1 is worth after a longer training.
 """
 _FOREST = """
 ```{figure} forest.svg
 :name: fig-forest
 :alt: A line for each claim, with the interval of each scale and its control beside the bound of the rule.
 
-All claims that were judged. Right of the line the rule is obeyed. Each row has a unit of its own, so that its
-farthest interval fits; bars are 95 % intervals over seeds. Hollow: the mean of the control at the first scale, which
-should not obey the rule. It stands at the edge where it lies beyond it.
+All claims that were judged. To the right of the line, the rule is obeyed. Each row is scaled so that its farthest
+interval fits; bars are 95 % intervals over seeds. Hollow marks show the mean of the control at the first scale, which
+should not obey the rule; controls beyond the edge are drawn at the edge.
 ```
 """
 _COVERS = """
-An interval covers what differs between seeds, and nothing else. Where a claim needs no training, seeds are those of
-its draws.
+An interval covers only what differs between seeds. If a claim needs no training, its seeds are those of its random
+draws.
 """
 _MANY = """
-Intervals of 95 % are wrong one time in twenty, so among this many claims one or two may well be. `p` is the
+Intervals of 95 % are wrong one time in twenty, so one or two among this many claims may well be wrong. `p` is the
 smallest number for which an interval of confidence 1 - `p` would still decide. The next column corrects it for the
 number of claims by Holm's step-down. Verdicts with a corrected value below 0.05 stand: the chance that any of these
 is wrong is below 5 %.
 """
 _UNDECIDED = """
-For each inconclusive claim, how far its mean lies from the rule's bound; the distance that as many seeds would have
-seen four times in five, given how they spread; and how many seeds it would take to decide, if mean and spread were
-those measured.
+For each inconclusive claim, this section gives the distance of its mean from the rule's bound, the distance that
+this many seeds would detect four times in five given their spread, and the number of seeds needed to decide if mean
+and spread were those measured.
 """
 _AMENDED = """
-A rule that is changed after a measurement can be bent to fit it. Every change of what decides a verdict is listed
-here, with what stood before and why it was changed, and whether a measurement had been seen by then. The last
-columns say what the old rule gives on the same run.
+A rule that is changed after a measurement can be bent to fit it. Therefore every change that affects a verdict is
+listed here, with the terms before and after it, the reason, and whether a measurement had been seen by then. The last
+columns give the verdict of the old rule on the same run.
 """
 _MEASURED = """
-What is measured also depends on presets, on how samples are graded, and on random numbers. These changes left the
-ledger as it was, and moved values nevertheless.
+What is measured also depends on presets, on how samples are graded, and on random numbers. The following changes
+left the ledger as it was but changed values.
 """
 _ORIGINS = """
-*Computing* is the time it took to compute the steps behind a claim, for the longest claim in its row. Steps that
+*Computing* is the time taken by the steps behind a claim, for the longest claim in its row. Steps that
 several claims share are counted for each of them.
 """

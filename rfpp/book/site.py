@@ -1,4 +1,4 @@
-"""A Sphinx extension for the pages: names lead to their explanations, and what the theme leaves out is put right."""
+"""A Sphinx extension for the pages: it links names to their explanations, and repairs what the theme leaves out."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ import rfpp
 
 ELSEWHERE = Path("book") / "data" / "elsewhere.yml"
 HIDDEN_HEADINGS = ("name", "in words")
-"""What a screen reader says of the first and of any other column that has no heading."""
+"""What a screen reader reads out for the first and for any other column without a heading."""
 WRONG = (
     ' role="list"',
     ' role="doc-biblioentry"',
     ' aria-label="Toggle hidden content"',
     '<li><a href="builtins.html">builtins</a></li>\n',
 )
-"""What docutils writes into a bibliography, whose entries are no items of a list; MyST-NB into the line that folds
-code, which would be read in place of what stands there; and Sphinx into its list of sources, without such a page."""
+"""Wrong output: docutils marks a bibliography as a list, whose entries are no list items; MyST-NB labels the line that
+folds code, and the label would be read instead of the line; Sphinx lists a source that has no page."""
 LONG = 120
-"""Characters of a constant that are shown."""
+"""The most characters of a constant that are shown."""
 _NAME = re.compile(r"\.?([A-Za-z_][\w.]*)(\(.*\))?")
 
 
@@ -58,7 +58,7 @@ def names_elsewhere(app: Sphinx, config: Config) -> None:
 
 
 def constants_of_packages(app: Sphinx) -> None:
-    """Tell autodoc what is said of a package's constants in the modules that they come from."""
+    """Give autodoc the descriptions of a package's constants from the modules that define them."""
     for found in pkgutil.iter_modules(rfpp.__path__, "rfpp."):
         package = importlib.import_module(found.name) if found.ispkg else None
         names = getattr(package, "__all__", ())
@@ -75,7 +75,7 @@ def constants_of_packages(app: Sphinx) -> None:
 def plain_signature(
     app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str, returned: str
 ) -> tuple[str, str] | None:
-    """Of settings, whose types are full of bounds, the names and the defaults."""
+    """Show only names and defaults in the signatures of settings, whose types are full of bounds."""
     if not (inspect.isclass(item) and issubclass(item, BaseModel)):
         return None
     parameters = inspect.signature(item).parameters.values()
@@ -84,7 +84,7 @@ def plain_signature(
 
 
 def name_columns(app: Sphinx, doctree: nodes.document) -> None:
-    """Give each empty heading of a table a text that is not drawn."""
+    """Give each empty heading of a table a hidden text."""
     for head in doctree.findall(nodes.thead):
         for row in head.findall(nodes.row):
             for place, entry in enumerate(row.findall(nodes.entry)):
@@ -95,17 +95,17 @@ def name_columns(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def drop_long_values(app: Sphinx, doctree: nodes.document) -> None:
-    """Leave out what a constant holds where that is long; its source shows it."""
+    """Leave out the value of a constant if it is long; its source shows it."""
     for note in list(doctree.findall(addnodes.desc_annotation)):
         if len(note.astext()) > LONG:
             note.parent.remove(note)
 
 
 def _meant(name: str, short: bool, known: Mapping[str, Any]) -> str | None:
-    """The whole name of a part of the library, which may be called ``rfpp.flow.interpolate`` or ``flow.interpolate``.
+    """The full name of a part of the library, given as ``rfpp.flow.interpolate`` or ``flow.interpolate``.
 
-    A method may stand alone with its class, as ``RectifiedFlow.velocity``; where ``short`` names are meant, anything
-    may. No other part must have that name.
+    A method may be given with its class only, as ``RectifiedFlow.velocity``; if ``short``, any part may be given by
+    the end of its name. ``None`` for a name that is unknown or ambiguous.
     """
     if name in known:
         return name
@@ -118,9 +118,9 @@ def _meant(name: str, short: bool, known: Mapping[str, Any]) -> str | None:
 
 
 def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Let the library's names lead to the pages that are made from its docstrings.
+    """Link the library's names to the pages that are made from its docstrings.
 
-    They may be short in a paragraph that begins with "In code".
+    The names may be short in a paragraph that begins with "In code".
     """
     known = app.env.domains["py"].data["objects"]
     for node in list(doctree.findall(nodes.literal)):
@@ -133,7 +133,7 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
 
 
 def drop_wrong(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Take out attributes that say something else than the page shows, and a link that leads nowhere."""
+    """Remove attributes that contradict the page, and a link that leads nowhere."""
     for attribute in WRONG:
         context["body"] = context.get("body", "").replace(attribute, "")
 

@@ -1,4 +1,4 @@
-"""What each preset asks for and takes, as tables that are computed from the presets."""
+"""What each preset computes and costs, as tables generated from the presets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rfpp.pipeline.store import Store
 
 ORDER = ("laptop", "desk", "cifar10", "paper-cifar10", "paper-afhq", "paper-ffhq", "paper-imagenet64")
 RATE = 1e14
-"""Operations a second that a column of :func:`taken` assumes: a large part of what one GPU of these years can do."""
+"""Operations per second that a column of :func:`taken` assumes: a large part of the rate of one current GPU."""
 
 
 def plan(name: str) -> Plan:
-    """The plan of a preset, also where its images are not here yet."""
+    """The plan of a preset, even if its images are not available yet."""
     preset = presets.load(name)
     return Plan(preset, costs.expected(preset))
 

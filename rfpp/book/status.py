@@ -1,4 +1,4 @@
-"""The status page: with what the book was built, when its notebooks ran, what steps took, which networks ship."""
+"""The status page: the software that built the book, when its notebooks ran, what steps took, which networks ship."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rfpp.pipeline import costs, shipped
 from rfpp.pipeline.store import Artifact, Store, provenance
 
 SHOWN = ("torch", "numpy", "jupyter-book", "Sphinx", "papermill")
-"""Packages whose versions are shown, beside Python and the library itself."""
+"""Packages whose versions are shown, besides Python and the library itself."""
 HASH = 16
-"""Digits of a checksum that are shown."""
+"""How many digits of a checksum are shown."""
 
 
 def moment(seconds: float) -> str:
@@ -33,7 +33,7 @@ def _device(recorded: str) -> str:
 
 
 def software(preset: str) -> Table:
-    """With what the book was built."""
+    """The software and the device that built the book."""
     found = provenance()
     rows = [("preset", f"`{preset}`"), ("rfpp", f"{found['rfpp']}, commit `{commit()}`"), ("Python", found["python"])]
     rows += [(name, metadata.version(name)) for name in SHOWN]
@@ -65,7 +65,7 @@ def steps(finished: Iterable[Artifact]) -> Table:
 
 
 def networks() -> Table:
-    """The networks that ship with the library: checksums of the files, and of the recipes that they were made by."""
+    """The networks that ship with the library: checksums of the files, and of the recipes that made them."""
     rows = []
     for name, entry in json.loads(shipped.MANIFEST.read_text()).items():
         file = shipped.ASSETS / f"{name}.safetensors"
@@ -81,13 +81,14 @@ def page(preset: str, run: Path, executed: Iterable[Path]) -> str:
     """The page, as MyST Markdown, of a book that shows ``executed`` notebooks of ``preset``, kept in ``run``."""
     parts: list[str | Table] = [
         "(status)=", "# Status", f"This book was built on {moment(datetime.now(UTC).timestamp())}.",
-        software(preset), "## Notebooks", "A page shows what its notebook printed then.",
+        software(preset), "## Notebooks", "Each page shows the output of this run of its notebook.",
         notebooks(executed), "## Steps",
-        "Each finished step is kept with what it was computed with. These are all that lie in the folder of this "
-        "preset, also those of other settings. A time is that of one process, when the step was first computed.",
+        "Each finished step is stored with a record of the software and device that computed it. The table covers all "
+        "steps in the folder of this preset, including those of other settings. Times are those of one process, when "
+        "the step was first computed.",
         steps(Store(run).finished()), "## Networks that ship",
-        f"The first {HASH} digits of each checksum; `rfpp/assets/manifest.json` has them whole. A network whose recipe "
-        "changes is made again by `python -m rfpp retrain`.",
+        f"The first {HASH} digits of each checksum are shown; `rfpp/assets/manifest.json` has them in full. To make a "
+        "network again after its recipe has changed, run `python -m rfpp retrain`.",
         networks(),
     ]  # fmt: skip
     return "\n\n".join(part._repr_markdown_() if isinstance(part, Table) else part for part in parts) + "\n"

@@ -11,7 +11,7 @@ from rfpp import claims
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """A table with a heading for each column; what stands in a cell is shown as ``str`` gives it."""
+    """A table with a heading for each column; cells are shown as ``str`` gives them."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -43,12 +43,12 @@ def share(values: Sequence[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """A number with three significant digits."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def percent(value: float) -> str:
-    """A share as a number of per cent, with a decimal below ten."""
+    """A share in per cent, without the sign, with one decimal below ten."""
     return f"{100 * value:.{0 if abs(value) >= 0.0995 else 1}f}".removesuffix(".0")
 
 

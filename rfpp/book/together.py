@@ -1,4 +1,4 @@
-"""Notebooks side by side: first what several of them wait for, then each in a process of its own."""
+"""Run notebooks in parallel: first the trainings that several of them need, then each in its own process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rfpp.studies import arena
 def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int, terminal: TextIO) -> None:
     """Execute notebooks, ``count`` at a time, with ``given`` parameters, after the trainings that their claims rest on.
 
-    When one fails, those that were begun end, no others begin, and :class:`rfpp.book.NotebookFailed` tells which.
+    When one fails, the running ones finish, no others start, and :class:`rfpp.book.NotebookFailed` names it.
     """
     with shown_progress("trainings", terminal):
         gather(sources, preset, given, count)
@@ -69,13 +69,13 @@ def _claims(source: Path) -> list[claims.Claim]:
 
 
 def gather(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int) -> None:
-    """Train what the claims of these notebooks rest on, side by side."""
+    """Train, in parallel, what the claims of these notebooks rest on."""
     experiment = Experiment(preset, given.get("settings"), jobs=count)
     judged = [claim for source in sources for claim in _claims(source) if not claims.out_of_scope(claim.id, experiment)]
     names: dict[Config, None] = dict.fromkeys(name for claim in judged for name in claim.rests_on if name != TEACHER)
     slugs = {source.stem.partition("_")[2] for source in sources}
     if "ablation" in slugs:
-        names |= dict.fromkeys(ALL)  # it shows those, too, that no claim rests on
+        names |= dict.fromkeys(ALL)  # it also shows those that no claim rests on
     if "arena" in slugs and not given.get("entered"):
         names |= dict.fromkeys(each.config for each in arena.contenders(experiment).values())
     if names:

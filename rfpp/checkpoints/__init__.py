@@ -1,12 +1,12 @@
 """Models on disk: ours, and those that others have published.
 
-Ours are safetensors with the model's make-up and provenance in the header, so that a file alone rebuilds it:
-:func:`save`, :func:`load`. From elsewhere come EDM's pickles (:func:`load_edm_pickle`), the released 2-rectified flow++
-state dicts (:func:`load_released`) and diffusers models (:func:`load_diffusers`). Nothing is ever unpickled:
-:mod:`rfpp.base.pickles` reads what has to be read.
+Our files are safetensors with the model's description and provenance in the header, so that the file alone is enough to
+rebuild the model: :func:`save`, :func:`load`. Other formats are EDM's pickles (:func:`load_edm_pickle`), the released
+2-rectified flow++ state dicts (:func:`load_released`) and diffusers models (:func:`load_diffusers`). Nothing is ever
+unpickled: :mod:`rfpp.base.pickles` reads pickles without executing them.
 
-Whatever the format, a network is first made without weights, on the meta device, and the tensors are compared with it
-by name and shape before any of them is used.
+Whatever the format, a network is first made without weights, on the meta device, and the names and shapes of all
+tensors are compared with it before any tensor is used.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = [
 
 
 def load_any(source: str | Path, sha256: str | None = None) -> Any:
-    """A published or own model by path or URL: EDM's ``.pkl``, our ``.safetensors``, or a folder of diffusers.
+    """Load a published model or our own by path or URL: EDM's ``.pkl``, our ``.safetensors``, or a diffusers folder.
 
-    ``sha256``: what the file must have; a download without one is compared with what was downloaded first.
+    ``sha256``: the checksum that the file must have; without it, a download is compared with the first download.
     """
     is_url = downloads.is_address(source)
     path = downloads.fetch(str(source), sha256) if is_url else Path(source).expanduser()

@@ -1,4 +1,4 @@
-"""Descriptions: what a model is made of, as JSON, and the model that a description stands for, without its weights."""
+"""Descriptions of models as JSON, without their weights, and the models built from them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SCHEDULES: dict[str, Any] = {"LinearSchedule": LinearSchedule, "DiscreteSchedul
 
 
 def kinds() -> dict[str, Any]:
-    """The classes of networks that files may hold, by name."""
+    """Return the classes of networks that files may hold, by name."""
     from rfpp.features import Classifier  # imports torchvision: only when a file is read or written
 
     return {
         "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "DiffusersUNet": DiffusersUNet, "Classifier": Classifier,
-        "DigitNet": Classifier,  # what it is called in the files that ship
+        "DigitNet": Classifier,  # its name in the shipped files
     }  # fmt: skip
 
 
 def describe(obj: nn.Module) -> dict[str, Any]:
-    """What :func:`build` needs to make ``obj`` again, without its weights.
+    """Return the description from which :func:`build` rebuilds ``obj``, without its weights.
 
     Raises ``TypeError`` for anything but a flow, a denoiser or a network of this package.
     """
@@ -49,7 +49,7 @@ def describe(obj: nn.Module) -> dict[str, Any]:
 
 
 def build(description: dict[str, Any]) -> nn.Module:
-    """The model of a description, with untrained weights."""
+    """Build the model of a description, with untrained weights."""
     kind = description["type"]
     one_of("type", kind, ["RectifiedFlow", "EDMPrecond", "VPPrecond", *kinds()])
     if kind == "RectifiedFlow":
@@ -69,11 +69,11 @@ def build(description: dict[str, Any]) -> nn.Module:
 
 
 _MOST_BLOCKS, _MOST_CHANNELS = 64, 1 << 16
-"""Far beyond any network that was published; a file must not make us build one without end."""
+"""Limits far above any published network, so that a file cannot demand a network of unbounded size."""
 
 
 def _check_size(value: Any, name: str = "") -> None:
-    """Raise ``ValueError`` for a number, anywhere in a configuration, that no network has."""
+    """Raise ``ValueError`` if a configuration contains a number beyond that of any network."""
     most = _MOST_BLOCKS if name in ("num_blocks", "layers_per_block") else _MOST_CHANNELS
     if isinstance(value, int) and not -1 <= value <= most:
         raise ValueError(f"{name} is not within 0..{most}")
@@ -92,7 +92,7 @@ def _check_arguments(kind: Any, config: Mapping[str, Any]) -> None:
     hints = get_type_hints(kind.__init__)
     for name, value in config.items():
         if name not in hints:
-            continue  # the constructor complains
+            continue  # the constructor raises an error
         of_type = {
             int: isinstance(value, int) and not isinstance(value, bool),
             float: isinstance(value, int | float) and not isinstance(value, bool),

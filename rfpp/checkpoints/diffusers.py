@@ -24,17 +24,17 @@ _SCHEDULERS = (
 _WEIGHTS = "diffusion_pytorch_model"
 
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names that early diffusers models have for the parts of an attention block, and today's."""
+"""Names of the parts of an attention block in early diffusers models, with today's names."""
 
 
 def load_diffusers(folder: str | Path) -> VPPrecond:
-    """The VP denoiser in a folder with a diffusers ``UNet2DModel`` and its scheduler, e.g. a DDPM.
+    """Load the VP denoiser in a folder with a diffusers ``UNet2DModel`` and its scheduler, e.g. a DDPM.
 
-    Both layouts are understood: ``unet/`` and ``scheduler/``, or all in one folder. Weights are read from safetensors,
-    or else from ``.bin`` without executing it. Needs the extra ``diffusers``.
+    Both layouts are understood: ``unet/`` and ``scheduler/``, or all files in one folder. Weights are read from
+    safetensors, or else from ``.bin`` without executing it. Needs the extra ``diffusers``.
 
-    Raises ``FileNotFoundError`` and ``ValueError`` naming what is missing, unknown or does not fit, ``ImportError``
-    without diffusers.
+    Raises ``FileNotFoundError`` and ``ValueError`` naming the part that is missing, unknown or does not fit, and
+    ``ImportError`` without diffusers.
     """
     folder = Path(folder)
     unet = folder / "unet" if (folder / "unet").is_dir() else folder

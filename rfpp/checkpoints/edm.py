@@ -29,7 +29,7 @@ def _parts(module: pickles.Object, key: str) -> dict[str, Any]:
 
 
 def _state_dict(root: pickles.Object) -> dict[str, Tensor]:
-    """Parameters and buffers of a module and those within it, under the names that ``state_dict`` gives them."""
+    """Return the parameters and buffers of a module and its submodules, under their ``state_dict`` names."""
     tensors: dict[str, Tensor] = {}
     waiting, seen = [("", root)], {id(root)}
     for _ in range(_MOST_MODULES):
@@ -56,7 +56,7 @@ def _listed(value: Any) -> Any:
 
 
 def _arguments(module: pickles.Object, names: Sequence[str]) -> dict[str, Any]:
-    """The constructor arguments that EDM keeps with each module, by name."""
+    """Return the constructor arguments that EDM stores with each module, by name."""
     positional, named = module.state.get("_init_args", ()), module.state.get("_init_kwargs", {})
     if not isinstance(positional, tuple | list) or len(positional) > len(names) or not isinstance(named, dict):
         raise pickles.Refused(f"its {module.class_name} does not say how it was made (_init_args, _init_kwargs)")
@@ -72,7 +72,7 @@ _PRECOND_ONLY = {
 
 
 def _edm_network(root: pickles.Object, network: pickles.Object) -> dict[str, Any]:
-    """The description of EDM's network, from the arguments that it, or else its preconditioning, was made with."""
+    """Describe EDM's network by its constructor arguments, or else by those of its preconditioning."""
     kind = network.class_name
     one_of("the file's network class", kind, ["SongUNet", "DhariwalUNet"])
     names = [name for name in inspect.signature(kinds()[kind]).parameters if name != "generator"]
@@ -89,11 +89,11 @@ def _edm_network(root: pickles.Object, network: pickles.Object) -> dict[str, Any
 
 
 def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecond:
-    """The denoiser in one of EDM's ``.pkl`` files, read without executing any of it, in evaluation mode on the CPU.
+    """Load the denoiser of one of EDM's ``.pkl`` files, without executing any of it, in evaluation mode on the CPU.
 
     ``key``: the entry of the file's dictionary. Files of class ``EDMPrecond`` and ``VPPrecond`` are understood.
     Raises ``FileNotFoundError``, :class:`rfpp.base.pickles.Refused` (a ``ValueError``) for a file that is damaged or
-    names anything weights do not need, and ``ValueError`` naming the tensors that do not fit.
+    names anything that weights do not need, and ``ValueError`` naming the tensors that do not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -131,7 +131,7 @@ def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecon
 
 
 def export_edm(obj: RectifiedFlow | EDMPrecond | VPPrecond, path: str | Path) -> Path:
-    """Write the weights of a flow or denoiser under the names that EDM and the released code load.
+    """Write the weights of a flow or denoiser under the names that EDM and the released code expect.
 
     ``path`` ends in ``.safetensors``, or in ``.pth`` for a file of ``torch.save`` that holds nothing but tensors.
     Raises ``TypeError`` for another object, ``ValueError`` for another ending.

@@ -1,4 +1,4 @@
-"""Our own files: safetensors with the model's make-up and provenance in the header."""
+"""Our own files: safetensors with the model's description and provenance in the header."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _HEADER, _PROVENANCE = "rfpp", "provenance"
 def save(obj: nn.Module, path: str | Path, **metadata: str) -> Path:
     """Write a flow, denoiser or network to ``path`` (safetensors).
 
-    The header has the model's make-up, what it was made with and, for an imported model, where it came from;
-    ``metadata`` goes beside it.
+    The header holds the model's description, the versions of this package and torch and, for an imported model, its
+    origin; ``metadata`` is added to it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,9 @@ def save(obj: nn.Module, path: str | Path, **metadata: str) -> Path:
 
 
 def load(path: str | Path) -> nn.Module:
-    """The model that :func:`save` wrote, in evaluation mode on the CPU, with its ``provenance``.
+    """Load a model that :func:`save` wrote, in evaluation mode on the CPU, with its ``provenance``.
 
-    Raises ``FileNotFoundError``, or ``ValueError`` naming the file when it is damaged or not one of ours.
+    Raises ``FileNotFoundError``, or ``ValueError`` naming the file if it is damaged or not one of ours.
     """
     path = Path(path)
     tensors, metadata = read_safetensors(path)

@@ -19,16 +19,16 @@ from rfpp.flow import RectifiedFlow
 
 _TYPES = {"songunet": "SongUNet", "adm": "DhariwalUNet"}
 _BESIDE = {"unet_type", "num_params", "use_fp16"}
-"""What the released configurations have beside the arguments of a network."""
+"""Entries of the released configurations that are no arguments of a network."""
 _UNUSED = {"aux_dim": 0, "aug": False}
-"""Parts of a network that the released code can make and the paper has no use for, and how it writes their absence."""
+"""Parts of a network that the released code supports but the paper does not use, with the values for their absence."""
 
 
 def _kind(network: Mapping[str, Any]) -> str:
-    """The class of a released configuration.
+    """Return the class of network in a released configuration.
 
-    Those that lie beside the code name it. Those that the code writes (``config_unet.json``) do not, but have every
-    argument: ``embedding_type`` then tells NCSN++ and DDPM++ from ADM.
+    Configurations that come with the code name the class. Those that the code writes (``config_unet.json``) do not, but
+    hold every argument: ``embedding_type`` then distinguishes NCSN++ and DDPM++ from ADM.
     """
     is_adm = "num_params" in network and "embedding_type" not in network
     unet_type = network.get("unet_type", "adm" if is_adm else "songunet")
@@ -37,7 +37,7 @@ def _kind(network: Mapping[str, Any]) -> str:
 
 
 def _arguments(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's own arguments in a released configuration; ``ValueError`` for a part that no network here has."""
+    """Return the network's arguments in a released configuration; ``ValueError`` for parts that no network here has."""
     for name, absent in _UNUSED.items():
         if network.get(name, absent) != absent:
             value = repr(network[name])[:100]
@@ -46,7 +46,7 @@ def _arguments(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _description(network: str | Path | Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a network by name, by the file of a released configuration, or by its content."""
+    """Describe a network given by name, by the file of a released configuration, or by the file's content."""
     if isinstance(network, str | Path) and str(network).endswith(".json"):
         network = read_json(Path(network))
     if isinstance(network, str | Path):
@@ -64,9 +64,9 @@ def _description(network: str | Path | Mapping[str, Any], changes: Mapping[str, 
 
 
 def _averaged(state: Mapping[str, Tensor], optimizer: Any) -> dict[str, Tensor] | None:
-    """The weights with those replaced that the optimizer's state averages; ``None`` where it averages none.
+    """Return the weights, replaced by their averages in the optimizer's state; ``None`` if it holds no averages.
 
-    The optimizer numbers the parameters in the order of the state dict, whose buffers it does not know.
+    The optimizer numbers the parameters in the order of the state dict and does not count its buffers.
     """
     entries = optimizer.get("state") if isinstance(optimizer, dict) else None
     if not isinstance(entries, dict) or not any(
@@ -91,16 +91,16 @@ def _averaged(state: Mapping[str, Tensor], optimizer: Any) -> dict[str, Tensor] 
 def load_released(
     path: str | Path, network: str | Path | Mapping[str, Any], weights: str | None = None, **changes: Any
 ) -> RectifiedFlow:
-    """The flow in a ``.pth`` file of the paper's released code, in evaluation mode on the CPU.
+    """Load the flow in a ``.pth`` file of the paper's released code, in evaluation mode on the CPU.
 
     ``network``: a name in :data:`rfpp.networks.PAPER`, or a released configuration, as a dictionary or a ``.json``
     file, such as the ``config_unet.json`` that the released sampler writes; ``changes`` replace its arguments
-    (``label_dim=10``). The file at ``path`` is a state dict, or a training state; of the latter ``weights`` takes the
-    averaged (``"ema"``) or the last (``"model"``) ones, by default the averaged where it has them. A released EDM
-    teacher is the flow's ``denoiser``.
+    (``label_dim=10``). The file at ``path`` is a state dict or a training state. From a training state, ``weights``
+    selects the averaged (``"ema"``) or the last (``"model"``) weights, by default the averaged ones if it has them. A
+    released EDM teacher is the flow's ``denoiser``.
 
     Raises ``FileNotFoundError``, :class:`rfpp.base.pickles.Refused` for a file that holds more than tensors, and
-    ``ValueError`` for an unknown network or naming the tensors that do not fit.
+    ``ValueError`` for an unknown network or for tensors that do not fit, naming them.
     """
     path = Path(path)
     if weights is not None:
@@ -112,7 +112,7 @@ def load_released(
     is_training = isinstance(content, dict) and "model_state_dict" in content
     state = state_dict(content["model_state_dict"] if is_training else content, path)
     if not any(name.startswith("model.") for name in state):
-        state = {f"model.{name}": tensor for name, tensor in state.items()}  # of the network alone
+        state = {f"model.{name}": tensor for name, tensor in state.items()}  # the file holds the network alone
     if weights is not None and not is_training:
         raise ValueError(
             f"weights={weights!r}, but {path} is no training state; it holds one set of weights: leave it out"

@@ -1,4 +1,4 @@
-"""Weights from any file: compared with the model that they are for, by name and shape, before one of them is used."""
+"""Weights from any file. Their names and shapes are compared with the model before any of them is used."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rfpp.base import files
 from rfpp.checkpoints.descriptions import build
 
 SHOWN = 5
-"""How many of a file's problems, or of its entries, a message lists."""
+"""How many problems or entries of a file a message lists."""
 
 
 def _problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
-    """What is wrong with ``found`` as the weights of a model that expects others, one sentence a tensor."""
+    """Yield the differences between a model's ``expected`` weights and those ``found``, one sentence per tensor."""
     for name in expected.keys() | found.keys():
         if name not in found:
             yield f"{name} is missing, expected shape {tuple(expected[name].shape)}"
@@ -41,7 +41,7 @@ def _classes(tensors: Mapping[str, Tensor]) -> int:
 def assemble(
     description: dict[str, Any], tensors: Mapping[str, Tensor], source: Path, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """The described model with these weights, in evaluation mode on the CPU; copied to ``dtype`` if one is given.
+    """Return the described model with these weights, in evaluation mode on the CPU; copied to ``dtype`` if given.
 
     Raises ``ValueError`` naming the tensors that are missing, too many, of another shape, or not numbers.
     """
@@ -59,7 +59,7 @@ def assemble(
             labels = f"the file has {_classes(tensors)} classes, the network label_dim={_classes(expected)}; "
         raise ValueError(f"{source} does not fit {type(model).__name__}: {labels}{'; '.join(problems[:SHOWN])}{more}")
     if dtype is not None:
-        # Copies, also of tensors that share a storage; of the size of the model, which is known by now.
+        # Tensors that share a storage are copied, too. The copies are no larger than the model, whose size was checked.
         options: dict[str, Any] = {"copy": True, "memory_format": torch.contiguous_format}
         tensors = {name: tensor.to(dtype, **options) for name, tensor in tensors.items()}
     model.load_state_dict(dict(tensors), assign=True)
@@ -67,13 +67,13 @@ def assemble(
 
 
 def imported(model: Any, path: Path, form: str, **more: Any) -> Any:
-    """Note where a model came from, for :func:`save` to keep."""
+    """Record where a model came from, for :func:`save` to keep."""
     model.provenance = {"format": form, "file": path.name, "sha256": files.sha256(path), **more}
     return model
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration in a file; ``FileNotFoundError`` or ``ValueError``, naming the file, where there is none."""
+    """Read a configuration from a file; ``FileNotFoundError`` or ``ValueError``, naming the file, if there is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """``content`` as a state dict, without what compilation and distribution put into its names."""
+    """Return ``content`` as a state dict, without the prefixes that compilation and distribution add to names."""
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
     found: dict[str, Tensor] = {}
@@ -101,7 +101,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; ``FileNotFoundError``, or ``ValueError`` for one that is damaged."""
+    """Read tensors and metadata of a safetensors file; ``FileNotFoundError``, or ``ValueError`` for a damaged file."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:

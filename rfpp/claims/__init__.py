@@ -1,8 +1,8 @@
-"""The claims ledger: what the paper says, what we measured, and the verdict that a rule written down before gives.
+"""The claims ledger: what the paper says, what we measured, and the verdict of a rule that was fixed beforehand.
 
 ``book/claims.yml`` lists the claims. A notebook ends with ``claims.check("c13", measured=[...], seeds=[...],
 control=[...], experiment=...)``, which prints one line and leaves a JSON record under ``runs/<preset>/claims/``. The
-results page of the book is made from these records, with those kept in ``book/records/<preset>/`` for scales that were
+results page of the book is made from these records, and from those in ``book/records/<preset>/`` for scales that were
 run elsewhere.
 """
 

@@ -1,7 +1,7 @@
-"""The ledger: what the paper says, the rule for each claim, and the memory of what was changed.
+"""The ledger: what the paper says, the rule for each claim, and the history of changes.
 
-``book/claims.yml`` lists the claims, ``book/claims.lock`` the digest of each version of each entry. An entry changes by
-an amendment alone: it says when, what stood there before, and why.
+``book/claims.yml`` lists the claims, ``book/claims.lock`` the digest of each version of each entry. An entry may
+change only by an amendment, which states the date, the previous terms and the reason.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Rule(BaseModel):
 
 
 class Terms(BaseModel):
-    """What a verdict depends on: these change by an amendment alone."""
+    """What a verdict depends on; it may change only by an amendment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     statement: str
@@ -68,14 +68,14 @@ class Terms(BaseModel):
     quantity: str
     rule: Rule
     control: str | None = None
-    """A measurement of something else by the same rule, which must fail; ``None`` for one without any."""
+    """A measurement of something else, which must fail the same rule; ``None`` if there is none."""
     only_at: list[str] | None = None
-    """The presets at which the claim is about something; all of them when ``None``."""
+    """The presets to which the claim applies; all of them when ``None``."""
 
     def digest(self) -> str:
-        """What stands for these terms in the lock and in records; a control or a scope that is not there adds nothing.
+        """The digest of these terms in the lock and in records; a control or a scope that is ``None`` is left out.
 
-        Names that :meth:`Amendment.before` may hold are these fields'.
+        The fields that it covers are those that :meth:`Amendment.before` may name.
         """
         return digest(self.model_dump(mode="json", exclude_none=True, include=set(Terms.model_fields)))
 
@@ -86,14 +86,14 @@ class Amendment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     date: datetime.date
     before: dict[str, Any]
-    """The fields that changed, as they stood before; ``null`` for one that was not there."""
+    """The previous values of the fields that changed; ``null`` for a field that was not set."""
     seen: bool
-    """Whether a measurement of the claim had been looked at when the terms were changed, as far as is known."""
+    """Whether a measurement of the claim had been seen when the terms were changed, as far as is known."""
     reason: str
     wording: bool = False
     """Whether what is computed stayed the same."""
     old_verdict: str | None = None
-    """The verdict under the old terms, where it cannot be had from a run."""
+    """The verdict under the old terms, where no run can give it."""
 
     @model_validator(mode="after")
     def _known(self) -> Amendment:
@@ -112,12 +112,12 @@ class Claim(Terms):
     percent: bool = False
     """Whether pages show values of the quantity in per cent."""
     is_random: bool = True
-    """Whether two runs may differ: then one run is no verdict."""
+    """Whether two runs may differ; a single run then gives no verdict."""
     rests_on: list[str] = []
-    """The configurations whose flows are measured, ``"teacher"`` for the pairs alone; empty where nothing is computed
-    that would be kept."""
+    """The configurations whose flows are measured, ``"teacher"`` for the pairs alone; empty if the store keeps
+    nothing of what is computed."""
     code: list[str] = []
-    """Import paths of what computes the quantity."""
+    """Import paths of the functions that compute the quantity."""
     amendments: list[Amendment] = []
 
     @model_validator(mode="after")
@@ -125,11 +125,11 @@ class Claim(Terms):
         dates = [amendment.date for amendment in self.amendments]
         if dates != sorted(dates):
             raise ValueError(f"amendments of {self.id} are out of order: {', '.join(map(str, dates))}")
-        self.versions()  # complains about terms that are none
+        self.versions()  # raises for invalid terms
         return self
 
     def versions(self) -> list[Terms]:
-        """The terms before each amendment and, last, those that hold."""
+        """The terms before each amendment and, last, the current ones."""
         values = self.model_dump(include=set(Terms.model_fields))
         found = [values]
         for amendment in reversed(self.amendments):
@@ -138,7 +138,7 @@ class Claim(Terms):
         return [Terms.model_validate(each) for each in reversed(found)]
 
     def configurations(self) -> list[Configuration | Method]:
-        """The configurations and methods that it rests on."""
+        """The configurations and methods that the claim rests on."""
         return [find(name) for name in self.rests_on if name != TEACHER]
 
     def code_digest(self) -> str:
@@ -157,7 +157,7 @@ class Claim(Terms):
 
 
 def ledger() -> dict[str, Claim]:
-    """The claims of ``book/claims.yml`` by id; raises ``ValueError`` for an entry that is not one."""
+    """The claims of ``book/claims.yml`` by id; raises ``ValueError`` for an invalid entry."""
     entries = yaml.safe_load((paths.repository() / paths.LEDGER).read_text())
     claims = [Claim.model_validate(entry) for entry in entries]
     repeated = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
@@ -177,7 +177,7 @@ def locked() -> dict[str, list[str]]:
 
 
 def check_lock(claims: Mapping[str, Claim]) -> None:
-    """Raise ``ValueError`` where an entry and the lock disagree, naming the claim and what would mend it."""
+    """Raise ``ValueError`` where an entry and the lock disagree, naming the claim and the remedy."""
     kept = locked()
     for id in sorted({*claims, *kept}):
         if id not in claims:
@@ -197,7 +197,7 @@ def check_lock(claims: Mapping[str, Claim]) -> None:
 def lock() -> list[str]:
     """Add new entries and amendments to the lock, and return the ids of these claims.
 
-    Raises ``ValueError`` where a version that is locked was changed: nothing is ever taken out.
+    Raises ``ValueError`` if a locked version was changed: nothing is ever removed.
     """
     claims, kept = ledger(), locked()
     versions = {id: [terms.digest() for terms in claim.versions()] for id, claim in claims.items()}

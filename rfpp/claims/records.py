@@ -1,4 +1,4 @@
-"""What runs measured for claims: checked against the rule, printed in one line, kept with all circumstances."""
+"""Measurements for claims: checked against the rule, printed in one line, and recorded with all circumstances."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Values = float | Sequence[float]
 class Record:
     """What a run measured for a claim, and under which circumstances.
 
-    ``control``: the same for what must fail; ``former``: for quantities that an amendment replaced, by its place in the
-    entry, from 0. ``claim``: the digest of the terms that gave the verdict.
+    ``control``: values of the control, which must fail the rule; ``former``: values of quantities that an amendment
+    replaced, by its place in the entry, from 0. ``claim``: the digest of the terms that gave the verdict.
     """
 
     id: str
@@ -100,11 +100,11 @@ def check(
 ) -> None:
     """Judge a claim by what was measured, print the verdict, and record it when an ``experiment`` is given.
 
-    ``measured``: one value, or one for each of ``seeds``. ``control``: values of what the ledger's control names, which
-    must fail; ``former``: values of a quantity that an amendment replaced, by the amendment's place, from 0. The line
-    that is printed has the rule and the verdict, but not the number: its last digits depend on the machine.
+    ``measured``: one value, or one for each of ``seeds``. ``control``: values of the ledger's control, which must
+    fail the rule; ``former``: values of a quantity that an amendment replaced, by its place, from 0. The printed
+    line has the rule and the verdict but not the number, whose last digits depend on the machine.
     Raises ``ValueError`` for an unknown claim, values that are not finite, a different number of seeds than values, a
-    control that is missing or has fewer values, and a claim that says nothing about this preset.
+    control that is missing or has fewer values, and a claim that does not apply to this preset.
     """
     claims = ledger()
     one_of("id", id, claims)
@@ -140,7 +140,7 @@ def check(
 
 
 def out_of_scope(id: str, experiment: Experiment) -> str | None:
-    """Why a claim says nothing about a preset; ``None`` where it does."""
+    """Why a claim does not apply to a preset; ``None`` where it does."""
     scope = ledger()[id].only_at
     if scope is None or experiment.preset.origin in scope:
         return None
@@ -148,7 +148,7 @@ def out_of_scope(id: str, experiment: Experiment) -> str | None:
 
 
 def _evidence(claim: Claim, seeds: Sequence[int], experiment: Experiment) -> dict[str, Artifact]:
-    """The finished steps that a claim rests on, whatever else a notebook has asked for."""
+    """The finished steps that a claim rests on, whatever else a notebook computed."""
     plan = experiment.plan
     steps: list[Step] = []
     if claim.rests_on:
@@ -159,7 +159,7 @@ def _evidence(claim: Claim, seeds: Sequence[int], experiment: Experiment) -> dic
 
 
 def skip(id: str, reason: str) -> None:
-    """Say why a claim is not judged by this run; its record, if there is one, stays.
+    """Print why this run does not judge a claim; an existing record of it stays.
 
     Raises ``ValueError`` for an unknown claim.
     """
@@ -173,14 +173,14 @@ def _write(record: Record, folder: Path) -> None:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark when files differ from it; ``"unknown"`` outside of git."""
+    """The commit of the checkout, with a mark if files differ from it; ``"unknown"`` outside of git."""
     command = ["git", "-C", str(paths.repository()), "describe", "--always", "--dirty", "--abbrev=12"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
 
 
 def records(folder: Path) -> dict[str, Record]:
-    """The records in a folder by claim id; raises ``ValueError`` for a file that is none, or another claim's."""
+    """The records in a folder by claim id; raises ``ValueError`` for a file that is not a record of its claim."""
     found = {}
     for path in sorted(folder.glob("c*.json")):
         entry: dict[str, Any] = json.loads(path.read_text())
@@ -193,7 +193,7 @@ def records(folder: Path) -> dict[str, Record]:
 
 
 def scales(run: Path) -> dict[str, dict[str, Record]]:
-    """All records there are, by preset: those of ``run`` (``runs/<preset>``) first, then those kept with the book."""
+    """All records, by preset: those of ``run`` (``runs/<preset>``) first, then those kept with the book."""
     kept = sorted(path for path in (paths.repository() / "book" / "records").glob("*") if path.is_dir())
     found = {run.name: records(run / "claims")}
     for folder in kept:

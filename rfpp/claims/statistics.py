@@ -1,7 +1,7 @@
-"""What values of a few seeds can say of a rule: intervals, verdicts, corrections for many claims, and power.
+"""What values of a few seeds say about a rule: intervals, verdicts, corrections for many claims, and power.
 
-Values are taken as independent draws from one normal distribution, a seed each. With a handful of them nothing sharper
-can be checked; the results page shows every value.
+The values, one for each seed, are treated as independent draws from one normal distribution. A handful of values cannot
+test a sharper model; the records keep every value.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from rfpp.claims.ledger import Rule
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "vacuous", "not run"]
 CONFIDENCE = 0.95
 UPPER = (1 + CONFIDENCE) / 2
-"""Where an interval of that confidence ends, as a quantile."""
+"""The quantile at the upper end of an interval of that confidence."""
 POWER = 0.8
 MOST_SEEDS = 1000
 
 
 def standard_error(measured: Sequence[float]) -> float:
-    """Of the mean over seeds; 0 for a single value."""
+    """The standard error of the mean over seeds; 0 for a single value."""
     return statistics.stdev(measured) / math.sqrt(len(measured)) if len(measured) > 1 else 0.0
 
 
@@ -66,7 +66,7 @@ def distance(rule: Rule, value: float) -> float:
 def p_value(rule: Rule, measured: Sequence[float]) -> float:
     """The smallest ``p`` for which the interval of confidence ``1 - p`` decides: two-sided, by Student's distribution.
 
-    1 for a single value, or values that lie on a bound; 0 for equal values that do not.
+    1 for a single value or a mean on a bound; 0 for equal values off the bounds.
     """
     error, gap = standard_error(measured), distance(rule, statistics.fmean(measured))
     if len(measured) < 2 or gap == 0:
@@ -75,9 +75,9 @@ def p_value(rule: Rule, measured: Sequence[float]) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The same values corrected for their number by Holm's step-down (1979), whatever depends on what.
+    """Correct p-values for their number by Holm's step-down (1979), which holds under any dependence.
 
-    Among claims whose corrected value is below 5 %, one or more is decided wrongly in 5 % of such books at most.
+    The chance that one or more claims with a corrected value below 5 % are decided wrongly is at most 5 %.
     """
     order = sorted(p_values, key=lambda name: p_values[name])
     found, most = {}, 0.0
@@ -88,13 +88,13 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _power(effect: float, n: int) -> float:
-    """How often a two-sided test of ``n`` seeds sees a true distance of ``effect`` standard deviations."""
+    """How often a two-sided test of ``n`` seeds detects a true distance of ``effect`` standard deviations."""
     critical = stats.t.ppf(UPPER, n - 1)
     return float(stats.nct.sf(critical, n - 1, effect * math.sqrt(n)))
 
 
 def visible_effect(measured: Sequence[float]) -> float:
-    """The distance from a bound that as many seeds would have seen 8 times in 10, with the spread that they have."""
+    """The distance from a bound that as many seeds would detect 8 times in 10, given their spread."""
     n, low, high = len(measured), 0.0, 100.0
     for _ in range(60):  # bisection: power rises with the effect
         middle = (low + high) / 2
@@ -103,7 +103,7 @@ def visible_effect(measured: Sequence[float]) -> float:
 
 
 def seeds_needed(rule: Rule, measured: Sequence[float]) -> int | None:
-    """How many seeds would decide 8 times in 10, were mean and spread those of ``measured``; ``None`` beyond 1,000."""
+    """How many seeds would decide 8 times in 10 with the mean and spread of ``measured``; ``None`` beyond 1,000."""
     spread, gap = statistics.stdev(measured), distance(rule, statistics.fmean(measured))
     if not spread:
         return len(measured)

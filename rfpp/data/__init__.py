@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 NAMES = ("digits", "photos", "cifar10", "images")
-"""What :func:`load` can load."""
+"""The names that :func:`load` accepts."""
 
 
 def load(
@@ -35,15 +35,15 @@ def load(
     held_out: float = HELD_OUT,
     folder: str | Path | None = None,
 ) -> Dataset:
-    """The dataset called ``name``, one of :data:`NAMES`: see :func:`digits`, :func:`photos`, :func:`cifar10`,
+    """Load the dataset called ``name``, one of :data:`NAMES`: see :func:`digits`, :func:`photos`, :func:`cifar10`,
     :func:`images`.
 
-    ``path``: where it lies; none for ``digits`` and ``photos``, optional for ``cifar10``. ``folder``: where what is
-    downloaded or decoded is kept, by default in :func:`rfpp.base.paths.downloads`. ``resolution`` and ``held_out`` are
-    for ``images`` and ``photos``, whose patches are 32 pixels wide by default, and ``crop`` for ``images`` alone:
-    ``digits`` and ``cifar10`` have a size and a split of their own.
+    ``path``: the location of the data; none for ``digits`` and ``photos``, optional for ``cifar10``. ``folder``: where
+    downloaded or decoded files are kept, by default in :func:`rfpp.base.paths.downloads`. ``resolution`` and
+    ``held_out`` apply to ``images`` and to ``photos``, whose patches are 32 pixels wide by default. ``crop`` applies to
+    ``images`` alone: ``digits`` and ``cifar10`` have a size and a split of their own.
 
-    Raises ``ValueError`` for an unknown name, or a path or a resolution where there can be none.
+    Raises ``ValueError`` for an unknown name, or for a path or a resolution that the dataset does not take.
     """
     one_of("data.name", name, NAMES)
     if name == "images":

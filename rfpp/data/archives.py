@@ -17,7 +17,7 @@ _LARGEST_FILE = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file of a folder or an archive. That of an archive is read before the next one is asked for."""
+    """A file of a folder or an archive. In an archive, read each file before asking for the next one."""
 
     name: str
     size: int
@@ -28,11 +28,11 @@ class Member:
 BROKEN = (
     OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError
 )  # fmt: skip
-"""What reading a damaged archive can raise; ``RuntimeError`` is also that of encrypted or unknown ways of packing."""
+"""Errors from reading a damaged archive; ``RuntimeError`` also comes from encrypted or unknown compression."""
 
 
 def existing(path: str | Path) -> Path:
-    """``data.path`` with ``~`` expanded; raises ``FileNotFoundError`` where nothing lies there."""
+    """Return ``data.path`` with ``~`` expanded; raises ``FileNotFoundError`` when nothing exists there."""
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"data.path={str(path)!r} does not exist")
@@ -44,7 +44,7 @@ def _visible(name: str) -> bool:
 
 
 def members(source: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
-    """The visible files of a folder or an archive whose names, relative to it, are ``wanted``."""
+    """Yield the visible files of a folder or an archive whose names, relative to it, are ``wanted``."""
     if source.is_dir():
         yield from _in_folder(source, wanted)
         return
@@ -98,21 +98,21 @@ def _in_tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
             name = info.name.removeprefix("./")
             if info.isreg() and _visible(name) and wanted(name):
                 yield Member(name, info.size, 0, partial(content, info))
-        # Where a header is cut off or damaged, tarfile only stops; an archive that is whole goes on with zeros.
+        # At a truncated or damaged header, tarfile stops without an error; a complete archive continues with zeros.
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"it breaks off after {archive.offset} bytes")
         while file.read(1 << 20):
-            pass  # gzip looks at its checksum at the very end
+            pass  # gzip compares its checksum at the very end
 
 
 def read(member: Member) -> bytes:
-    """A member's content; raises ``OSError`` for one that is too large, and one of :data:`BROKEN` for a damaged one."""
+    """Return a member's content; raises ``OSError`` if it is too large, and one of :data:`BROKEN` if it is damaged."""
     if member.size > _LARGEST_FILE:
         raise OSError(f"it would unfold to {member.size} bytes, at most {_LARGEST_FILE} are allowed")
     return member.read()
 
 
 def first_few(names: Sequence[str], count: int = 3) -> str:
-    """Some of many names, for an error message."""
+    """List the first few of many names, for an error message."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

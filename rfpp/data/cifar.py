@@ -18,14 +18,14 @@ _CIFAR10_RECORD = 1 + 3 * 32 * 32
 
 
 def cifar10(path: str | Path | None = None, folder: str | Path | None = None) -> Dataset:
-    """CIFAR-10 in its binary version, 32x32 pixels in colour; its test images are the held-out ones.
+    """Load CIFAR-10 in its binary version, 32x32 pixels in colour; its test images are held out.
 
-    ``path``: the archive, or a folder with the six ``.bin`` files, there or one folder down; they may be shorter than
-    the official ones. Without it the archive is downloaded to ``folder`` and checked
+    ``path``: the archive, or a folder with the six ``.bin`` files, directly or one folder down; they may be shorter
+    than the official ones. Without it the archive is downloaded to ``folder`` and checked
     (:func:`rfpp.base.downloads.fetch`).
 
-    Raises ``FileNotFoundError`` where the path or one of the files is missing, ``ValueError`` for a damaged one, and
-    ``OSError`` when the download cannot be had.
+    Raises ``FileNotFoundError`` where the path or one of the files is missing, ``ValueError`` for a damaged file, and
+    ``OSError`` when the download fails.
     """
     source = downloads.fetch(CIFAR10_URL, CIFAR10_SHA256, folder) if path is None else existing(path)
     parts: dict[str, Images] = {}

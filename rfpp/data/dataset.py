@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """8-bit pixels 0..255 to floats in [-1, 1]."""
+    """Convert 8-bit pixels 0..255 to floats in [-1, 1]."""
     return pixels.to(torch.float32) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] (clamped) to the nearest 8-bit pixels."""
+    """Round images in [-1, 1] (clamped) to the nearest 8-bit pixels."""
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -46,10 +46,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training split, held-out images that nothing is trained on, and the number of classes."""
+    """A training split, held-out images that are never trained on, and the number of classes."""
 
     name: str
     train: Images
     held_out: Images
     classes: int
-    """0 where images have no classes; their labels are 0 then."""
+    """0 for images without classes, whose labels are then all 0."""

@@ -1,4 +1,4 @@
-"""Images decoded, cut to size and written into one array."""
+"""Decode images, crop or resize them, and write them into one array."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_pixels(
             return name, content if isinstance(content, Exception) else _decode(content, resolution, crop)
         except UnidentifiedImageError:
             return name, ValueError("it is not a PNG, JPEG, WebP or BMP image")
-        except Exception as error:  # a decoder can trip over anything
+        except Exception as error:  # a decoder can raise any error
             return name, error
 
     contents = ((member.name, _attempt(member)) for member in members(source, rows.__contains__))
@@ -58,7 +58,7 @@ def write_pixels(
     complaints = _complaints(len(rows), len(rows) - seen, unreadable, unequal, wanted)
     if complaints:
         raise ValueError(f"{source}: {'; '.join(complaints)}")
-    assert store is not None  # there are images, and nothing to complain about
+    assert store is not None  # there are images, and none of them has a problem
     if grey:
         store = _one_channel(store, folder)
     store.flush()
@@ -66,7 +66,7 @@ def write_pixels(
 
 
 def _complaints(total: int, missing: int, unreadable: list[str], unequal: list[str], wanted: str) -> list[str]:
-    """What is wrong with images: some are missing, cannot be read, or are not ``wanted``, as all should be."""
+    """List the problems: images that are missing, that cannot be read, or that are not ``wanted`` as all should be."""
     complaints = []
     if missing:
         complaints.append(f"{missing} of {total} images disappeared meanwhile")
@@ -84,7 +84,7 @@ _Array = np.memmap[Any, np.dtype[np.uint8]]
 
 
 def _one_channel(colour: _Array, folder: Path) -> _Array:
-    """Replace ``pixels.npy`` by the first of its three equal channels."""
+    """Replace ``pixels.npy`` with the first of its three equal channels."""
     store = _array(folder / "grey.npy", (len(colour), 1, *colour.shape[2:]))
     for start in range(0, len(colour), 1024):
         store[start : start + 1024] = colour[start : start + 1024, :1]
@@ -93,10 +93,10 @@ def _one_channel(colour: _Array, folder: Path) -> _Array:
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> _Array:
-    """An array that is mapped to a new file; raises ``OSError`` where there is no space for it."""
+    """Create an array mapped to a new file; raises ``OSError`` when the disk has no space for it."""
     needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
     if free < needed:
-        # Writing to a mapped file on a full disk ends the process without a word.
+        # Writing to a mapped file on a full disk ends the process without an error message.
         raise OSError(f"{path.parent.parent} has {free} bytes left, {needed} are needed; pass another folder")
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
@@ -109,7 +109,7 @@ def _attempt(member: Member) -> bytes | Exception:
 
 
 def _ahead(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """``function(*a) for a in arguments``, in this order, in threads and only a little ahead of who takes them."""
+    """Yield ``function(*a) for a in arguments`` in this order, from threads that run a little ahead of the consumer."""
     workers = min(os.cpu_count() or 1, 16)
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -122,7 +122,7 @@ def _ahead(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -
 
 
 def _decode(content: bytes, resolution: int | None, crop: str | None) -> NDArray[np.uint8]:
-    """An image ``(H, W)`` or ``(H, W, 3)``; its size is looked at before it is unfolded."""
+    """Decode an image to ``(H, W)`` or ``(H, W, 3)``; its size is checked before it is decompressed."""
     with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP", "BMP"]) as opened:
         _check(opened.width, opened.height)
         if opened.mode.startswith(("I", "F")):
@@ -138,7 +138,7 @@ def _check(width: int, height: int) -> None:
 
 
 def _resized(image: Image.Image, resolution: int, crop: str | None) -> Image.Image:
-    """A square image."""
+    """Return a square image."""
     if crop == "dhariwal":
         while min(image.size) >= 2 * resolution:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

@@ -22,7 +22,7 @@ from rfpp.data.layout import LABELS, arrange, is_image
 
 HELD_OUT = 0.1
 _DECODING = 2
-"""To be raised when the same images would be decoded or ordered differently."""
+"""A version number, to be increased when the same images would be decoded or ordered differently."""
 
 
 def images(
@@ -33,35 +33,36 @@ def images(
     held_out: float = HELD_OUT,
     folder: str | Path | None = None,
 ) -> Dataset:
-    """The PNG, JPEG, WebP and BMP images of a folder, a ``.zip`` or a ``.tar`` (``.gz``, ``.xz``), however nested.
+    """Load the PNG, JPEG, WebP and BMP images of a folder, a ``.zip`` or a ``.tar`` (``.gz``, ``.xz``), however nested.
 
-    Hidden files are passed over, alpha and EXIF are ignored, and the images are RGB unless all are grey.
+    Hidden files are skipped, alpha and EXIF are ignored, and the images are RGB unless all are grey.
 
-    ``resolution``: of the square images returned; ``None`` wants images that are square and of one size already.
-    ``crop``: ``"center"`` resizes the largest centred square with Lanczos and ``None`` the whole image; ``"dhariwal"``
-    (ADM, ImageNet 64x64) halves by averaging as often as it can, goes on with bicubic until the shorter side fits, and
-    crops the centre.
-    ``held_out``: the share of images that is held out, chosen by a fixed shuffle, unless there are folders ``train``
-    and ``test`` (or ``val``) at the top: they are the split, and what lies outside them is passed over. The images of a
-    split are in mixed order, the same each time.
+    ``resolution``: the side of the square images returned; ``None`` requires square images of one size.
+    ``crop``: ``"center"`` resizes the largest centred square with Lanczos, and ``None`` resizes the whole image;
+    ``"dhariwal"`` (ADM, ImageNet 64x64) halves by averaging as often as possible, continues with bicubic until the
+    shorter side fits, and crops the centre.
+    ``held_out``: the share of images that is held out, chosen by a fixed shuffle. If there are folders ``train`` and
+    ``test`` (or ``val``) at the top, they are the split instead, and files outside them are skipped. The images of a
+    split are shuffled, in the same order each time.
 
     The classes are those of ``dataset.json`` at the root (``{"labels": [["00000/img00000000.png", 6], ...]}``, or
-    ``null`` for none). Without it, where every image lies in one of several folders at the top, or below ``train`` and
-    ``test``, they are these folders in alphabetical order, unless all are called like ``00012``. A folder around
-    everything does not count.
+    ``null`` for none). Without this file, if every image lies in one of several folders at the top, or below ``train``
+    and ``test``, these folders are the classes, in alphabetical order, unless all have names like ``00012``. A single
+    folder around everything does not count.
 
     All images are decoded once into ``folder`` and mapped into memory from there. They are decoded again when a file
     of the folder, or the archive, has another name, size or modification time.
 
-    Raises ``FileNotFoundError`` for a path that does not exist, and ``ValueError`` for a damaged archive, one without
-    images, too few of them to be split, labels that do not fit, and, all in one error, images that cannot be read, are
-    wider or higher than 16,384 pixels, or have another size than the others and no ``resolution`` to go by.
+    Raises ``FileNotFoundError`` for a path that does not exist, and ``ValueError`` for a damaged archive, for an
+    archive or folder without images or with too few to split, and for labels that do not fit. One ``ValueError`` also
+    lists all images that cannot be read, that are wider or higher than 16,384 pixels, or that differ in size without a
+    ``resolution``.
     """
     _check(resolution, crop, held_out)
     source = existing(path)
     settings = [_DECODING, resolution, crop if resolution else None, held_out]
     where = Path(folder or paths.downloads() / "images") / _fingerprint(source, settings)
-    # Without the lock first: the folder may be somebody else's, who has decoded into it already.
+    # First without the lock: another user may own the folder and have decoded into it already.
     found = _stored(where)
     if found is None:
         where.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def _check(resolution: int | None, crop: str | None, held_out: float) -> None:
 
 
 def _fingerprint(source: Path, settings: Sequence[object]) -> str:
-    """A name for what a source and settings make. An archive is not opened: its list is long, or packed itself."""
+    """Name the result of a source and its settings. Archives are not opened: their lists are long, or compressed."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     if source.is_dir():
         relevant = members(source, lambda name: is_image(name) or name == LABELS)
@@ -100,13 +101,13 @@ def _fingerprint(source: Path, settings: Sequence[object]) -> str:
 
 
 def _stored(where: Path) -> Dataset | None:
-    """What was decoded into a folder; ``None`` where nothing was, or where it is not whole."""
+    """Return the dataset that was decoded into a folder; ``None`` if there is none or it is incomplete."""
     try:
         index = json.loads((where / "index.json").read_text())
         train, classes, shape = index["train"], index["classes"], tuple(index["shape"])
         pixels = np.lib.format.open_memmap(where / "pixels.npy", mode="c")
         labels = np.lib.format.open_memmap(where / "labels.npy", mode="c")
-        # Mapping a file that is too short fails, but not one that is too long.
+        # Mapping fails for a file that is too short, but not for one that is too long.
         whole = (where / "pixels.npy").stat().st_size == pixels.offset + pixels.nbytes
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -118,7 +119,7 @@ def _stored(where: Path) -> Dataset | None:
 
 
 def _fill(source: Path, where: Path, resolution: int | None, crop: str | None, held_out: float) -> None:
-    """Fill the folder ``where``: pixels and labels as arrays, and how many are for training."""
+    """Fill the folder ``where`` with pixels and labels as arrays, and the number of training images."""
     layout = arrange(source, held_out)
     beside = where.with_name(f".{where.name}.partial")
     for left_over in (beside, where):

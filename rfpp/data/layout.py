@@ -1,4 +1,4 @@
-"""Which images of a folder or an archive there are, of which split and which class."""
+"""The images of a folder or an archive, with their splits and classes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LABELS = "dataset.json"
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is called like an image."""
+    """Whether a file has the name of an image."""
     return name.lower().endswith(ENDINGS)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The order in which images are stored, training images first, and the ``labels`` ``(N,)`` in this order."""
+    """The order in which images are stored, training images first, and their ``labels`` ``(N,)`` in this order."""
 
     names: list[str]
     labels: NDArray[np.int64]
@@ -35,7 +35,7 @@ class Layout:
 
 
 def arrange(source: Path, held_out: float) -> Layout:
-    """The layout of a folder or an archive; raises ``ValueError`` where there is none."""
+    """Return the layout of a folder or an archive; raises ``ValueError`` where there is none."""
     seen: set[str] = set()
     table = None
     for member in members(source, lambda name: is_image(name) or name == LABELS):
@@ -49,7 +49,7 @@ def arrange(source: Path, held_out: float) -> Layout:
         raise ValueError(
             f"data.path={str(source)!r} has no images; files called {first_few(ENDINGS, len(ENDINGS))} are"
         )
-    # Archives are often in the order of their classes; here the first images are as good as any others.
+    # Archives are often sorted by class; after shuffling, the first images represent the others.
     mixed = [names[i] for i in torch.randperm(len(names), generator=rng.generator(0, "held out")).tolist()]
     train, rest, depth = _split(mixed, held_out, source)
     order = train + rest
@@ -65,8 +65,8 @@ def _folders(name: str) -> list[str]:
 
 
 def _split(names: list[str], held_out: float, source: Path) -> tuple[list[str], list[str], int]:
-    """The names of the two splits, in the order given, and how many folders lie above those of classes."""
-    # What the first and the last in alphabetical order share, all share.
+    """Return the names of the two splits, in the given order, and the number of folder levels above the classes."""
+    # Folders that the first and the last name in alphabetical order share are shared by all names.
     ends = min(map(_folders, names)), max(map(_folders, names))
     depth = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
     tops = {name: (*_folders(name)[depth:], "")[0] for name in names}
@@ -84,7 +84,7 @@ def _split(names: list[str], held_out: float, source: Path) -> tuple[list[str], 
 
 
 def _table(member: Member, source: Path) -> dict[str, int]:
-    """The labels of ``dataset.json`` by name; empty where it says that there are none."""
+    """Return the labels of ``dataset.json`` by name; empty if the file says that there are none."""
     try:
         labels = dict(json.loads(read(member))["labels"] or [])
     except (*BROKEN, ValueError, KeyError, TypeError) as error:
@@ -116,7 +116,7 @@ def _labels_of_table(names: list[str], table: dict[str, int], source: Path) -> t
 def _labels_of_folders(names: list[str], depth: int) -> tuple[list[int], int]:
     homes = [(*_folders(name)[depth:], "")[0] for name in names]
     classes = sorted(set(homes))
-    # Numbered folders only keep the number of files in each small.
+    # Numbered folders are no classes: they only limit the number of files in each folder.
     if "" in classes or len(classes) < 2 or all(re.fullmatch(r"\d{5}", folder) for folder in classes):
         return [0] * len(names), 0
     number = {folder: i for i, folder in enumerate(classes)}

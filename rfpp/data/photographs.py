@@ -13,33 +13,33 @@ from rfpp.data.dataset import Dataset, Images
 from rfpp.data.folders import HELD_OUT
 
 BLOCK = 106
-"""Side in pixels of the squares that each photograph, of 427x640 pixels, is divided into."""
+"""Side, in pixels, of the squares into which each photograph of 427x640 pixels is divided."""
 
 _GRID = (4, 6)
-"""Rows and columns of squares; 3 rows and 4 columns of pixels are left over."""
+"""Rows and columns of squares; 3 rows and 4 columns of pixels remain."""
 
 
 def photos(
     size: int = 32, *, stride: int = 4, patches: int = 2000, colour: bool = True, held_out: float = HELD_OUT
 ) -> Dataset:
-    """Square patches of a temple and a dahlia, ``size`` pixels wide, of which ``patches`` are for training.
+    """Cut square patches from photographs of a temple and a dahlia, ``size`` pixels wide; ``patches`` are for training.
 
-    They are cut at the photographs' own resolution. A smaller patch is a smaller piece of the scene, as sharp as a
-    large one: neighbouring pixels are as alike at every size, and only their number changes. Patches scaled down would
-    change both at once.
+    Patches are cut at the photographs' own resolution. A smaller patch shows a smaller part of the scene as sharply as
+    a large one: neighbouring pixels are equally similar at every size, and only their number changes. Scaling patches
+    down would change both at once.
 
-    ``stride``: patches start at every so many pixels, in both directions, so they overlap where it is below ``size``.
-    ``colour``: three channels, else one, the luma. ``held_out``: the share of patches that is held out.
+    ``stride``: the distance in pixels between the starts of patches, in both directions; patches overlap if it is below
+    ``size``. ``colour``: three channels, else one, the luma. ``held_out``: the share of patches that is held out.
 
-    No held-out patch shares a pixel with a training patch. Each photograph is divided into 24 squares of 106 pixels, a
-    patch lies within one of them, and ``held_out`` of the squares, at least one of each photograph, are held out. The
-    squares and the patches, and their order, are chosen by a fixed shuffle.
+    No held-out patch shares a pixel with a training patch. Each photograph is divided into 24 squares of 106 pixels,
+    each patch lies within one of them, and a share ``held_out`` of the squares, at least one of each photograph, is
+    held out. A fixed shuffle chooses the squares, the patches, and their order.
 
-    There are two classes, one for each photograph. A patch has no other label, and what is trained here for want of a
-    published network, such as the features that grade, needs classes to tell apart.
+    There are two classes, one for each photograph. Patches have no other label, and networks that are trained here
+    because no published one exists, such as the grading features, need classes to distinguish.
 
-    Raises ``ValueError`` for a size that no square has room for, a share outside of (0, 1), or more patches than there
-    are places, and ``TypeError`` for numbers of another kind.
+    Raises ``ValueError`` for a size larger than a square, a share outside (0, 1), or more patches than there are
+    places, and ``TypeError`` for numbers of another type.
     """
     train, rest = places(size, stride=stride, patches=patches, held_out=held_out)
     pixels = _photographs(colour)
@@ -47,9 +47,9 @@ def photos(
 
 
 def places(size: int, *, stride: int = 4, patches: int = 2000, held_out: float = HELD_OUT) -> tuple[Tensor, Tensor]:
-    """Where the training and the held-out patches of :func:`photos` start, rows of (photograph, row, column).
+    """The corners of the training and the held-out patches of :func:`photos`, as rows of (photograph, row, column).
 
-    Raises what :func:`photos` does, and reads no photograph.
+    Raises the errors of :func:`photos`; reads no photograph.
     """
     at_least("size (data.resolution)", size, 1)
     if size > BLOCK:
@@ -79,7 +79,7 @@ def _photographs(colour: bool) -> Tensor:
 
 
 def _places(size: int, stride: int, held_out: float) -> tuple[Tensor, Tensor]:
-    """Where patches of the two splits can start: rows of (photograph, row, column), in mixed order."""
+    """The possible corners of patches of the two splits: rows of (photograph, row, column), shuffled."""
     generator = rng.generator(0, "photographs")
     rows, columns = _GRID
     count = min(max(1, round(held_out * rows * columns)), rows * columns - 1)
@@ -99,6 +99,6 @@ def _mixed(places: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _cut(photographs: Tensor, places: Tensor, size: int) -> Images:
-    """The patches that start at ``places``, and their photographs as classes."""
+    """Cut the patches that start at ``places``; their photographs are the classes."""
     cut = [photographs[which, :, row : row + size, column : column + size] for which, row, column in places.tolist()]
     return Images(torch.stack(cut), places[:, 0].clone())

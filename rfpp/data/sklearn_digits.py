@@ -11,7 +11,7 @@ from rfpp.data.dataset import Dataset, Images
 def digits(held_out: float = 0.2) -> Dataset:
     """The 1,797 scans of handwritten digits that come with scikit-learn, 8x8 pixels in 17 grey levels, ten classes.
 
-    The split is fixed: within each class, every image's place is decided by one seeded shuffle.
+    The split is fixed: one seeded shuffle decides the place of every image within its class.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

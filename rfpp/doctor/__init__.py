@@ -1,6 +1,7 @@
 """Is my reflow sound? Checks of pairs and of trainings, each with a number, the expected range and a remedy.
 
-:func:`examine` takes whatever :func:`rfpp.doctor.material.read` finds at a place. ``python -m rfpp doctor`` prints it.
+:func:`examine` takes what :func:`rfpp.doctor.material.read` finds at a path. ``python -m rfpp doctor`` prints the
+findings.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ def examine(material: Pairs | Training) -> list[Finding]:
 
 
 def damage(error: Damaged) -> Finding:
-    """What is left to say of pairs of which a row differs from its checksum."""
+    """The finding for pairs with a row that differs from its checksum."""
     return Finding("files", f"damaged shards, the first: {error}", "make the pairs again", 1, 0, 0)
 
 
 def of_experiment(experiment: Experiment, config: str, seed: int, rows: int = ROWS) -> Training:
-    """A training of an experiment, finished or going on; nothing is computed.
+    """A training of an experiment, finished or in progress; nothing is computed.
 
     Raises ``FileNotFoundError`` for one that was not started.
     """

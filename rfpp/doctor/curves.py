@@ -1,10 +1,10 @@
-"""Expected curves: what finished trainings were worth at 10, 30 and 100 % of their steps, and the range for the next.
+"""Expected curves: the quality of finished trainings at 10, 30 and 100 % of their steps, and the range for the next.
 
-Of each training the store has its losses and one-step pictures from 16 noises (:func:`rfpp.pipeline.flows.snapshots`);
-against the teacher's images of the same noises the pictures have an error. Grades need weights. The final ones are
-always there, earlier ones where checkpoints were kept (``machinery.keep_every``); elsewhere these grades are left open.
+For each training the store has its losses and one-step pictures from 16 noises (:func:`rfpp.pipeline.flows.snapshots`).
+The error of the pictures is measured against the teacher's images of the same noises. Grades need weights: the final
+ones always exist, earlier ones where checkpoints were kept (``machinery.keep_every``). Other grades are left out.
 
-Over seeds the logarithm of each number is taken as normal. The range for one more seed is then Student's prediction
+The logarithm of each number is assumed normal over seeds. The range for one more seed is then Student's prediction
 interval, ``mean ± t s (1 + 1/n)^(1/2)``, which is wide for few seeds.
 """
 
@@ -36,18 +36,18 @@ from rfpp.pipeline.store import provenance
 FILE = Path("book") / "data" / "curves.json"
 """Where the curves are kept, in a checkout."""
 FRACTIONS = (0.1, 0.3, 1.0)
-"""Of a training's steps."""
+"""The fractions of a training's steps at which it is measured."""
 QUANTITIES = {
     "loss": "loss of the tenth that ends there",
     "pictures": "one-step error of 16 pictures",
     "pair_error": "one-step error of held-out pairs",
     "frechet": "one-step Fréchet distance",
 }
-"""What is measured at each of them, in words by its name."""
+"""The quantities measured at each fraction: descriptions by name."""
 ALPHA = 1e-3
-"""How often the next seed's number lies outside of its range, were the logarithms normal."""
+"""How often the next seed's number lies outside its range if the logarithms are normal."""
 FEWEST = 3
-"""Seeds below which no range is given."""
+"""The fewest seeds for which a range is given."""
 _TENTH, _TARGET_STEPS = 0.1, 36
 _SETTINGS = ("teacher", "start", "timesteps", "premetric", "batch_size")
 
@@ -82,7 +82,7 @@ def picture_error(folder: Path, steps: int, fraction: float, images: Tensor) -> 
 
 
 def settings(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What trainings share whose curves can be compared: data, law, loss, batch and length, whatever the code."""
+    """What trainings with comparable curves have in common: data, law, loss, batch and length, but not code."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -94,11 +94,11 @@ def settings(inputs: Mapping[str, Any]) -> dict[str, Any]:
             "steps": inputs["optimisation"]["fields"]["steps"]}  # fmt: skip
 
 
-# Making them
+# Making curves
 
 
 def kept_flow(folder: Path, step: int, like: RectifiedFlow) -> RectifiedFlow | None:
-    """The averaged weights of a checkpoint that a training kept, in a flow ``like`` its last; ``None`` without one."""
+    """A flow ``like`` the final one with a kept checkpoint's averaged weights; ``None`` without that checkpoint."""
     states, prefix = engine.Checkpoints(folder / STATES), "average/module."
     if step not in states.steps():
         return None
@@ -109,7 +109,7 @@ def kept_flow(folder: Path, step: int, like: RectifiedFlow) -> RectifiedFlow | N
 
 
 def graded(experiment: Experiment, flow: RectifiedFlow, seed: int) -> tuple[float, float]:
-    """One-step error of held-out pairs, and Fréchet distance, as :class:`rfpp.pipeline.grades.GradeFlow` takes them."""
+    """One-step error of held-out pairs, and Fréchet distance, as :class:`rfpp.pipeline.grades.GradeFlow` has them."""
     plan, sampler, held_out = experiment.plan, experiment.sampler(), experiment.pairs("held_out")
     x, z, labels = held_out.batch(torch.arange(len(held_out)))
     error = float((sampler(flow, z, labels) - x).square().mean())
@@ -139,7 +139,7 @@ def measure(experiment: Experiment, config: str, seed: int, images: Tensor) -> d
 
 
 def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Sequence[int] | None = None) -> Path:
-    """Take the curves of an experiment's trainings into :data:`FILE`, in place of its preset's, and return the file.
+    """Write the curves of an experiment's trainings to :data:`FILE`, replacing its preset's, and return the file.
 
     Raises ``FileNotFoundError`` outside a checkout, and ``ValueError`` for too few seeds.
     """
@@ -163,7 +163,7 @@ def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Seq
     return path
 
 
-# Reading them
+# Reading curves
 
 
 def read() -> dict[str, Any]:

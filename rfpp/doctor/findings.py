@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 ALPHA = 1e-4
-"""How often a check whose range comes from a distribution finds fault with what is sound."""
+"""How often sound material fails a check whose range comes from a distribution."""
 
 OK, FOUND, SKIPPED = "ok", "found", "skipped"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its number ``value``, and the range from ``low`` to ``high`` that it is expected in.
+    """One check: its number ``value``, and the expected range from ``low`` to ``high``.
 
-    ``what`` says what the number is, ``remedy`` what to do when it lies outside. ``rate``: how often a sound set is
-    found fault with; ``None`` where the range is a convention or allows no doubt. ``reason``: why a check was left out.
+    ``what`` says what the number is, ``remedy`` what to do when it lies outside. ``rate``: how often a sound set
+    fails the check; ``None`` where the range is a convention or certain. ``reason``: why a check was skipped.
     """
 
     check: str
@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def status(self) -> str:
-        """``"ok"``, ``"found"`` or ``"skipped"``; a number that is none is no sound one."""
+        """``"ok"``, ``"found"`` or ``"skipped"``; NaN counts as found."""
         if self.reason:
             return SKIPPED
         return OK if self.low <= self.value <= self.high else FOUND
@@ -54,7 +54,7 @@ class Finding:
         return f"{said}. To do: {self.remedy}" if self.status == FOUND else said
 
     def record(self) -> dict[str, Any]:
-        """The line as a JSON value; ends of the range that are open, and numbers that are none, are ``None``."""
+        """The line as a JSON value; open ends of the range and NaN are ``None``."""
         fields = {key: _plain(value) for key, value in asdict(self).items()}
         return {"status": self.status, **fields}
 

@@ -1,4 +1,4 @@
-"""What is examined, whatever form it comes in: pairs as tensors, a training as its folder."""
+"""The material to examine, whatever its source: pairs as tensors, a training as its folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rfpp.pipeline.networks import HISTORY, MODEL, STATES
 from rfpp.pipeline.store import MANIFEST
 
 ROWS = 4096
-"""Pairs that are read, of a folder that has more."""
+"""The most pairs that are read from a folder."""
 SAMPLES, NOISES, LABELS = "samples.zip", "z.zip", "images_labels.csv"
 """The archives that the paper's released code writes."""
 _PAIRS = ("pairs", "own_pairs", "inverted", "samples")
@@ -40,9 +40,9 @@ _EXPECTED = (
 class Pairs:
     """Some rows of a set of pairs: ``x``, ``z`` ``(n, C, H, W)``, ``labels`` ``(n,)`` or ``None`` without ``classes``.
 
-    ``total``: how many pairs the set has; ``num_steps``: of EDM's sampler, where it made the images; ``teacher``: whose
-    images these are, where it is at hand; ``inverted``: whether ``z`` was made of ``x`` instead. Raises ``ValueError``
-    for tensors or a teacher that do not fit.
+    ``total``: how many pairs the set has; ``num_steps``: steps of EDM's sampler, if it made the images; ``teacher``:
+    the model that made the images, if available; ``inverted``: whether ``z`` was made from ``x`` instead. Raises
+    ``ValueError`` for tensors or a teacher that do not fit.
     """
 
     x: Tensor
@@ -79,11 +79,11 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Training:
-    """A training that is finished, or goes on: its ``inputs`` as the store keeps them, and what there is of it.
+    """A training, finished or in progress: its ``inputs`` as the store keeps them, and what exists of it so far.
 
-    ``flow`` is ``None`` until the end. ``pairs``: those it sees, ``held_out``: others of the same teacher, where they
-    are at hand. ``frechet``: of its one-step samples, if they were graded. ``damaged``: files that differ from their
-    checksums.
+    ``flow`` is ``None`` until the end. ``pairs``: its training pairs, ``held_out``: others of the same teacher, both if
+    available. ``frechet``: the Fréchet distance of its one-step samples, if they were graded. ``damaged``: files that
+    differ from their checksums.
     """
 
     folder: Path
@@ -99,7 +99,7 @@ class Training:
 
     @property
     def optimisation(self) -> engine.Optimisation:
-        """How the weights move."""
+        """The settings of the optimisation."""
         return engine.Optimisation(**self.inputs["optimisation"]["fields"])
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class Training:
 
 
 def load_teacher(source: str) -> Any:
-    """A denoiser by the name of one that ships, or a file as for :func:`rfpp.checkpoints.load_any`.
+    """Load a shipped denoiser by its name, or one from a file as :func:`rfpp.checkpoints.load_any` does.
 
     Raises ``ValueError`` or ``FileNotFoundError`` where there is none.
     """
@@ -135,9 +135,9 @@ def of_dataset(dataset: PairDataset, rows: int = ROWS, teacher: Any = None) -> P
 
 
 def of_file(path: Path, teacher: Any = None) -> Pairs:
-    """The pairs of a ``.safetensors`` file with ``x``, ``z`` and perhaps ``labels``.
+    """The pairs of a ``.safetensors`` file with ``x``, ``z`` and, optionally, ``labels``.
 
-    Raises ``FileNotFoundError``, or ``ValueError`` for a file of anything else.
+    Raises ``FileNotFoundError``, or ``ValueError`` for a file with other contents.
     """
     tensors, _ = read_safetensors(path)
     if not {"x", "z"} <= tensors.keys() <= {"x", "z", "labels"}:
@@ -161,7 +161,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def teacher_of(folder: Path, inputs: Mapping[str, Any]) -> Any:
-    """The teacher that a step in the store started from: one that ships, or that the store has; else ``None``."""
+    """The teacher that a step in the store started from: a shipped one, or one in the store; else ``None``."""
     name, *key = inputs.get("teacher") or [None]
     for known in shipped.RECIPES:
         if name == shipped.sha256(known):
@@ -187,7 +187,7 @@ def _released(folder: Path, rows: int, teacher: Any) -> Pairs:
 
 
 def _held_out(source: Path, rows: int) -> Pairs | None:
-    """The smallest set of pairs beside ``source`` that was made alike of other noise; ``None`` where there is none."""
+    """The smallest set of pairs beside ``source`` made in the same way from other noise; ``None`` if there is none."""
     of, others = _manifest(source)["inputs"], []
     for path in source.parent.glob(f"[!.]*/{MANIFEST}"):
         inputs = _manifest(path.parent)["inputs"]
@@ -200,9 +200,9 @@ def _held_out(source: Path, rows: int) -> Pairs | None:
 def of_training(
     folder: Path, inputs: Mapping[str, Any] | None = None, rows: int = ROWS, frechet: float | None = None
 ) -> Training:
-    """The training in a folder of the store; ``inputs``: of its step, for one that has not kept a checkpoint yet.
+    """The training in a folder of the store; ``inputs``: those of its step, if it has no checkpoint yet.
 
-    Raises ``ValueError`` for a folder that does not say what training it holds.
+    Raises ``ValueError`` for a folder that does not tell which training it holds.
     """
     manifest, states = _manifest(folder), engine.Checkpoints(folder / STATES)
     notes = [note for step in reversed(states.steps()) if (note := states.note(step))]
@@ -231,7 +231,7 @@ def of_training(
 
 
 def read(place: str | Path, teacher: str | None = None, rows: int = ROWS) -> Pairs | Training:
-    """What lies at ``place``; ``teacher``: the name or file of the one that made the pairs.
+    """Read the pairs or the training at ``place``; ``teacher``: the name or file of the model that made the pairs.
 
     Raises ``FileNotFoundError`` or ``ValueError`` for a place that holds neither pairs nor a training.
     """

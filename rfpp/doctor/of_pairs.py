@@ -1,13 +1,13 @@
-"""What can be wrong with pairs: each check's number has a known law where pairs are sound.
+"""Checks of pairs: for sound pairs, the number of each check follows a known distribution.
 
-``z`` is standard normal and ``x`` is made of it. The checks of ``z`` are of one property each: where it is centred, how
-wide it is, its shape once both are set right, and whether its pixels know of each other. Whether rows belong together
-shows in the pairs alone, by the correlation of ``z`` with ``x``. Given ``x``, and were ``z`` independent of it,
+``z`` should be standard normal, and ``x`` be made from it. Each check of ``z`` tests one property: its mean, its
+variance, its shape once both are corrected, and the correlation of its pixels. The pairs alone show whether their rows
+belong together, by the correlation of ``z`` with ``x``. Given ``x``, and if ``z`` were independent of it,
 
     T = sum_i <z_i, x_i - mean x> / (sum_i ||x_i - mean x||^2)^(1/2)
 
-is standard normal whatever the images are. A flow takes noise to an image near it, so that ``T`` of its own pairs grows
-with the square root of their number: on digits it is 2.7 times that.
+would be standard normal for any images. A flow takes noise to an image near it, so ``T`` of its own pairs grows with
+the square root of their number: on digits it is 2.7 times that root.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from rfpp.doctor.findings import ALPHA, FOUND, Finding
 from rfpp.doctor.material import Pairs
 
 BLOCK = 32
-"""Rows in a row whose partners are looked at together: so few that one lost image shows wherever it is missing."""
+"""Consecutive rows whose pairing is tested together: few enough that one lost image shows wherever it is missing."""
 FEWEST = 16
-"""Pairs below which nothing can be said of partners."""
+"""The fewest pairs whose pairing can be tested."""
 SOLVED, FINE = 16, 36
-"""Pairs that are solved again, and the fewest steps of it. Heun's error falls with the square of the steps."""
+"""How many pairs are solved again, and in how many steps at least. Heun's error falls with the square of the steps."""
 TEACHER_ERROR = 0.1
-"""Of the solver, over the spread of the images: a hundredth of their variance. A convention."""
+"""The largest error of the solver over the spread of the images: a hundredth of their variance. A convention."""
 CELLS = 5
-"""Pairs of a class that are needed for the chi-squared law of counts (Cochran, 1954)."""
+"""Pairs per class that the chi-squared law of counts needs (Cochran, 1954)."""
 
 
 def neighbours(images: Tensor) -> tuple[float, float]:
-    """The correlation of neighbouring pixels of ``(n, C, H, W)`` that is farthest from 0, and white noise's bound.
+    """The correlation of neighbouring pixels of ``(n, C, H, W)`` farthest from 0, and its bound for white noise.
 
-    Neighbours lie beside each other, above each other, or in the next channel. Each pixel is centred and scaled first.
+    Neighbours are next to each other in a row, a column, or the channels. Each pixel is centred and scaled first.
     The mean of ``m`` products of independent numbers of variance 1 is nearly normal with variance ``1 / m``.
     """
     scaled = images - images.mean(dim=0)
@@ -56,7 +56,7 @@ def neighbours(images: Tensor) -> tuple[float, float]:
 
 
 def _finite(pairs: Pairs) -> tuple[Finding, Tensor]:
-    """How many rows have numbers that are none, and which have not."""
+    """How many rows hold NaN or infinity, and a mask of the rows that do not."""
     whole = torch.stack([part.flatten(1).isfinite().all(dim=1) for part in (pairs.x, pairs.z)]).all(dim=0)
     remedy = "leave these rows out, and look for an overflow in whatever made them"
     return Finding("finite", "rows with NaN or infinity", remedy, float((~whole).sum()), 0, 0), whole
@@ -101,7 +101,7 @@ def _noise(z: Tensor, inverted: bool) -> Iterator[Finding]:
 
 
 def _images(x: Tensor) -> Iterator[Finding]:
-    """The range of pixels ``(n, C, H, W)``, and images that show nothing."""
+    """The range of pixels ``(n, C, H, W)``, and images of a single value."""
     low, high = float(x.min()), float(x.max())
     if max(-low, high) > 1:
         remedy = "scale 8-bit pixels by x / 127.5 - 1" if high > 2 else "clamp images to [-1, 1]"
@@ -132,7 +132,7 @@ def _aligned(x: Tensor, z: Tensor) -> Finding:
 
 
 def _labels(labels: Tensor, classes: int) -> Iterator[Finding]:
-    """Labels that no class has, and whether classes come equally often."""
+    """Labels outside the classes, and whether the classes are equally frequent."""
     known = labels[(labels >= 0) & (labels < classes)]
     remedy = f"number the classes from 0 to {classes - 1}"
     yield Finding("labels", f"labels outside 0 to {classes - 1}", remedy, len(labels) - len(known), 0, 0)
@@ -148,7 +148,7 @@ def _labels(labels: Tensor, classes: int) -> Iterator[Finding]:
 
 
 def _teacher(pairs: Pairs) -> Finding:
-    """How far the teacher, with more steps, leads from the images that are stored."""
+    """How far the teacher's images in more steps are from the stored ones."""
     if pairs.teacher is None:
         return Finding("teacher error", "", reason="the teacher is not at hand; name its file by --teacher")
     steps = max(FINE, 2 * (pairs.num_steps or 0))
@@ -181,6 +181,6 @@ def examine(pairs: Pairs) -> list[Finding]:
     if not any(finding.check == "teacher error" for finding in found):
         first = next((each.check for each in found if each.status == FOUND and each.check != "class balance"), None)
         kept = replace(pairs, x=x, z=z, labels=labels)
-        # Of other findings a distance to the teacher's images would only be another sign.
+        # After another finding, a distance to the teacher's images would only be a further sign of it.
         found.append(Finding("teacher error", "", reason=f"after {first} is repaired") if first else _teacher(kept))
     return found

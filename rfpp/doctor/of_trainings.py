@@ -1,4 +1,4 @@
-"""What can be wrong with a training: its files, its pairs, the way its flow points, its average, and its course."""
+"""Checks of a training: its files, its pairs, the direction of its flow, its averaged weights, and its course."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rfpp.flow import RectifiedFlow, interpolate
 from rfpp.pipeline.sampling import Sampler
 
 COMPARED = 500
-"""Pairs of each kind on which a flow is tried."""
+"""How many pairs of each kind a flow is tested on."""
 FIRST_TIME = 0.999
 SHORTEST, LONGEST = 0.005, 0.25
-"""Mean age of the averaged weights, over the training: half the least, and twice the largest, among the presets' own. A
-convention."""
+"""Limits of the mean age of the averaged weights, relative to the length of the training: half the smallest and twice
+the largest among the presets. A convention."""
 
 
 def one_step_errors(flow: RectifiedFlow, pairs: Pairs) -> Tensor:
@@ -34,7 +34,7 @@ def one_step_errors(flow: RectifiedFlow, pairs: Pairs) -> Tensor:
 
 
 def enough(flow: RectifiedFlow, seen: Pairs, held_out: Pairs) -> Finding:
-    """Whether the flow knows the pairs it has seen better than others: Welch's test, one-sided."""
+    """Whether the flow fits its training pairs better than others: Welch's test, one-sided."""
     own, other = (one_step_errors(flow, pairs).double() for pairs in (seen, held_out))
     spread = math.sqrt(float(own.var()) / len(own) + float(other.var()) / len(other))
     limit = 1 + float(stats.norm.isf(ALPHA)) * spread / float(own.mean())
@@ -55,7 +55,7 @@ _READINGS = {
 def direction(flow: RectifiedFlow, pairs: Pairs) -> Finding:
     """Whether ``v(x_t, t)`` predicts ``z - x`` better than ``v(x_t, 1 - t)``, ``-v(x_t, t)`` and ``-v(x_t, 1 - t)``.
 
-    Times lie off the middle, where the two are alike. The squared errors are compared pair by pair.
+    Times avoid the middle, where ``t`` and ``1 - t`` are close. The squared errors are compared pair by pair.
     """
     x, z = pairs.x[:COMPARED], pairs.z[:COMPARED]
     labels = None if pairs.labels is None else pairs.labels[:COMPARED]
@@ -77,7 +77,7 @@ def direction(flow: RectifiedFlow, pairs: Pairs) -> Finding:
 
 
 def age(optimisation: Optimisation) -> float:
-    """Mean age of the averaged weights in steps: each step multiplies it, and the step that passes, by the decay."""
+    """The mean age of the averaged weights in steps: each step adds one to it and multiplies the sum by the decay."""
     found = 0.0
     for step in range(1, optimisation.steps):
         decay = min(optimisation.ema, (step + 1) / (step + 10)) if optimisation.growing else optimisation.ema
@@ -95,7 +95,7 @@ def average(optimisation: Optimisation) -> Finding:
 
 
 def course(training: Training, known: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the training was worth at each fraction of it, against others with the same settings."""
+    """The quality of the training at each fraction of its steps, against others with the same settings."""
     found, steps = curves.like(training.inputs, known), training.optimisation.steps
     if found is None:
         yield Finding("on course", "", reason="no curves are kept of trainings with these settings")

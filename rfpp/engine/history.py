@@ -1,4 +1,4 @@
-"""What a training leaves behind besides weights: its losses over steps and over time, in memory and on a board."""
+"""The records of a training besides weights: its losses over steps and over time, in memory and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BINS, WINDOWS = 20, 10
 
 @dataclass
 class History:
-    """Mean loss per logged step; and ``over_time``, where rows have a time: the mean loss in each of 20 bins of
+    """The mean loss per logged step and, if rows have a time, ``over_time``: the mean loss in each of 20 bins of
     [0, 1], for each tenth of the training."""
 
     steps: list[int] = field(default_factory=list)
@@ -36,7 +36,7 @@ class LossesOverTime:
         self.sums = torch.zeros(WINDOWS, 2, BINS, device=device)
 
     def add(self, times: Tensor | None, losses: Tensor, window: int) -> None:
-        """Take in the losses ``(B,)`` of rows at ``times`` ``(B,)``, if these have any; those that are no number do
+        """Add the losses ``(B,)`` of rows at ``times`` ``(B,)``, if the rows have times; losses that are not finite do
         not count."""
         if times is not None:
             bins = (times.float() * BINS).long().clamp(0, BINS - 1)
@@ -46,7 +46,7 @@ class LossesOverTime:
 
 
 def means_over_time(over_time: Tensor) -> list[list[float | None]]:
-    """Sums and counts ``(WINDOWS, 2, BINS)`` as means; ``None`` for a bin without rows, empty without any."""
+    """Convert sums and counts ``(WINDOWS, 2, BINS)`` to means; ``None`` for a bin without rows, empty if all are."""
     sums, counts = over_time.cpu().unbind(dim=1)
     if not counts.any():
         return []
@@ -55,13 +55,13 @@ def means_over_time(over_time: Tensor) -> list[list[float | None]]:
 
 
 class Board:
-    """Losses, learning rate and samples for TensorBoard, or nothing at all."""
+    """Writes losses, learning rate and samples for TensorBoard, or nothing without a tracker."""
 
     def __init__(self, tracker: TensorBoardTracker | None) -> None:
         self.tracker = tracker
 
     def values(self, step: int, images: int, loss: float, rate: float, over_time: LossesOverTime) -> None:
-        """Write the numbers of a logged step; ``images``: how many the training has seen."""
+        """Write the numbers of a logged step; ``images``: the number of images that the training has seen."""
         if self.tracker:
             values: dict[str, Any] = {"loss": loss, "learning rate": rate, "images": images}
             means = means_over_time(over_time.sums)
@@ -80,7 +80,7 @@ class Board:
 
 @contextlib.contextmanager
 def board(machinery: Machinery, folder: Path | None, step: int) -> Iterator[Board]:
-    """A board beside ``folder`` that goes on after ``step``; one that shows nothing where none is asked for."""
+    """Yield a board beside ``folder`` that continues after ``step``; one that writes nothing if none is requested."""
     if not (machinery.tensorboard and folder and processes.is_main()):
         yield Board(None)
         return

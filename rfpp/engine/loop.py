@@ -24,15 +24,15 @@ from rfpp.engine.run import Run
 from rfpp.engine.states import Checkpoints
 
 SKIPPED = 10
-"""Steps in a row that a loss scale may skip."""
+"""The number of skipped steps in a row at which a training with a loss scale counts as diverged."""
 
 
 class Diverged(ArithmeticError):
-    """The loss stopped being a number."""
+    """Raised when the loss is not finite."""
 
 
 class CannotResume(ValueError):
-    """The checkpoints in a folder belong to another training."""
+    """Raised when the checkpoints in a folder belong to another training."""
 
 
 def fit(
@@ -50,11 +50,11 @@ def fit(
 ) -> tuple[nn.Module, History]:
     """Train ``model`` and return its exponential moving average with the losses; all processes take part.
 
-    ``folder``: where checkpoints go, and where a training that was stopped goes on from, to the same weights bit for
-    bit (on a CPU, or with deterministic kernels); ``identity``: what else makes it this training and no other.
-    ``on_step(step, average)`` follows each step in the first process; ``pictures(average)`` makes images in [-1, 1] for
-    TensorBoard at each checkpoint but the last. The losses over time that TensorBoard shows are those of the first
-    process's rows.
+    ``folder``: the folder of checkpoints, from which an interrupted training continues to the same weights bit for bit
+    (on a CPU, or with deterministic kernels); ``identity``: further settings that distinguish this training from
+    others. ``on_step(step, average)`` is called after each step in the first process; ``pictures(average)`` makes
+    images in [-1, 1] for TensorBoard at each checkpoint but the last. The losses over time in TensorBoard are those of
+    the first process's rows.
 
     Raises :class:`Diverged` when a loss is not finite (in fp16, several in a row), :class:`CannotResume` when
     ``folder`` holds another training, and :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM, with a
@@ -94,7 +94,7 @@ def fit(
 
 
 class _Loop:
-    """One training: what it is, and the :class:`Run` that changes."""
+    """One training: its fixed settings, and the :class:`Run` that changes."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class _Loop:
         self.saved = 0
 
     def resume(self, identity: Mapping[str, Any]) -> None:
-        """Go on from the newest state; raises :class:`CannotResume` for one of another training."""
+        """Continue from the newest state; raises :class:`CannotResume` if it belongs to another training."""
         self.identity = {
             **identity, **vars(self.optimisation), "batch_size": self.objective.batch_size, "seed": self.seed,
             "precision": self.machinery.precision,
@@ -124,7 +124,7 @@ class _Loop:
         if self.checkpoints is None:
             return
         found = self.checkpoints.newest() if processes.is_main() else None
-        step = processes.from_main(found and found[1]["step"])  # all take the same, or none does
+        step = processes.from_main(found and found[1]["step"])  # all processes take the same state, or none does
         if step is None:
             return
         tensors, note = found or self.checkpoints.read(step)
@@ -139,9 +139,9 @@ class _Loop:
         self.saved = self.run.step
 
     def batches(self) -> Iterator[Batch]:
-        """This process's pieces of the steps that are left, drawn ahead where there are workers for it."""
+        """Return this process's pieces of the remaining steps, drawn ahead if there are workers."""
         places = ((step, rows) for step in range(self.run.step, self.optimisation.steps) for rows in self.pieces)
-        # Forked workers share the objective; others would get a copy, pickled with the networks that its loss looks at.
+        # Forked workers share the objective; others would get a pickled copy, including the networks of its loss.
         forks = self.machinery.workers and "fork" in multiprocessing.get_all_start_methods()
         return iter(
             DataLoader(
@@ -152,12 +152,12 @@ class _Loop:
                 multiprocessing_context="fork" if forks else None,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=_outlive_signals,
-                generator=torch.Generator(),  # or it would draw from the global one
+                generator=torch.Generator(),  # or it would draw from the global generator
             )
         )
 
     def _placed(self, batch: Batch) -> list[Tensor | None]:
-        """A batch on the model's device and in its precision."""
+        """Move a batch to the model's device and precision."""
         device, dtype = self.run.device, self.dtype
         return [
             part if part is None else part.to(device, dtype if part.is_floating_point() else None, non_blocking=True)
@@ -165,7 +165,7 @@ class _Loop:
         ]
 
     def step(self, batches: Iterator[Batch], rate: float) -> None:
-        """One step of Adam and of the moving average, at the learning rate ``rate``."""
+        """Take one step of Adam and of the moving average, at the learning rate ``rate``."""
         run, autocast = self.run, PRECISIONS[self.machinery.precision]
         window = run.step * WINDOWS // self.optimisation.steps
         for group in run.optimiser.param_groups:
@@ -180,7 +180,7 @@ class _Loop:
             ):
                 with torch.autocast(run.device.type, autocast, enabled=autocast is not None):
                     losses = self.objective.losses(run.wrapped, *batch)
-                # Processes average their gradients: together they make the mean over the whole step.
+                # Processes average their gradients, so this factor gives the mean over the whole step.
                 loss = losses.sum() * (processes.count() / self.objective.batch_size)
                 run.scaler.scale(loss).backward()
             total += loss.detach().float()
@@ -193,10 +193,10 @@ class _Loop:
         run.step += 1
 
     def _recent(self) -> tuple[list[float], int]:
-        """The finite losses since the last entry of the history, and how many steps in a row up to now had none.
+        """Return the finite losses since the last history entry, and the number of latest steps in a row without one.
 
-        Raises :class:`Diverged` for a loss that is not finite; with a loss scale, which skips such a step, for
-        :data:`SKIPPED` of them in a row.
+        Raises :class:`Diverged` for a loss that is not finite. A loss scale skips such steps; with one, it is raised
+        for :data:`SKIPPED` of them in a row.
         """
         losses: list[float] = processes.mean(torch.stack(self.run.recent)).tolist() if self.run.recent else []
         allowed, in_a_row = SKIPPED if self.run.scaler.is_enabled() else 1, self.run.skipped
@@ -208,7 +208,7 @@ class _Loop:
         return [value for value in losses if math.isfinite(value)], in_a_row
 
     def log(self) -> float:
-        """Make the mean of the recent losses the next entry of the history, and return it."""
+        """Append the mean of the recent losses to the history, and return it."""
         (losses, self.run.skipped), history = self._recent(), self.run.history
         self.run.recent.clear()
         if losses:
@@ -217,7 +217,7 @@ class _Loop:
         return history.losses[-1] if history.losses else math.nan
 
     def save(self) -> None:
-        """Write a state, of which nothing is infinite or not a number."""
+        """Write a state; raises :class:`Diverged` if losses or weights are not finite."""
         self._recent()
         checkpoints, run = self.checkpoints, self.run
         if checkpoints is None or run.step == self.saved:
@@ -240,14 +240,14 @@ class _Loop:
         return Diverged(f"{self.desc}: {what}{last}; lower the learning rate lr={self.optimisation.lr}")
 
     def farewell(self, cause: str) -> str:
-        """What to say when a signal has ended the training."""
+        """Return the message for a training that a signal ended."""
         again = f", and run again to go on from step {self.run.step}"
         kept = again if self.checkpoints else "; nothing was to be kept"
         return f"{self.desc}: stopped by {cause} after step {self.run.step}{kept}"
 
 
 class _Drawn(Dataset[Batch]):
-    """The batches of a process, piece by piece: item ``(step, rows)``, for a loader to draw ahead."""
+    """The batches of a process, piece by piece, as items ``(step, rows)`` that a loader can draw ahead."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -257,6 +257,6 @@ class _Drawn(Dataset[Batch]):
 
 
 def _outlive_signals(_: int) -> None:
-    """A signal to all processes must not take the workers from a training, which ends them when it has saved."""
+    """Ignore signals in a worker: the training needs its workers until it has saved, and then ends them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

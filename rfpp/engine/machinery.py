@@ -16,20 +16,21 @@ from rfpp.base import processes
 from rfpp.base.checks import at_least
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of the operations that autocast chooses; weights, their average and Adam's moments are always full."""
+"""The precision of the operations that autocast selects. Weights, their average and Adam's moments are always
+float32."""
 
 
 class Machinery(BaseModel):
-    """How a training runs on a machine. But for ``precision``, and for which activations dropout takes (another
-    ``micro_batch``, memory layout or compiler draws others), it changes no result beyond rounding.
+    """How a training runs on a machine. Its settings change no result beyond rounding, except for ``precision`` and
+    for dropout masks, which depend on ``micro_batch``, memory layout and compiler.
 
-    ``micro_batch``: rows that a process takes at once, all of its part when ``None``; the gradients of several are
-    added up, and processes talk to each other once a step. ``compile``, ``channels_last``: for GPUs. ``workers``:
-    processes that draw batches ahead; with none they are drawn between steps. ``save_every``: steps between two
-    checkpoints; the last ``keep`` stay, and every ``keep_every``-th step's (none when 0). ``tensorboard``: write
-    losses, learning rate and samples for it. A preset has it among its settings.
+    ``micro_batch``: rows that a process takes at once, all of its part if ``None``; the gradients of several pieces
+    are summed, and processes communicate once per step. ``compile``, ``channels_last``: for GPUs. ``workers``:
+    processes that draw batches ahead; with none, batches are drawn between steps. ``save_every``: steps between two
+    checkpoints; the last ``keep`` are kept, and those of every ``keep_every``-th step (none if 0). ``tensorboard``:
+    write losses, learning rate and samples for TensorBoard. Presets include these settings.
 
-    Raises pydantic's ``ValidationError``, which is a ``ValueError``, for values that cannot be.
+    Raises pydantic's ``ValidationError``, which is a ``ValueError``, for invalid values.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -50,10 +51,10 @@ class Machinery(BaseModel):
 class Optimisation:
     """Adam for ``steps`` steps.
 
-    ``warmup``: steps over which the learning rate rises to ``lr`` (the first step already trains); ``decay``: let it
-    fall to nought along a cosine; ``ema``: decay of the weights' moving average; ``growing``: let that decay grow from
-    0 to ``ema``, so that a short training's average forgets where it started.
-    Raises ``ValueError`` or ``TypeError`` for values that cannot be.
+    ``warmup``: steps over which the learning rate rises to ``lr`` (the first step already trains); ``decay``: whether
+    the learning rate falls to zero along a cosine; ``ema``: decay of the weights' moving average; ``growing``: whether
+    that decay grows from 0 to ``ema``, so that the average of a short training forgets the initial weights.
+    Raises ``ValueError`` or ``TypeError`` for invalid values.
     """
 
     steps: int
@@ -82,9 +83,9 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def ema_update(
     decay: float, averaged: Callable[[], int], growing: bool = True
 ) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Exponential moving average with a constant decay, or one that grows with the run, ``min(decay, n / (n + 9))``.
+    """Return the update of a moving average with constant decay, or with growing decay ``min(decay, n / (n + 9))``.
 
-    ``averaged``: how many were averaged so far. Reading torch's own counter would synchronise the GPU.
+    ``averaged()`` returns the number of steps averaged so far. Reading torch's own counter would synchronise the GPU.
     """
 
     def update(averages: Tensors, currents: Tensors, _: Tensor | int) -> None:
@@ -95,13 +96,13 @@ def ema_update(
 
 
 def learning_rate(step: int, lr: float, warmup: int, total: int, decay: bool) -> float:
-    """Learning rate at zero-based ``step``: a warm-up that ends at step ``warmup``, times a cosine if ``decay``."""
+    """Return the learning rate at zero-based ``step``: a warm-up to step ``warmup``, times a cosine if ``decay``."""
     rise = min(1.0, (step + 1) / (warmup + 1))
     return lr * rise * (0.5 + 0.5 * math.cos(math.pi * step / total) if decay else 1.0)
 
 
 def check(batch_size: int, machinery: Machinery) -> None:
-    """Raise ``ValueError`` for a batch that the processes cannot share, or machinery that is not installed."""
+    """Raise ``ValueError`` if the processes cannot share the batch evenly, or if TensorBoard is needed but missing."""
     if machinery.tensorboard and find_spec("tensorboard") is None:
         raise ValueError("machinery.tensorboard=True, but it is not installed: pip install 'rfpp[tensorboard]'")
     world = processes.count()
@@ -110,7 +111,7 @@ def check(batch_size: int, machinery: Machinery) -> None:
 
 
 def pieces(batch_size: int, micro_batch: int | None) -> list[range]:
-    """The rows of a step that this process sees, cut into what it takes at once."""
+    """Return this process's rows of a step, split into micro-batches."""
     own, share = processes.index(), batch_size // processes.count()
     rows = range(own * share, (own + 1) * share)
     size = min(micro_batch or share, share)

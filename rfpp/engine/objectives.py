@@ -1,4 +1,4 @@
-"""What is trained on: an objective draws each step's rows and gives a loss for each of them."""
+"""Objectives of training: an objective draws the rows of each step and computes a loss for each row."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Batch = tuple[Tensor | None, ...]
 
 
 class Objective(ABC):
-    """What is minimised: a batch for each step, and a loss for each of its rows."""
+    """An objective to minimise: a batch for each step, and a loss for each of its rows."""
 
     batch_size: int
-    """Rows of a whole step, over all processes."""
+    """The number of rows of a whole step, over all processes."""
 
     @abstractmethod
     def draw(self, step: int, rows: range) -> Batch:
-        """These ``rows`` of a step's batch, on the CPU; each a function of seed, step and row."""
+        """Draw these ``rows`` of a step's batch, on the CPU; each row depends only on seed, step and row."""
 
     @abstractmethod
     def losses(self, model: nn.Module, *batch: Any) -> Tensor:
-        """The loss of each row, ``(B,)``; the tensors of ``draw`` come on the model's device and in its precision."""
+        """Compute the loss of each row, ``(B,)``; ``draw``'s tensors come in the model's device and precision."""
 
     def times(self, *batch: Any) -> Tensor | None:
-        """The time in [0, 1] of each row, ``(B,)``, where there are such: losses are then recorded over time, too."""
+        """Return the time in [0, 1] of each row, ``(B,)``, if rows have times, over which losses are then recorded."""
         return None
 
     def __call__(self, model: nn.Module, step: int) -> Tensor:
-        """The losses of a whole step."""
+        """Compute the losses of a whole step."""
         return self.losses(model, *self.draw(step, range(self.batch_size)))

@@ -1,4 +1,4 @@
-"""All that changes during a training."""
+"""The state of a training: everything that changes during it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rfpp.engine.machinery import Machinery, Optimisation, ema_update
 
 
 class Run:
-    """All that changes during a training, as one: the model, its average, the optimiser, the losses so far."""
+    """Everything that changes during a training: the model, its average, the optimiser, and the losses so far."""
 
     def __init__(self, model: nn.Module, optimisation: Optimisation, machinery: Machinery) -> None:
         processes.state()
-        # Precision is the training's own, not the process's.
+        # Precision belongs to a training, not to the process.
         accelerator = Accelerator(cpu=processes.through_gloo(), mixed_precision="no")
         self.device = accelerator.device
         model = copy.deepcopy(model).requires_grad_(True).train().to(self.device)
@@ -49,7 +49,7 @@ class Run:
         return {"model": self.model, "average": self.average}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is a tensor, on the CPU, in the first process; all ask together."""
+        """Return all tensors of the state, on the CPU, in the first process; all processes call this together."""
         found = {
             "recent": processes.mean(torch.stack(self.recent)) if self.recent else torch.empty(0),
             "over_time": processes.mean(self.over_time.sums) * processes.count(),
@@ -75,7 +75,7 @@ class Run:
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         for parameter, moments in self.optimiser.state.items():
             for name, value in moments.items():
-                if name != "step":  # Adam walks through memory: moments must lie there as their parameters do
+                if name != "step":  # Adam runs in memory order, so moments need their parameters' layout
                     moments[name] = torch.empty_like(parameter).copy_(value)
         self.scaler.load_state_dict(note["scaler"])
         self.step, self.history = note["step"], History(**note["history"])

@@ -1,4 +1,4 @@
-"""The states of a training on disk, from which it goes on after an interruption."""
+"""The states of a training on disk, from which it continues after an interruption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT = 1
 class Checkpoints:
     """The states of a training in a folder, each a pair of files: the tensors, and a note with their checksum.
 
-    The note is written last, so that a state without one is not there. What is damaged is named and passed over.
+    The note is written last, so a state without a note does not count. Damaged states are skipped with a warning.
     """
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0) -> None:
@@ -29,11 +29,11 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.safetensors", self.folder / f"step-{step:08d}.json"
 
     def steps(self) -> list[int]:
-        """The steps of which there are states, in order."""
+        """Return the steps that have states, in order."""
         return sorted(int(path.stem.partition("-")[2]) for path in self.folder.glob("step-*.json"))
 
     def note(self, step: int) -> dict[str, Any] | None:
-        """What stands beside a state, without a look at its tensors; ``None`` if it cannot be read."""
+        """Read the note of a state without its tensors; ``None`` if the note cannot be read."""
         try:
             found: dict[str, Any] = json.loads(self._files(step)[1].read_text())
         except (OSError, ValueError):
@@ -41,7 +41,7 @@ class Checkpoints:
         return found
 
     def save(self, step: int, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> Path:
-        """Write a state, and delete those that need not be kept."""
+        """Write a state, and delete the states that need not be kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path, beside = self._files(step)
         files.write_tensors(path, tensors)
@@ -58,7 +58,7 @@ class Checkpoints:
             file.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Delete what processes left that were killed while they wrote."""
+        """Delete incomplete files of processes that were killed while writing."""
         for path in self.folder.glob("step-*.safetensors"):
             if not path.with_suffix(".json").is_file():
                 path.unlink()
@@ -66,7 +66,7 @@ class Checkpoints:
             path.unlink()
 
     def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A state's tensors and note; raises ``OSError``, or ``ValueError`` when it is not what was written."""
+        """Read a state's tensors and note; raises ``OSError``, or ``ValueError`` if the state is damaged."""
         path, beside = self._files(step)
         try:
             note = json.loads(beside.read_text())
@@ -79,7 +79,7 @@ class Checkpoints:
         return load_file(path), note
 
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole state, tensors and note; a warning names each damaged one, which is then deleted."""
+        """Read the newest undamaged state, tensors and note; damaged states are named in a warning and deleted."""
         for step in reversed(self.steps()):
             try:
                 return self.read(step)
@@ -91,7 +91,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Delete what a finished training does not need: all but every ``keep_every``-th state."""
+        """Delete the states that a finished training does not need: all but every ``keep_every``-th."""
         for step in self.steps():
             if not self.keep_every or step % self.keep_every:
                 self._delete(step)

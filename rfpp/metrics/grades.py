@@ -1,8 +1,8 @@
 """The standard evaluation of images: FID, inception score, precision and recall, each with the protocol behind it.
 
 Images are graded as 8-bit pixels in the features of Inception-v3, and torch-fidelity computes the distance and the
-scores. What is here is bookkeeping: one pass over the images, and a :class:`Protocol` that goes with every number and
-says why it cannot be compared with published ones, if it cannot. ::
+scores. This module adds bookkeeping: one pass over the images, and a :class:`Protocol` that goes with every number and
+states any reason why it cannot be compared with published ones. ::
 
     extractor = metrics.inception(device="cuda")
     reference = metrics.Statistics.load("cifar10-32x32.npz", count=50_000)
@@ -31,15 +31,15 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 PUBLISHED_N = 50_000
 """Generated images behind a published FID."""
 PUBLISHED_REFERENCE = 10_000
-"""Fewest real images that a published reference is made of; AFHQv2, the smallest of EDM's, has 15,803."""
+"""The fewest real images behind a published reference; AFHQv2, the smallest of EDM's, has 15,803."""
 PUBLISHED_MANIFOLD = 10_000
-"""Real images that published precision and recall are taken against (Dhariwal and Nichol, 2021)."""
+"""Real images behind published precision and recall (Dhariwal and Nichol, 2021)."""
 SPLITS = 10
 NEIGHBOURS = 3
 
 
 def inception_score(logits: Tensor) -> float:
-    """``exp E KL(p(y|x) || p(y))`` of logits ``(N, K)``: the mean over ten splits, as published. By torch-fidelity.
+    """``exp E KL(p(y|x) || p(y))`` of logits ``(N, K)``: the mean over ten splits, as published, by torch-fidelity.
 
     Images are shuffled first, in a fixed order, so that splits do not become classes. Raises ``ValueError`` for fewer
     images than splits.
@@ -50,12 +50,12 @@ def inception_score(logits: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number came about: what made the images, and what they were graded with. It goes on every figure.
+    """How a number was obtained: what made the images, and what graded them. It is shown with every number.
 
-    ``dataclasses.asdict`` makes a JSON record of it, ``str`` one line. Of the sampler, ``inner`` are the times of the
-    steps after the first, ``None`` if uniform. Checksums are SHA-256s of files: ``flow_sha256`` that of the flow's
-    weights. ``manifold``: the real images that precision and recall are taken against, in balls that reach to their
-    third neighbours; the reference is that of FID. What is ``None`` is not known, or was not done.
+    ``dataclasses.asdict`` makes a JSON record of it, ``str`` one line. ``inner``: the times of the sampler's steps
+    after the first, ``None`` if uniform. Checksums are SHA-256s of files; ``flow_sha256`` is that of the flow's
+    weights. ``manifold``: the number of real images that precision and recall are computed against, in balls that reach
+    to their third neighbours; the reference is that of FID. ``None`` stands for what is not known, or was not done.
     """
 
     n: int
@@ -118,7 +118,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Grades:
-    """FID (lower is better), inception score, precision and recall (higher is better), and how they came about."""
+    """FID (lower is better), inception score, precision and recall (higher is better), and their protocol."""
 
     fid: float
     inception_score: float | None
@@ -127,7 +127,7 @@ class Grades:
     protocol: Protocol
 
     def __str__(self) -> str:
-        """One line of numbers, one of the protocol, one for each caveat: none of them goes without the others."""
+        """One line of numbers, one of the protocol, and one for each caveat, always together."""
         caveats = [f"not comparable with published numbers: {reason}" for reason in self.protocol.caveats()]
         numbers = [
             f"{name} {value:.{digits}f}"
@@ -167,13 +167,13 @@ def grade(
     """Grade generated images in one pass.
 
     ``images`` and ``batch_size`` as for :func:`embed`. ``reference``: statistics of real images in the features of
-    ``extractor``; ``reference_features`` ``(M, num_features)``: real images' features themselves, for precision and
-    recall (3 neighbours, as :func:`rfpp.metrics.precision_recall`), which are ``None`` without. In Inception's features
+    ``extractor``; ``reference_features`` ``(M, num_features)``: features of real images, for precision and recall (3
+    neighbours, as in :func:`rfpp.metrics.precision_recall`), which are ``None`` without them. In Inception's features
     they are comparable with ADM's, not with those that were published in VGG-16's. The inception score is ``None``
-    where the extractor has no logits or there are fewer images than its ten splits. ``sampling``: what else the
-    :class:`Protocol` tells, such as ``nfe=1``.
+    where the extractor has no logits or there are fewer images than its ten splits. ``sampling``: further fields
+    of the :class:`Protocol`, such as ``nfe=1``.
 
-    Warns of what forbids a comparison with published numbers. Raises ``ValueError`` for images of another type or
+    Warns of whatever prevents a comparison with published numbers. Raises ``ValueError`` for images of another type or
     shape, fewer than 2 of them (4 for precision and recall), a reference of another number of features, or features
     that hold NaN or infinity.
     """

@@ -1,4 +1,4 @@
-"""What images are graded in: Inception-v3, the TensorFlow port with TensorFlow's own resizing, by torch-fidelity."""
+"""Features for grading images: Inception-v3, the TensorFlow port with TensorFlow's own resizing, by torch-fidelity."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: E402 (needs 
 
 INCEPTION_URL = URL_INCEPTION_V3
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the weights behind published FIDs, in the file that torch-fidelity and pytorch-fid offer (95,628,359 bytes)."""
+"""The SHA-256 of the weights behind published FIDs, in the file that torch-fidelity and pytorch-fid offer
+(95,628,359 bytes)."""
 
 
 class Extractor(nn.Module):
-    """What images are compared in: maps uint8 ``(B, C, H, W)`` to features ``(B, num_features)`` and logits ``(B, K)``.
+    """A network for comparing images: uint8 ``(B, C, H, W)`` to features ``(B, num_features)`` and logits ``(B, K)``.
 
-    The logits, of which the inception score is made, may be ``None``. ``name`` and ``sha256``, of the weights' file,
-    say which one it is.
+    The logits, which the inception score is computed from, may be ``None``. ``name`` and the ``sha256`` of the weights'
+    file identify the extractor.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Extractor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of its weights."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
 
@@ -52,7 +53,7 @@ class Inception(Extractor):
     def __init__(self, weights: dict[str, Tensor], name: str, sha256: str) -> None:
         super().__init__()
         self.name, self.sha256 = name, sha256
-        # torch-fidelity unpickles the file that it is given. It gets one of our own making, from checked tensors.
+        # torch-fidelity unpickles the file that it is given, so this is a new one, made from checked tensors.
         file = io.BytesIO()
         torch.save(weights, file)
         file.seek(0)
@@ -60,7 +61,7 @@ class Inception(Extractor):
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], file)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # Left alone, convolutions on a GPU round to the three decimal digits of TensorFloat-32.
+        # By default, convolutions on a GPU round to the three decimal digits of TensorFloat-32.
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             features, logits = self.network(images.expand(-1, 3, -1, -1))
         return features, logits
@@ -70,11 +71,11 @@ def inception(weights: str | Path = INCEPTION_URL, device: torch.device | str = 
     """The Inception-v3 of published FIDs, in eval mode.
 
     ``weights``: the address of the published file or of a mirror, fetched once and checked against
-    :data:`INCEPTION_SHA256`; or a local file, whose checksum is kept in ``sha256``: with other than the published
-    weights, numbers come with a caveat.
+    :data:`INCEPTION_SHA256`; or a local file, whose checksum is kept in ``sha256``. Numbers from other than the
+    published weights come with a caveat.
 
-    Raises ``OSError`` when the file cannot be had, with the place to put it by hand, ``FileNotFoundError`` when the
-    local one is not there, and ``ValueError`` for another checksum or weights that do not fit.
+    Raises ``OSError`` when the download fails, with the place to put the file by hand, ``FileNotFoundError`` when a
+    local file does not exist, and ``ValueError`` for another checksum or weights that do not fit.
     """
     path = downloads.weights(weights, INCEPTION_URL, INCEPTION_SHA256)
     state = pickles.read_torch(path)
@@ -92,9 +93,9 @@ def inception(weights: str | Path = INCEPTION_URL, device: torch.device | str = 
 def embed(
     images: Tensor | Iterable[Tensor], extractor: Extractor, batch_size: int = 64
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Features ``(B, num_features)`` and logits ``(B, K)`` of all images in turn, on the CPU, behind a progress bar.
+    """Features ``(B, num_features)`` and logits ``(B, K)`` of all images in turn, on the CPU, with a progress bar.
 
-    ``images``: uint8 ``(N, 1 or 3, H, W)``, or an iterable of such batches, which may be a generator that makes them.
+    ``images``: uint8 ``(N, 1 or 3, H, W)``, or an iterable of such batches, for example a generator.
     ``extractor`` sees ``batch_size`` of them at a time, on its own device. Raises ``ValueError`` for other images.
     """
     at_least("batch_size", batch_size, 1)

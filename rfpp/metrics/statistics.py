@@ -1,4 +1,4 @@
-"""Moments of features: added batch by batch, kept in the files EDM publishes, and compared by Fréchet's distance."""
+"""Moments of features: accumulated batch by batch, stored in EDM's file format, and compared by Fréchet's distance."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MAX_BYTES = 1 << 28
 _BROKEN = (
     ValueError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error
 )  # fmt: skip
-"""What reading a damaged file of numpy's can raise; ``RuntimeError`` is also that of encryption."""
+"""What reading a damaged NumPy file can raise; an encrypted file also raises ``RuntimeError``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
     """Mean ``mu`` ``(F,)`` and covariance ``sigma`` ``(F, F)`` of the features of ``count`` images, in float64.
 
-    ``count`` is ``None`` where it is not known, and ``sha256``, of the file, where there is none. Raises ``ValueError``
+    ``count`` is ``None`` if unknown, and ``sha256``, that of the file, if there is no file. Raises ``ValueError``
     unless shapes fit, all numbers are finite, and ``sigma`` is symmetric with no variance below 0.
     """
 
@@ -67,7 +67,7 @@ class Statistics:
             at_least("count", self.count, 2)
 
     def save(self, path: str | Path) -> Statistics:
-        """Write EDM's format, an ``.npz`` with ``mu`` and ``sigma``, and beside them ``count`` where it is known.
+        """Write EDM's format, an ``.npz`` with ``mu`` and ``sigma``, and also ``count`` if it is known.
 
         Returns the statistics with the file's name and checksum.
         """
@@ -83,10 +83,10 @@ class Statistics:
     def load(cls, path: str | Path, count: int | None = None) -> Statistics:
         """Read EDM's format: an ``.npz`` with ``mu`` ``(F,)`` and ``sigma`` ``(F, F)``.
 
-        ``count``: the images they are of; EDM's own files do not say. Other arrays in the file are not read.
+        ``count``: how many images they are of; EDM's files do not state it. Other arrays in the file are not read.
 
         Raises ``FileNotFoundError`` when there is no file, and ``ValueError`` for one that is not of this format, holds
-        objects, is larger than :data:`MAX_BYTES`, or says another ``count``.
+        objects, is larger than :data:`MAX_BYTES`, or states another ``count``.
         """
         path = Path(path).expanduser()
         if not path.is_file():
@@ -117,7 +117,7 @@ class Moments:
     """Count, mean and covariance of features ``(N, dim)`` that come batch by batch, in float64.
 
     Memory does not grow with ``N``. Each batch is centred on its own mean before it is merged (Chan, Golub and LeVeque,
-    1983), so nothing cancels.
+    1983), which avoids cancellation.
     """
 
     def __init__(self, dim: int) -> None:
@@ -127,7 +127,7 @@ class Moments:
         self.scatter = np.zeros((dim, dim))  # the sum of outer products of deviations from the mean
 
     def add(self, features: Tensor) -> Moments:
-        """Take in features ``(B, dim)``; raises ``ValueError`` for another shape, NaN or infinity."""
+        """Add features ``(B, dim)``; raises ``ValueError`` for another shape, NaN or infinity."""
         dim = self.mean.size
         if features.ndim != 2 or features.shape[1] != dim or not len(features):
             raise ValueError(f"features of shape {tuple(features.shape)} where (B, {dim}) is needed")
@@ -141,7 +141,7 @@ class Moments:
         return self.merge(batch)
 
     def merge(self, other: Moments) -> Moments:
-        """Take in what another has seen, e.g. on another device; raises ``ValueError`` for another ``dim``."""
+        """Add the features that another has seen, e.g. on another device; raises ``ValueError`` for another ``dim``."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"moments of {other.mean.size} features cannot be merged with those of {self.mean.size}")
         total, gap = self.count + other.count, other.mean - self.mean
@@ -164,7 +164,7 @@ def check_count(n: int, needed: int) -> None:
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``: FID if these are of Inception's features. By torch-fidelity.
+    """``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``: FID for Inception's features, by torch-fidelity.
 
     Raises ``ValueError`` when the two have different numbers of features.
     """

@@ -1,4 +1,4 @@
-"""How straight trajectories are, and how far one step lands from where they lead."""
+"""How straight trajectories are, and how far from their ends one step lands."""
 
 from __future__ import annotations
 

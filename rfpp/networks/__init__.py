@@ -1,6 +1,6 @@
 """The U-Nets of the paper: ``SongUNet`` (NCSN++ and DDPM++) and ``DhariwalUNet`` (ADM).
 
-A network maps a scaled noisy image to an image, given the noise level and, where it has classes, a label:
+A network maps a scaled noisy image to an image, given the noise level and, if it has classes, a label:
 ``network(x, noise_labels, class_labels=None, augment_labels=None)``. Parameter names are those of EDM checkpoints
 (Karras et al., 2022), so a published state dict loads unchanged. The networks know nothing of flows or noise schedules:
 :mod:`rfpp.denoisers` wraps them.

@@ -16,7 +16,7 @@ from rfpp.networks.unet import UNet, UNetBlock
 class DhariwalUNet(UNet):
     """ADM (Dhariwal and Nichol, 2021) as used by EDM on ImageNet (Karras et al., 2022, Table 7).
 
-    Attention has a head for every 64 channels: a block with fewer has none, whatever ``attn_resolutions`` says.
+    Attention has one head per 64 channels; a block with fewer channels has none, whatever ``attn_resolutions`` says.
     ``generator`` draws the initial weights (fresh entropy if ``None``).
     Raises ``ValueError`` for a resolution that cannot be halved as often as there are levels.
     """
@@ -44,7 +44,7 @@ class DhariwalUNet(UNet):
         emb = model_channels * channel_mult_emb
 
         def block(n_in: int, n_out: int, *, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
-            heads = n_out // 64 if attention else 0  # none below 64 channels, and then no attention
+            heads = n_out // 64 if attention else 0  # below 64 channels there is no head, so no attention
             return UNetBlock(
                 n_in, n_out, emb, kaiming, zeros, kaiming, kaiming, up=up, down=down, heads=heads, dropout=dropout
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``DiffusersUNet``: a network of the diffusers library as one of ours."""
+"""``DiffusersUNet``: a network of the diffusers library with our interface."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rfpp.base import rng, torchvision_shim
 
 
 class DiffusersUNet(nn.Module):
-    """A ``UNet2DModel`` of the diffusers library behind the call of this module's networks.
+    """A ``UNet2DModel`` of the diffusers library, called like the networks of this package.
 
-    ``noise_labels`` are its timesteps, whole or not; class labels come one-hot and go in as numbers. ``config`` is that
-    of ``UNet2DModel``; ``generator`` decides the initial weights (fresh entropy if ``None``).
-    Raises ``ImportError`` where diffusers is not installed, ``ValueError`` for a model that is no plain VP model of
+    ``noise_labels`` are its timesteps, integer or fractional; one-hot class labels are converted to indices. ``config``
+    is the configuration of ``UNet2DModel``; ``generator`` decides the initial weights (fresh entropy if ``None``).
+    Raises ``ImportError`` if diffusers is not installed, and ``ValueError`` unless the model is a plain VP model of
     square images.
     """
 

@@ -1,4 +1,4 @@
-"""The layers of the U-Nets: convolutions that resample, group norms, embeddings, and what draws their weights.
+"""The layers of the U-Nets: convolutions that resample, group norms, embeddings, and initialisers.
 
 Parameter names are those of EDM checkpoints (Karras et al., 2022). Shapes: images ``(B, C, H, W)``, embeddings
 ``(B, E)``.
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from rfpp.base import rng
 
 Init = Callable[[tuple[int, ...], int, int], Tensor]
-"""Draws a tensor of a given shape, from fan-in and fan-out."""
+"""Draws a tensor from its shape, fan-in and fan-out."""
 
 
 class Initialiser:
-    """Xavier and Kaiming draws from one generator, so that a seed fixes a network.
+    """Xavier and Kaiming initialisation from one generator, so that a seed determines a network.
 
-    On the meta device, where weights are shapes only, nothing is drawn.
+    On the meta device, where weights are only shapes, nothing is drawn.
     """
 
     def __init__(self, generator: torch.Generator | None) -> None:
@@ -41,12 +41,12 @@ class Initialiser:
 
 
 def zeros(shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
-    """The initialiser that starts a layer at nought."""
+    """Initialise a layer with zeros."""
     return torch.zeros(shape)
 
 
 class Linear(nn.Module):
-    """``(..., in) -> (..., out)``."""
+    """A linear layer, ``(..., in) -> (..., out)``."""
 
     def __init__(self, n_in: int, n_out: int, init: Init, bias_init: Init | None = zeros) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A convolution that may filter and resample by two: up before it, or down before it.
+    """A convolution that may filter and resample by two, up or down, before it convolves.
 
-    ``kernel=0`` only resamples. ``filter_last`` convolves first and filters while downsampling last, as the residual
-    encoder of NCSN++ does on the image pyramid. The filter is the outer product of ``resample_filter``, with sum one.
+    ``kernel=0`` only resamples. ``filter_last`` convolves first, then filters and downsamples, as the residual encoder
+    of NCSN++ does on the image pyramid. The filter is the outer product of ``resample_filter`` and sums to one.
     """
 
     resample_filter: Tensor | None
@@ -105,7 +105,7 @@ class Conv2d(nn.Module):
             return self._resample(x, filter_pad)
         weight, bias, pad = self.weight.to(x.dtype), self.bias.to(x.dtype), self.weight.shape[-1] // 2
         if self.filter_last:
-            # The filter sums to one and sees no padding, so that the bias passes through it unchanged.
+            # The filter sums to one and sees no padding, so the bias passes through it unchanged.
             x = F.conv2d(x, weight, bias, padding=pad + filter_pad)
             return F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2)
         return F.conv2d(self._resample(x, filter_pad), weight, bias, padding=pad)
@@ -125,7 +125,7 @@ class GroupNorm(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """``(B,) -> (B, channels)``: cosines, then sines, of geometrically spaced frequencies from 1 down to 1/10000."""
+    """``(B,) -> (B, channels)``: cosines, then sines, with geometrically spaced frequencies from 1 down to 1/10000."""
 
     def __init__(self, channels: int, endpoint: bool = False) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """``(B,) -> (B, channels)``: cosines, then sines, of fixed random frequencies with standard deviation 16."""
+    """``(B,) -> (B, channels)``: cosines, then sines, with fixed random frequencies of standard deviation 16."""
 
     freqs: Tensor
 

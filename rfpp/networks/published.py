@@ -22,11 +22,11 @@ PAPER: dict[str, tuple[type[UNet], dict[str, Any]]] = {
     "ffhq": (SongUNet, _SIXTY_FOUR),
     "imagenet64": (DhariwalUNet, {"img_resolution": 64, "label_dim": 1000}),
 }
-"""The paper's networks (Table 7, and the released configurations), by data set: what differs from the defaults."""
+"""The paper's networks (Table 7, and the released configurations), by data set: arguments other than the defaults."""
 
 
 def paper(name: str, **changes: Any) -> SongUNet | DhariwalUNet:
-    """One of the networks of :data:`PAPER` with fresh weights; ``changes`` such as ``label_dim=10`` or ``generator``.
+    """Make a network of :data:`PAPER` with new weights; ``changes``: arguments such as ``label_dim=10``, ``generator``.
 
     Raises ``ValueError`` for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""What NCSN++, DDPM++ and ADM share: the residual block, the order of the levels, and the way through them."""
+"""The parts that NCSN++, DDPM++ and ADM share: the residual block, the order of levels, and the forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rfpp.networks.layers import Conv2d, GroupNorm, Init, Linear, zeros
 
 
 class UNetBlock(nn.Module):
-    """Residual block with the noise-level embedding, optional resampling by two, and optional self-attention.
+    """A residual block with the noise-level embedding, optional resampling by two, and optional self-attention.
 
     ``adaptive_scale``: the embedding scales and shifts the second normalisation (ADM) instead of being added before it.
     """
@@ -75,7 +75,7 @@ class UNetBlock(nn.Module):
         batch, channels, height, width = x.shape
         # The 1x1 convolution's channels read (head, channel within the head, {query, key, value}).
         qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
-        # Fused kernels need the channels of a head side by side in memory.
+        # Fused kernels need the channels of a head to be contiguous in memory.
         query, key, value = qkv.permute(3, 0, 1, 4, 2).contiguous()
         with _differentiable_attention(query):
             attended = F.scaled_dot_product_attention(query, key, value)
@@ -83,16 +83,16 @@ class UNetBlock(nn.Module):
 
 
 def _differentiable_attention(query: Tensor) -> AbstractContextManager[None]:
-    """Attention without fused kernels, which have no forward-mode derivative, where one is asked for."""
+    """Use attention without fused kernels, which have no forward-mode derivative, where such a derivative is needed."""
     if torch.compiler.is_compiling() or forward_ad.unpack_dual(query).tangent is None:
         return nullcontext()
     return sdpa_kernel(SDPBackend.MATH)
 
 
 class UNet(nn.Module):
-    """What the two U-Nets share: the order of their levels, and the way through them.
+    """The parts that the two U-Nets share: the order of their levels, and the forward pass.
 
-    A subclass says in its ``__init__`` what a block is, makes its embedding layers, and calls :meth:`_build`.
+    A subclass defines its block in ``__init__``, makes its embedding layers, and calls :meth:`_build`.
     """
 
     enc: nn.ModuleDict
@@ -124,8 +124,8 @@ class UNet(nn.Module):
         """Make ``enc`` and ``dec``, and return the decoder's last width.
 
         ``first(n_in, n_out)``: the convolution that widens the image to ``width``; ``block(n_in, n_out, attention, up,
-        down)``; ``aux(n_in, n_out)``: a step of the residual encoder. In the decoder, levels at ``attn_resolutions``
-        attend in all their blocks (``attend_everywhere``) or in the last one.
+        down)``: a residual block; ``aux(n_in, n_out)``: a step of the residual encoder. In the decoder, levels at
+        ``attn_resolutions`` have attention in all their blocks (``attend_everywhere``) or in the last one.
         """
         config = self.config
         num_blocks, attn_resolutions = config["num_blocks"], config["attn_resolutions"]
@@ -163,7 +163,7 @@ class UNet(nn.Module):
         return width
 
     def _classes(self, class_labels: Tensor | None, noise_labels: Tensor) -> Tensor:
-        """One-hot labels: zeros where there are none, and for those that label dropout forgets while training."""
+        """Return one-hot labels: zeros where there are none, and where label dropout removes them in training."""
         if class_labels is None:
             return noise_labels.new_zeros(len(noise_labels), self.label_dim)
         if self.training and self.label_dropout:
@@ -172,11 +172,11 @@ class UNet(nn.Module):
         return class_labels
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Noise level, class and augmentation as one vector ``(B, E)``."""
+        """Embed noise level, class and augmentation as one vector ``(B, E)``."""
         raise NotImplementedError
 
     def _head(self) -> tuple[nn.Module, nn.Module]:
-        """The last normalisation and convolution."""
+        """Return the last normalisation and convolution."""
         raise NotImplementedError
 
     def forward(

@@ -1,15 +1,15 @@
-"""Pairs ``(x, z)`` of the 1-rectified flow: ``z`` is noise, ``x`` what the teacher's ODE makes of it (Algorithm 1).
+"""Pairs ``(x, z)`` of the 1-rectified flow: ``z`` is noise, ``x`` the teacher's ODE solution from it (Algorithm 1).
 
-Images are stored as 8-bit pixels in numbered shards; noise is not stored at all, since :func:`noise` computes it from
-``(seed, index)``. Image ``i`` of a folder therefore depends on nothing but the teacher, the seed and ``i``: shards can
-be made in any order and by any number of processes, and a run that was interrupted goes on with those that are missing.
+Images are stored as 8-bit pixels in numbered shards. Noise is not stored: :func:`noise` computes it from
+``(seed, index)``. Image ``i`` of a folder therefore depends only on the teacher, the seed and ``i``: shards can be made
+in any order and by any number of processes, and an interrupted run continues with the missing shards.
 
-A folder may hold millions of pairs. But for small folders nothing is kept in memory: rows are read where they lie, and
-each is compared with its checksum as it is read, so that a damaged one is never used.
+A folder may hold millions of pairs. Only small folders are kept in memory; otherwise rows are read from disk when they
+are needed. Each row is compared with its checksum when it is read, so a damaged row is never used.
 
-Pairs that the paper's released code made come in with :func:`import_released`. Their noise is stored as the state of
-the generator it was drawn from, and :func:`noise_of_states` draws it again. The noise of real images, which
-:func:`invert` finds, is stored as it is.
+:func:`import_released` imports pairs that the paper's released code made. Their noise is stored as the state of the
+generator that it was drawn from, and :func:`noise_of_states` draws it again. The noise of real images, which
+:func:`invert` finds, is stored itself.
 """
 
 from rfpp.pairs.generators import GENERATOR, STATE_BYTES, noise, noise_of_states

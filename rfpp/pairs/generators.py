@@ -1,8 +1,8 @@
-"""The noise of pairs, which is not stored but drawn again: as a function of ``(seed, index)``, or from a kept state.
+"""The noise of pairs, which is drawn again instead of stored: from ``(seed, index)``, or from a kept state.
 
 Noise of ``(seed, index)`` comes from Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-2011), which turns a key and a counter into random words. On the CPU numpy computes the words, elsewhere torch does; the
-words are the same, so that noise differs between devices by the rounding of elementary functions at most.
+2011), which turns a key and a counter into random words. On the CPU numpy computes the words, elsewhere torch does. The
+words are the same, so noise differs between devices at most by the rounding of elementary functions.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from rfpp.base import rng
 
 GENERATOR = 2
-"""Version of the noise of new stores; a store names its own, and those that name none have 1."""
+"""Version of the noise in new stores. Each store names its version; stores that name none have version 1."""
 STATE_BYTES = 32
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 CPU_CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 24
-"""Numbers that are drawn at once: on the CPU as many as stay in its cache."""
+"""How many numbers are drawn at once: on the CPU, as many as fit its cache."""
 
 
 def noise(
@@ -34,9 +34,9 @@ def noise(
     *,
     version: int = GENERATOR,
 ) -> Tensor:
-    """Standard normal noise ``(len(indices), *shape)``; each row a function of ``(seed, index)`` and its size alone.
+    """Return standard normal noise ``(len(indices), *shape)``; a row depends only on ``(seed, index)`` and its size.
 
-    Raises ``ValueError`` for a ``version`` of the generator that is not known.
+    Raises ``ValueError`` for an unknown ``version`` of the generator.
     """
     rows = indices.tolist() if isinstance(indices, Tensor) else [int(index) for index in indices]
     if version == 1:
@@ -57,16 +57,16 @@ def noise(
 
 
 def _fill(key: int, indices: Sequence[int], values: Floats) -> None:
-    """Standard normal numbers for ``values``, a row for each index, from numpy's :func:`philox`.
+    """Fill ``values`` with standard normal numbers, a row for each index, from numpy's :func:`philox`.
 
-    Its memory is used again and again, and stays in the processor's cache; to ask for new memory would take as long as
-    all the rest.
+    The work arrays are reused and stay in the processor's cache; allocating new memory would take as long as all the
+    rest.
     """
     n = values.shape[1] // 2
     step = max(1, CPU_CHUNK // max(1, 2 * n))
     halves = np.empty((2, min(step, len(indices)), n), dtype=np.float32)
     bits = np.random.Philox(key=key, counter=0)
-    state = bits.state  # to set it takes a tenth of the time of a new generator
+    state = bits.state  # setting it takes a tenth of the time of a new generator
     for start in range(0, len(indices), step):
         chosen = indices[start : start + step]
         for place, index in enumerate(chosen):
@@ -78,9 +78,9 @@ def _fill(key: int, indices: Sequence[int], values: Floats) -> None:
 
 
 def philox(key: int, indices: Sequence[int], n: int, device: torch.device | str = "cpu") -> Tensor:
-    """The first ``n`` words of 64 bits that Philox4x64-10 makes of each index, ``(len(indices), n)``.
+    """Return the first ``n`` 64-bit words that Philox4x64-10 makes of each index, ``(len(indices), n)``.
 
-    The index is the highest word of the counter, whose lowest counts blocks of four words from 1, as numpy's does.
+    The index is the highest word of the counter. The lowest word counts blocks of four words from 1, as in numpy.
     """
     blocks = -(-n // 4)
     low = torch.arange(1, blocks + 1, device=device).repeat(len(indices), 1)
@@ -95,12 +95,12 @@ def philox(key: int, indices: Sequence[int], n: int, device: torch.device | str 
 
 
 def _signed(word: int) -> int:
-    """The lowest 64 bits of an integer, as torch has them."""
+    """Return the lowest 64 bits of an integer as torch's signed integer."""
     return (word + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Upper and lower 64 bits of products of unsigned words of 64 bits, by multiplication of their halves."""
+    """Return the upper and lower 64 bits of products of unsigned 64-bit words, by multiplying their halves."""
     half = 0xFFFFFFFF
     high, low, factor_high, factor_low = (a >> 32) & half, a & half, factor >> 32, factor & half
     left, right = high * factor_low, low * factor_high
@@ -113,10 +113,10 @@ def _normal(radius: Any, angle: Any, normal: Any, library: Any) -> None:
     """Write standard normal numbers ``(N, 2 n)`` to ``normal``, by the method of Box and Muller (1958).
 
     ``radius`` and ``angle`` are signed 32-bit words as floats, ``(N, n)`` each, and are overwritten. ``library``: numpy
-    or torch, for arrays of its own. A radius has 31 random bits; the largest is 6.66.
+    or torch, whichever the arrays belong to. A radius has 31 random bits; the largest is 6.66.
     """
     n = radius.shape[1]
-    # The distance from -1/2, not from the smallest word: single precision then keeps all bits of small numbers.
+    # Measured from -1/2 instead of the smallest word, so that single precision keeps all bits of small numbers.
     library.abs(library.add(radius, 0.5, out=radius), out=radius)
     library.log(library.multiply(radius, 2**-31, out=radius), out=radius)
     library.sqrt(library.multiply(radius, -2, out=radius), out=radius)
@@ -126,7 +126,7 @@ def _normal(radius: Any, angle: Any, normal: Any, library: Any) -> None:
 
 
 def _first_version(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The noise of the stores of version 1: numpy's normal numbers, one row after another."""
+    """Return the noise of version 1 stores: numpy's normal numbers, one row after another."""
     key = int(np.random.SeedSequence([seed, zlib.crc32(b"pairs")]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     rows = np.empty((len(indices), *shape), dtype=np.float32)
     for row, index in zip(rows, indices, strict=True):
@@ -136,10 +136,10 @@ def _first_version(seed: int, indices: Sequence[int], shape: Sequence[int]) -> T
 
 
 def noise_of_states(states: Tensor, shape: Sequence[int]) -> Tensor:
-    """The noise ``(N, *shape)`` that numpy's PCG64 draws from each of the ``states`` ``(N, 32)``, bit for bit.
+    """Return the noise ``(N, *shape)`` that numpy's PCG64 draws from each of the ``states`` ``(N, 32)``, bit for bit.
 
-    A state is two big-endian numbers of 16 bytes, as the released archives have them: the generator's state and its
-    increment. The generator draws in double precision, and the noise is that, rounded to single.
+    As in the released archives, a state is two big-endian numbers of 16 bytes: the generator's state and its increment.
+    The generator draws in double precision, and the noise is rounded to single precision.
     """
     generator = np.random.PCG64(0)
     rows = np.empty((len(states), *shape), dtype=np.float32)

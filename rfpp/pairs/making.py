@@ -1,4 +1,4 @@
-"""Making pairs: images of noise, by a teacher or another sampler, and noise of images, by inversion."""
+"""Make pairs: images from noise, with a teacher or another sampler, and noise from images, by inversion."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def generate(
 ) -> Path:
     """Make ``n`` pairs with EDM's Heun sampler, ``2 num_steps - 1`` evaluations each, and return ``out_dir``.
 
-    ``sampler(z, labels) -> x`` takes its place, for a flow whose ODE is better solved in another way. ``advance`` is
-    told how many pairs were made, in place of a progress bar. Several processes, each called alike, share the shards.
+    ``sampler(z, labels) -> x`` replaces it, for a flow whose ODE is better solved in another way. ``advance`` is called
+    with the number of pairs made, in place of a progress bar. Several processes with the same call share the shards.
 
-    ``shape`` ``(C, H, W)`` and ``classes`` are read off the denoiser's network where it has one; labels are then drawn
-    in turn, ``index mod classes``. Shards that are already there are kept.
+    ``shape`` ``(C, H, W)`` and ``classes`` come from the denoiser's network if it has one; labels then take turns,
+    ``index mod classes``. Existing shards are kept.
 
-    Raises ``ValueError`` for ``n`` or ``batch_size`` below 1, ``classes`` that the network does not have, or if
+    Raises ``ValueError`` for ``n`` or ``batch_size`` below 1, for ``classes`` that the network does not have, or if
     ``out_dir`` holds pairs made with other settings or by another denoiser.
     """
     for name, value in (("n", n), ("batch_size", batch_size), ("shard_size", shard_size)):
@@ -88,12 +88,12 @@ def invert(
     shard_size: int = SHARD_SIZE,
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Pairs of real images and the noise that ``flow`` carries them to (Section 4.4), and return ``out_dir``.
+    """Make pairs of real images and the noise that ``flow`` carries them to (Section 4.4), and return ``out_dir``.
 
-    ``images``: 8-bit pixels ``(N, C, H, W)``; ``labels``: ``(N,)`` or ``None``. The noise is stored as it is, and the
-    little noise that inversion starts with is a function of ``(seed, i)``. Shards that are there are kept.
-    Raises ``ValueError`` if ``out_dir`` holds pairs made with other settings or by another flow; that it holds other
-    images, it does not notice.
+    ``images``: 8-bit pixels ``(N, C, H, W)``; ``labels``: ``(N,)`` or ``None``. The noise itself is stored. The small
+    noise that inversion starts with is a function of ``(seed, i)``. Existing shards are kept.
+    Raises ``ValueError`` if ``out_dir`` holds pairs made with other settings or by another flow; pairs of other images
+    are not detected.
     """
     samplers.steps_for(nfe, "euler")
     classes = 0 if labels is None else int(labels.max()) + 1
@@ -119,7 +119,7 @@ def invert(
 
 
 def _fingerprint(denoiser: Denoiser) -> str | None:
-    """SHA-256 of a denoiser's weights, whatever they are called; ``None`` for one that has none to show."""
+    """Return the SHA-256 of a denoiser's weights, whatever their names; ``None`` for a denoiser without weights."""
     tensors = list(denoiser.state_dict().values()) if isinstance(denoiser, nn.Module) else []
     digest = hashlib.sha256()
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Two sets of pairs as one, from which rows are drawn with a given probability each."""
+"""Two sets of pairs as one; a row comes from each with a given probability."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rfpp.pairs.store import PairDataset
 
 @dataclass(frozen=True)
 class Mixture:
-    """Pairs of which a row is one of ``others`` with probability ``share``, else one of ``pairs``.
+    """A mixture of pairs: a drawn row comes from ``others`` with probability ``share``, else from ``pairs``.
 
-    Indices from ``len(pairs)`` on are those of ``others``. Raises ``ValueError`` for sets of other shapes or classes,
+    Indices from ``len(pairs)`` on belong to ``others``. Raises ``ValueError`` for sets that differ in shape or classes,
     and for a ``share`` outside [0, 1].
     """
 
@@ -34,22 +34,22 @@ class Mixture:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image, ``(C, H, W)``."""
+        """The shape of an image, ``(C, H, W)``."""
         return self.pairs.shape
 
     @property
     def classes(self) -> int:
-        """How many there are; 0 for none."""
+        """The number of classes; 0 for none."""
         return self.pairs.classes
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``n`` rows, with replacement, ``(n,)``."""
+        """Draw the indices of ``n`` rows with replacement, ``(n,)``."""
         of_others = torch.rand(n, generator=generator) < self.share
         first, second = (each.draw(n, generator) for each in (self.pairs, self.others))
         return torch.where(of_others, second + len(self.pairs), first)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
+        """Return ``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
         of_others = indices >= len(self.pairs)
         x, z = torch.empty((2, len(indices), *self.shape))
         labels = torch.empty(len(indices), dtype=torch.int64) if self.classes else None

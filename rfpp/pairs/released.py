@@ -1,4 +1,4 @@
-"""Pairs as the paper's released code writes them: archives of images and of the states of generators."""
+"""Pairs as the paper's released code writes them: archives of images and of generator states."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LARGEST_FILE, _LARGEST_SIDE = 1 << 24, 4096
 
 
 def _entries(archive: zipfile.ZipFile, source: Path, ending: str) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files with this ending, by their names without it.
+    """Return the archive's files with this ending, by their names without it.
 
-    An interrupted and repeated run of the released code stores files twice; that is fine as long as they are the same.
+    A run of the released code that was interrupted and repeated stores files twice, which is fine if they are equal.
     """
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -61,7 +61,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _read_labels(path: Path, names: Sequence[str], classes: int | None) -> tuple[Tensor, int]:
-    """The labels of the images called ``names``, and the number of classes."""
+    """Read the labels of the images called ``names``, and the number of classes."""
     if not path.is_file():
         raise FileNotFoundError(f"no labels at {path}")
     found: dict[str, int] = {}
@@ -95,14 +95,14 @@ def import_released(
     classes: int | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> Path:
-    """Take over the pairs that the paper's released code made, and return ``out_dir``.
+    """Import pairs that the paper's released code made, and return ``out_dir``.
 
-    ``samples_zip``: images as PNG; ``z_zip``: for each a ``.bin`` file with the state of the generator that its noise
-    was drawn from; ``labels_csv``: a line ``name,class`` for each. Pairs are ordered by the numbers in their names.
-    ``classes``: how many there are, by default one more than the largest. Shards that are already there are kept.
+    ``samples_zip``: images as PNG; ``z_zip``: for each image a ``.bin`` file with the state of the generator that its
+    noise was drawn from; ``labels_csv``: a line ``name,class`` for each image. Pairs are ordered by the numbers in
+    their names. ``classes``: the number of classes, by default one more than the largest. Existing shards are kept.
 
-    Raises ``FileNotFoundError``, or ``ValueError`` before anything is written for archives that are damaged or do not
-    match, and later naming the image that cannot be read or has another size.
+    Raises ``FileNotFoundError``; ``ValueError``, before anything is written, for archives that are damaged or do not
+    match; and ``ValueError``, later, naming an image that cannot be read or has another size.
     """
     at_least("shard_size", shard_size, 1)
     samples_zip, z_zip = Path(samples_zip), Path(z_zip)
@@ -137,7 +137,7 @@ def import_released(
                 pixels[row] = _pixels(sample_archive, images[name], samples_zip, shape)
                 states[row] = np.frombuffer(_member(z_archive, noises[name], z_zip), dtype=np.uint8)
                 advance(1)
-            # Numpy makes odd increments only; a file of anything else shows here.
+            # Numpy makes only odd increments, so this reveals files of anything else.
             if not (states[:, -1] % 2).all():
                 raise ValueError(f"{z_zip} does not hold PCG64 states: there are even increments")
             shard = {"images": torch.from_numpy(pixels), "indices": indices, "states": torch.from_numpy(states)}
@@ -161,7 +161,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: Path) -> by
 def _pixels(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: Path, shape: tuple[int, ...] | None = None
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An image as ``(C, H, W)``; its size is looked at before it is unfolded."""
+    """Decode an image to ``(C, H, W)``; its size is checked before it is decompressed."""
     content = _member(archive, info, source)
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:

@@ -1,4 +1,4 @@
-"""A folder of pairs: an index, and shards with a checksum for each row. It is filled, agreed upon and read here."""
+"""Fill and read a folder of pairs: an index, and shards with a checksum for each row."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rfpp.pairs.generators import GENERATOR, noise, noise_of_states
 INDEX = "pairs.json"
 SHARD_SIZE = 4096
 IN_MEMORY = 1 << 26
-"""Bytes up to which a folder is kept in memory once its shards were read."""
+"""The largest folder, in bytes, that is kept in memory once its shards were read."""
 FORMAT = 2
-"""Of the shards; 2 has a checksum for each row."""
+"""The format of the shards; format 2 has a checksum for each row."""
 
 
 class Damaged(ValueError):
-    """A shard does not hold what was written."""
+    """Raised when a shard does not hold what was written."""
 
 
 def _shard(out_dir: Path, number: int) -> Path:
@@ -48,7 +48,7 @@ def _read_index(out_dir: Path) -> dict[str, Any]:
 
 
 def _checksums(columns: Mapping[str, Tensor]) -> Tensor:
-    """CRC-32 of each row of some columns, ``(N,)``."""
+    """Compute the CRC-32 of each row over all columns, ``(N,)``."""
     arrays = [columns[name].contiguous().numpy() for name in sorted(columns)]
     found = torch.empty(len(arrays[0]), dtype=torch.int64)
     for row in range(len(found)):
@@ -66,7 +66,7 @@ def fill(
     desc: str,
     advance: Callable[[int], Any] | None = None,
 ) -> Path:
-    """Write the shards that are missing of a folder, and its ``index`` first; process ``k`` of ``K`` every ``K``-th.
+    """Write a folder's ``index`` and then its missing shards; process ``k`` of ``K`` writes every ``K``-th shard.
 
     ``make(indices, advance)`` makes the tensors of one shard and reports its progress in pairs.
     Raises ``ValueError`` if the folder holds pairs made with other settings, and
@@ -102,19 +102,19 @@ def fill(
 
 
 def share_done(out_dir: str | Path) -> float:
-    """How much of a folder that is being filled is there, from 0 to 1."""
+    """The share of a folder that has been filled, from 0 to 1."""
     index = _read_index(Path(out_dir))
     return min(1.0, len(list(Path(out_dir).glob("shard-*.safetensors"))) * index["shard_size"] / index["n"])
 
 
 def _agree(out_dir: Path, index: dict[str, Any]) -> None:
-    """Write a new folder's index; raise ``ValueError`` if there is one that differs."""
+    """Write a new folder's index; raise ``ValueError`` if the folder has another index."""
     out_dir.mkdir(parents=True, exist_ok=True)
     if not (out_dir / INDEX).is_file():
         files.write_text(out_dir / INDEX, json.dumps(index, indent=1, sort_keys=True))
         return
     found = _read_index(out_dir)
-    # A denoiser without weights cannot be told from another.
+    # A denoiser without weights cannot be distinguished from another.
     different = [
         key
         for key in index
@@ -129,7 +129,7 @@ def _agree(out_dir: Path, index: dict[str, Any]) -> None:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a shard is what was written; a warning names one that is not."""
+    """Whether a shard is undamaged; a warning names a damaged shard."""
     try:
         columns = load_file(path)
         whole = torch.equal(columns.pop("crc"), _checksums(columns))
@@ -143,12 +143,12 @@ def _whole(path: Path) -> bool:
 class PairDataset(Dataset[tuple[Tensor, ...]]):
     """Pairs of a folder: ``dataset[i] -> (x, z)``, or ``(x, z, label)`` with classes.
 
-    The folder was filled by :func:`generate`, :func:`invert` or :func:`import_released`. It is read row by row as it
-    is asked for; opening it takes no longer for millions of pairs than for a few.
+    The folder was filled by :func:`generate`, :func:`invert` or :func:`import_released`. Rows are read on demand;
+    opening a folder takes no longer for millions of pairs than for a few.
 
     ``x``: ``(C, H, W)`` in [-1, 1]; ``z``: the same shape; ``label``: a scalar integer tensor.
-    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, and :class:`Damaged`, when a row of a
-    shard is read that is not what was written.
+    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, and :class:`Damaged` when a row is
+    read that differs from what was written.
     """
 
     def __init__(self, out_dir: str | Path) -> None:
@@ -181,12 +181,12 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         return self._n
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``n`` pairs, with replacement, ``(n,)``."""
+        """Draw the indices of ``n`` pairs with replacement, ``(n,)``."""
         return torch.randint(len(self), (n,), generator=generator)
 
     def read(self, indices: Tensor) -> dict[str, Tensor]:
-        """What is stored of these pairs, ``(len(indices), ...)`` each: ``images`` as 8-bit pixels, ``labels`` and
-        ``noise`` where images were inverted, ``labels`` and generator ``states`` where pairs were imported."""
+        """Return the stored columns of these pairs, ``(len(indices), ...)`` each: ``images`` as 8-bit pixels,
+        ``labels`` and ``noise`` for inverted images, ``labels`` and generator ``states`` for imported pairs."""
         rows = {number: (indices // self._shard_size == number).nonzero().flatten()
                 for number in torch.unique(indices // self._shard_size).tolist()}  # fmt: skip
         parts = [self._rows(number, indices[places] % self._shard_size) for number, places in rows.items()]
@@ -194,7 +194,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]} if parts else {}
 
     def _rows(self, number: int, rows: Tensor) -> dict[str, Tensor]:
-        """Some rows of one shard, which is kept in a small folder."""
+        """Return some rows of one shard; the shards of small folders are kept in memory."""
         if self._is_small:
             if number not in self._kept:
                 size = min(self._shard_size, self._n - number * self._shard_size)
@@ -203,7 +203,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         return self._read_rows(number, rows)
 
     def _read_rows(self, number: int, rows: Tensor) -> dict[str, Tensor]:
-        """Some rows of one shard from its file, compared with their checksums."""
+        """Read some rows of one shard from its file, and compare them with their checksums."""
         path = _shard(self.folder, number)
         try:
             with safe_open(path, "pt") as file:
@@ -227,7 +227,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         return found
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
-        """``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
+        """Return ``x, z, labels`` for many indices at once; ``labels`` is ``None`` without classes."""
         stored = self.read(indices)
         if "noise" in stored:
             z = stored["noise"]

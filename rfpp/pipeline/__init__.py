@@ -1,1 +1,1 @@
-"""The steps from data to grades, found again by what they depend on."""
+"""The steps from data to grades. Finished steps are found again by their inputs."""

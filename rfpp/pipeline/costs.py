@@ -1,4 +1,4 @@
-"""What training costs: forward passes as the paper counts them (Table 6), operations, and seconds on this machine."""
+"""The cost of training: forward passes as the paper counts them (Table 6), operations, and seconds on this machine."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from rfpp.pipeline.steps import Cost, Run, Size, Step
 from rfpp.presets import Preset, PresetError
 
 METHODS = {"reflow": 1, "consistency distillation": 4, "consistency training": 2}
-"""Forward passes per image of a training step: reflow's student; distillation's student, average, and the two of a Heun
-step of the teacher; consistency training's student and average (Section 5.2)."""
+"""Forward passes per image of a training step: for reflow, the student; for distillation, the student, the average, and
+two for a Heun step of the teacher; for consistency training, the student and the average (Section 5.2)."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Training:
 
     @staticmethod
     def of(plan: Plan) -> Training:
-        """Configuration F's at the plan's preset."""
+        """Return the size of configuration F's training at the plan's preset."""
         pairs, best = plan.pairs(), CONFIGURATIONS["F"]
         return Training(pairs.n, 2 * pairs.num_steps - 1, plan.optimisation(best).steps, plan.batch_size(best))
 
 
 def forward_passes(size: Training, method: str) -> dict[str, int]:
-    """Forward passes of a method of :data:`METHODS`, with as many steps as ``size`` has; only reflow makes pairs."""
+    """Count the forward passes of a method of :data:`METHODS` with the steps of ``size``; only reflow makes pairs."""
     one_of("method", method, METHODS)
     passes = {"making pairs": size.pairs * size.nfe_per_pair} if method == "reflow" else {}
     return {**passes, "training": size.steps * size.batch * METHODS[method]}
@@ -58,8 +58,8 @@ def forward_passes(size: Training, method: str) -> dict[str, int]:
 @dataclass(frozen=True)
 class Pace:
     """Images per second on one machine: ``forward`` through the teacher, in a training ``step`` of configuration F, and
-    in one of D, which is the same without LPIPS (``plain``); ``memory``: the most bytes that were in use meanwhile;
-    ``parameters``: of the network."""
+    in one of D, which is the same without LPIPS (``plain``); ``memory``: the peak of bytes in use during the
+    measurement; ``parameters``: the network's parameters."""
 
     forward: float
     step: float
@@ -70,7 +70,7 @@ class Pace:
 
     @property
     def lpips(self) -> float:
-        """How much longer a training step takes with LPIPS, as a share of one without."""
+        """The extra time of a training step with LPIPS, as a share of a step without."""
         return self.plain / self.step - 1
 
     def __str__(self) -> str:
@@ -78,9 +78,9 @@ class Pace:
 
 
 def expected(preset: Preset) -> data.Dataset | None:
-    """Blank images, as many and as large as those of a preset will be; ``None`` where these are here already.
+    """Return blank images in the number and size of a preset's; ``None`` if the preset's own are already here.
 
-    They take no memory. Raises :class:`rfpp.presets.PresetError` where the preset does not say how many or how large.
+    They take no memory. Raises :class:`rfpp.presets.PresetError` if the preset does not give their number or size.
     """
     settings = preset.data
     place = downloads.kept(data.CIFAR10_URL, data.CIFAR10_SHA256) if settings.path is None else None
@@ -106,13 +106,13 @@ def expected(preset: Preset) -> data.Dataset | None:
 
 
 def _network(preset: Preset) -> dict[str, Any]:
-    """What is known of a teacher's network before its file is here."""
+    """The arguments of a teacher's network that are known before its file is here."""
     name = preset.teacher.network
     return {} if name is None else networks.PAPER[name][1]
 
 
 def _teacher(plan: Plan) -> Any:
-    """The teacher before any training, or a network of its size where its file is not here yet."""
+    """Return the untrained teacher, or a network of its size if its file is not here yet."""
     name, teacher = plan.preset.teacher.network, plan.teacher
     if name is not None and isinstance(teacher, Published) and _is_missing(teacher.file, teacher.sha256):
         return EDMPrecond(networks.paper(name))
@@ -120,12 +120,12 @@ def _teacher(plan: Plan) -> Any:
 
 
 def _is_missing(file: str, sha256: str | None) -> bool:
-    """Whether a file has an address and was not downloaded yet."""
+    """Whether a file is at a URL and was not downloaded yet."""
     return downloads.is_address(file) and not downloads.kept(file, sha256).exists()
 
 
 def _perceptual(plan: Plan) -> nn.Module:
-    """LPIPS, with random weights where VGG-16's are not here yet."""
+    """Return LPIPS, with random weights if VGG-16's are not here yet."""
     source = plan.perceptual
     if isinstance(source, VGG) and _is_missing(source.file or features.VGG_URL, features.VGG_SHA256):
         return perceptual_distance(features.VGGLPIPS(_vgg16().state_dict()))
@@ -135,8 +135,8 @@ def _perceptual(plan: Plan) -> nn.Module:
 def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
     """Time the preset's network forward, and forward and backward with the losses of configurations F and D.
 
-    Works before anything was made: the weights do not matter. ``lpips=False`` leaves out what needs the perceptual
-    network; training steps are then timed without.
+    This works before anything was made, since the weights do not matter. ``lpips=False`` leaves out the perceptual
+    network; training steps are then timed without it.
     """
     machinery, best = plan.preset.machinery, CONFIGURATIONS["F"]
     device, share = processes.device(), max(1, plan.batch_size(best) // processes.count())
@@ -145,7 +145,7 @@ def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
     student = training.initial_flow(teacher, "teacher", plan.preset.training.dropout, 0).train().to(device)
     if machinery.channels_last:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if machinery.compile and device.type == "cuda":  # elsewhere it can take longer than all that is measured
+    if machinery.compile and device.type == "cuda":  # elsewhere compiling can take longer than the measurement
         student.compile()
     teacher = teacher.to(device)
     z = pairs.noise(0, rows, plan.images.load().train.shape).to(device)
@@ -184,7 +184,7 @@ def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
 
 
 def _rest(device: torch.device) -> None:
-    """Wait for what was only asked for."""
+    """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -197,7 +197,7 @@ def _peak_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is left of a step: the ``share`` that is ``done``, and what the rest costs."""
+    """The progress of a step: its whole ``cost``, and the share of it that is ``done``."""
 
     step: Step
     cost: Cost
@@ -205,24 +205,24 @@ class Forecast:
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """The state in a word or two."""
         return "finished" if self.done == 1 else "started" if self.done else "to do"
 
     def seconds(self, pace: Pace) -> float:
-        """Time that the rest takes at this pace, on one device."""
+        """The seconds that the rest takes at this pace, on one device."""
         training_pace = pace.step if self.cost.with_lpips else pace.plain
         return (1 - self.done) * (self.cost.passes / pace.forward + self.cost.trained / training_pace)
 
 
 def size_of(plan: Plan) -> Size:
-    """What the costs of a plan's steps depend on."""
+    """Return the size on which the costs of a plan's steps depend."""
     dataset = plan.images.load()
     parameters = sum(parameter.numel() for parameter in _teacher(plan).parameters())
     return Size(math.prod(dataset.train.shape), parameters, len(dataset.train))
 
 
 def forecast(plan: Plan, run: Run, steps: Sequence[Step]) -> list[Forecast]:
-    """How far each of a plan's steps is: finished, or what of it lies in its folder."""
+    """Return the progress of each of a plan's steps: finished, or the share that its folder holds."""
     size = size_of(plan)
 
     def done(step: Step) -> float:
@@ -241,7 +241,7 @@ def forecast(plan: Plan, run: Run, steps: Sequence[Step]) -> list[Forecast]:
 
 
 def duration(seconds: float) -> str:
-    """Readable, e.g. ``"3 h 20 min"``."""
+    """Format a duration, e.g. ``"3 h 20 min"``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -252,7 +252,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes, readable, e.g. ``"12.3 GB"``."""
+    """Format a number of bytes, e.g. ``"12.3 GB"``."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
@@ -261,13 +261,13 @@ def size(number: float) -> str:
 
 
 def report(forecasts: Sequence[Forecast], pace: Pace | None) -> str:
-    """A line for each step, and the sums: what is there, what is left, forward passes, disk, memory and time."""
+    """Return a line per step with its progress and remaining cost, and the sums of passes, disk, memory and time."""
     head = f"{'step':<36}{'state':<10}{'done':>6}{'passes left':>15}{'disk':>10}{'time left':>14}"
     lines = [head]
     left = passes = 0.0
     for entry in forecasts:
         step = entry.step
-        # A training step is a forward pass, and one backwards that costs two.
+        # A training step is a forward pass and a backward pass, which costs two.
         count = (1 - entry.done) * (entry.cost.passes + 3 * entry.cost.trained)
         seconds = entry.seconds(pace) if pace else 0.0
         left, passes = left + seconds, passes + count
@@ -287,7 +287,7 @@ def report(forecasts: Sequence[Forecast], pace: Pace | None) -> str:
 
 
 def _vgg16() -> nn.Module:
-    """VGG-16 with random weights."""
+    """Return VGG-16 with random weights."""
     torchvision_shim.ensure()
     from torchvision.models import vgg16
 
@@ -297,23 +297,24 @@ def _vgg16() -> nn.Module:
 
 
 def _vgg() -> nn.Module:
-    """The trunk that LPIPS takes its features from, without weights."""
+    """Return the trunk of LPIPS, without weights."""
     trunk: nn.Module = _vgg16().features  # type: ignore[assignment]
     return trunk.requires_grad_(False)
 
 
 def _count(loss: Any) -> int:
-    """Multiplications and additions of ``loss()``, a scalar, and of its gradient."""
+    """Count the multiplications and additions of ``loss()``, a scalar, and of its gradient."""
     with FlopCounterMode(display=False) as counter:
         loss().backward()
     return int(counter.get_total_flops())
 
 
 def step_operations(name: str, resolution: int = 224) -> tuple[int, int, int]:
-    """Parameters of a network of :data:`rfpp.networks.PAPER`, and operations per image of a training step.
+    """Count a network's parameters, and the operations per image of a training step.
 
-    ``(parameters, network, lpips)``: the network forwards and backwards; VGG-16 forwards on both images at
-    ``resolution`` and backwards to one of them. On the meta device: nothing is computed but the counts.
+    ``name``: one of :data:`rfpp.networks.PAPER`. Returns ``(parameters, network, lpips)``: ``network`` counts its
+    forward and backward pass, ``lpips`` VGG-16's forward pass on both images at ``resolution`` and the backward pass to
+    one of them. On the meta device, where nothing but the counts is computed.
     """
     with torch.device("meta"):
         denoiser = EDMPrecond(networks.paper(name))
@@ -331,7 +332,7 @@ def step_operations(name: str, resolution: int = 224) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Bill:
-    """What A to G of a preset take, before anything is computed: ``parameters`` of the network, forward ``passes`` (a
+    """The cost of A to G at a preset, before anything is computed: ``parameters`` of the network, forward ``passes`` (a
     training step of an image counts three), ``operations``, multiplications and additions, and ``stored`` bytes."""
 
     parameters: int
@@ -341,12 +342,12 @@ class Bill:
 
     @property
     def memory(self) -> int:
-        """Bytes of weights, average, gradients and Adam's moments; what is computed with them comes on top."""
+        """Bytes of weights, average, gradients and Adam's moments, without activations."""
         return 20 * self.parameters
 
 
 def bill(plan: Plan) -> Bill:
-    """Counted on networks of the plan's sizes with random weights; nothing is timed, and nothing is fetched."""
+    """Compute the bill from networks of the plan's sizes with random weights; nothing is timed or downloaded."""
     name, shape = plan.preset.teacher.network, plan.images.load().train.shape
     if name is not None:
         parameters, training, lpips = step_operations(name)
@@ -376,7 +377,7 @@ def _count_forward(network: nn.Module, image: Tensor) -> int:
 
 
 def spent(plan: Plan, run: Run) -> float | None:
-    """Seconds that the plan's steps took, added up; ``None`` unless all are finished."""
+    """Return the total seconds that the plan's steps took; ``None`` unless all are finished."""
     found = [run.find(step) for step in plan.steps()]
     seconds = [artifact.manifest["seconds"] for artifact in found if artifact is not None]
     return sum(seconds) if len(seconds) == len(found) else None

@@ -1,8 +1,8 @@
-"""Digests of code: what a step's key has of the definitions that the step reaches, and of nothing else.
+"""Digests of code: they make a step's key depend on the definitions that the step uses, and on no others.
 
-From a class or function, names are followed through the package's syntax trees, without running anything. What is
-reached is a set of top-level definitions, and the digest is the hash of these. A name that cannot be resolved pulls in
-its whole module: a result computed twice is better than a stale one.
+Starting from a class or function, names are followed through the package's syntax trees, without running anything. They
+reach a set of top-level definitions, whose hash is the digest. A name that cannot be resolved adds its whole module: a
+result computed twice is better than a stale one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 from rfpp.base.files import digest
 
 PRESENTATION = (
-    "rfpp.base.checks",  # complains or does nothing
+    "rfpp.base.checks",  # only raises errors
     "rfpp.base.progress",  # draws bars
-    "rfpp.pipeline.digests",  # what is here, and the two below, finds results and computes none
+    "rfpp.pipeline.digests",  # this module and the two below find results but compute none
     "rfpp.pipeline.identities",
     "rfpp.pipeline.steps",
     "rfpp.pipeline.store",
 )
-"""Modules that compute no result. Their definitions are not followed, and arguments of calls to them do not count."""
+"""Modules that compute no result. Their definitions are not followed, and arguments of calls to them are ignored."""
 
 _MARK = "presentation"
 _SHOWING = ("__repr__", "__str__")
@@ -39,12 +39,12 @@ Definition = TypeVar("Definition", bound=Callable[..., Any])
 
 
 def presentation(definition: Definition) -> Definition:
-    """Mark a function or method that shows or forecasts and computes no result: digests leave it out."""
+    """Mark a function or method that displays or forecasts but computes no result, so that digests leave it out."""
     return definition
 
 
 def _chain(node: ast.AST) -> list[str] | None:
-    """``a.b.c`` as its parts."""
+    """Split ``a.b.c`` into its parts."""
     if isinstance(node, ast.Name):
         return [node.id]
     if isinstance(node, ast.Attribute) and (front := _chain(node.value)) is not None:
@@ -60,9 +60,9 @@ def _is_marked(node: ast.AST) -> bool:
 
 
 class Normal(ast.NodeTransformer):
-    """A syntax tree without what changes no result: docstrings, annotations, messages, and texts of progress bars.
+    """Removes from a syntax tree whatever changes no result: docstrings, annotations, messages, progress bar texts.
 
-    ``is_silent(parts)`` says of a dotted name whether the arguments of a call to it only make words.
+    ``is_silent(parts)`` returns whether the arguments of a call to a dotted name only affect texts.
     """
 
     def __init__(self, is_silent: Callable[[list[str]], bool]) -> None:
@@ -107,7 +107,7 @@ class Normal(ast.NodeTransformer):
 
 
 def shape(node: Any) -> Any:
-    """A syntax tree as JSON, without layout or what differs between versions of Python."""
+    """Convert a syntax tree to JSON, without layout or differences between versions of Python."""
     if isinstance(node, list):
         return [shape(item) for item in node]
     if isinstance(node, ast.AST):
@@ -122,7 +122,7 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def _bound(node: ast.AST) -> set[str]:
-    """The names that a function or a comprehension binds in its own scope."""
+    """Return the names that a function or a comprehension binds in its own scope."""
     found: set[str] = set()
     everywhere: set[str] = set()
     if isinstance(node, _SCOPES):
@@ -150,7 +150,7 @@ def _bound(node: ast.AST) -> set[str]:
 
 
 def free_names(node: ast.AST, bound: frozenset[str] = frozenset()) -> Iterator[list[str]]:
-    """Every name that is read and not bound by a function around it, with the attributes that follow it."""
+    """Yield every name that is read but not bound by an enclosing function, with the attributes that follow it."""
     parts = _chain(node)
     if parts is not None:
         is_read = isinstance(node, ast.Attribute) or isinstance(getattr(node, "ctx", None), ast.Load)
@@ -159,7 +159,7 @@ def free_names(node: ast.AST, bound: frozenset[str] = frozenset()) -> Iterator[l
         return
     if isinstance(node, (*_SCOPES, *_COMPREHENSIONS)):
         bound = bound | _bound(node)
-    elif isinstance(node, ast.ClassDef):  # what its body binds can be read there, not in its methods
+    elif isinstance(node, ast.ClassDef):  # names bound in its body are visible there, not in its methods
         body = {name for part in node.body for name in _targets(part)}
         for part in ast.iter_child_nodes(node):
             is_method = isinstance(part, _SCOPES)
@@ -170,7 +170,7 @@ def free_names(node: ast.AST, bound: frozenset[str] = frozenset()) -> Iterator[l
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Top-level statements, also those within ``if`` and ``try``, but for what only type checkers see."""
+    """Yield top-level statements, including those within ``if`` and ``try``, without those for type checkers only."""
     for node in body:
         if isinstance(node, ast.If):
             if (_chain(node.test) or [""])[-1] != "TYPE_CHECKING":
@@ -190,12 +190,12 @@ _LOOSE = "<module>"
 
 @dataclass
 class _Module:
-    """A module's top-level definitions, each a list of statements, and where its imported names come from."""
+    """A module's top-level definitions, each a list of statements, and the origins of its imported names."""
 
     name: str
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    """A local name: the module, and the name in it; ``None`` for the module itself."""
+    """Each local name with its module and its name there, ``None`` for the module itself."""
     stars: list[str] = field(default_factory=list)
 
     @classmethod
@@ -228,7 +228,7 @@ class _Module:
 
 
 def _targets(node: ast.stmt) -> list[str]:
-    """The names that a top-level statement defines."""
+    """Return the names that a top-level statement defines."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
     if isinstance(node, ast.Assign):
@@ -239,7 +239,7 @@ def _targets(node: ast.stmt) -> list[str]:
 
 
 class Package:
-    """The definitions of a package below the folder ``root``, and what each of them names."""
+    """The definitions of a package below the folder ``root``, and the definitions that each of them names."""
 
     def __init__(self, name: str, root: Path, silent: tuple[str, ...] = PRESENTATION) -> None:
         self.name, self.root, self.silent = name, root, silent
@@ -247,7 +247,7 @@ class Package:
         self._named: dict[tuple[str, str], tuple[str, set[tuple[str, str]]]] = {}
 
     def module(self, name: str) -> _Module | None:
-        """A module of the package by its full name; ``None`` if there is none."""
+        """Return a module of the package by its full name; ``None`` if there is none."""
         if name not in self._modules:
             path = self.root.joinpath(*name.split(".")[1:])
             files = (path / "__init__.py", path.with_suffix(".py"))
@@ -257,7 +257,7 @@ class Package:
         return self._modules[name]
 
     def resolve(self, module: _Module, parts: list[str]) -> set[tuple[str, str]]:
-        """The definitions that a dotted name of a module stands for; ``"*"`` is a whole module."""
+        """Return the definitions that a dotted name of a module refers to; ``"*"`` is a whole module."""
         first, *rest = parts
         if first in module.definitions:
             return {(module.name, first)}
@@ -269,13 +269,13 @@ class Package:
         return {(module.name, "*")}
 
     def _import(self, source: str, rest: list[str]) -> set[tuple[str, str]]:
-        """What ``source``, a module, has under a dotted name."""
+        """Return the definitions that a dotted name in the module ``source`` refers to."""
         if source.partition(".")[0] != self.name:
             return set()
         while rest and self.module(f"{source}.{rest[0]}") is not None:
             module = self.module(source)
             if module is not None and rest[0] in module.definitions:
-                break  # a function may be called as the module it lies in
+                break  # a function may have the name of its module
             source, rest = f"{source}.{rest[0]}", rest[1:]
         module = self.module(source)
         if module is None or not rest:
@@ -283,7 +283,7 @@ class Package:
         return self.resolve(module, rest) if rest[0] not in _IMPLICIT else set()
 
     def is_exception(self, module: _Module, parts: list[str]) -> bool:
-        """Whether a dotted name is an exception: a builtin one, or a class that derives from one."""
+        """Whether a dotted name is an exception: a builtin one, or a class derived from one."""
         if len(parts) == 1 and parts[0] in _EXCEPTIONS and parts[0] not in module.definitions:
             return True
         for source, name in self.resolve(module, parts) if parts[0] in {*module.definitions, *module.imports} else ():
@@ -305,7 +305,7 @@ class Package:
         return is_silent
 
     def definition(self, source: str, name: str) -> tuple[str, set[tuple[str, str]]]:
-        """The hash of a definition, and the definitions that it names."""
+        """Return the hash of a definition, and the definitions that it names."""
         if (source, name) in self._named:
             return self._named[source, name]
         module = self.module(source)
@@ -330,7 +330,7 @@ class Package:
         return self._named[source, name]
 
     def reached(self, roots: set[tuple[str, str]]) -> dict[str, str]:
-        """The hash of every definition that is reached from some, as ``module:name``."""
+        """Return the hash of every definition reached from ``roots``, by its name ``module:name``."""
         found: dict[str, str] = {}
         waiting = set(roots)
         while waiting:
@@ -359,14 +359,14 @@ class Package:
 
 @cache
 def package() -> Package:
-    """This package."""
+    """Return this package."""
     found = importlib.util.find_spec("rfpp")
     assert found is not None and found.origin is not None
     return Package("rfpp", Path(found.origin).parent)
 
 
 def is_own(thing: Any) -> bool:
-    """Whether a class or function is of this package."""
+    """Whether a class or function belongs to this package."""
     return str(getattr(thing, "__module__", "")).partition(".")[0] == "rfpp"
 
 
@@ -378,12 +378,12 @@ def _own(module: str, qualname: str) -> dict[str, str]:
 
 
 def reached(*roots: Any) -> dict[str, str]:
-    """The hash of every definition that is reached from classes and functions, by its name ``module:name``.
+    """Return the hash of every definition reached from classes and functions, by its name ``module:name``.
 
-    Roots are of this package or a reader's; raises :class:`rfpp.pipeline.identities.Unidentified` for a reader's whose
-    source cannot be had.
+    Roots belong to this package or to a reader's code; raises :class:`rfpp.pipeline.identities.Unidentified` if the
+    source of a reader's code is not available.
     """
-    from rfpp.pipeline.identities import reader_code  # which needs the digests of what readers' code names
+    from rfpp.pipeline.identities import reader_code  # it imports this module in turn
 
     found: dict[str, str] = {}
     for root in roots:
@@ -392,5 +392,5 @@ def reached(*roots: Any) -> dict[str, str]:
 
 
 def code_digest(*roots: Any) -> str:
-    """Hash of what is reached from some classes and functions."""
+    """Return the hash of all definitions reached from classes and functions."""
     return digest(sorted(reached(*roots).items()))

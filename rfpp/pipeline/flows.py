@@ -26,12 +26,12 @@ from rfpp.timesteps import TimestepDistribution
 _SNAPSHOT = "samples-{}.safetensors"
 _SHOWN, _SHOWN_AT = 16, (0, 0.03, 0.1, 0.3, 1)
 _SHOWN_FROM = 0.999
-"""Where one-step pictures of a training start. They depend on nothing but the training."""
+"""The time at which one-step pictures of a training start; fixed, so that pictures depend only on the training."""
 
 
 @dataclass(frozen=True)
 class MakePairs(Step):
-    """Pairs of the 1-rectified flow, by EDM's sampler with ``2 num_steps - 1`` evaluations (Algorithm 1)."""
+    """Make pairs of the 1-rectified flow with EDM's sampler and ``2 num_steps - 1`` evaluations (Algorithm 1)."""
 
     teacher: Weights
     n: int
@@ -61,7 +61,7 @@ class MakePairs(Step):
 
 @dataclass(frozen=True)
 class InvertImages(Step):
-    """Configuration G's pairs: real training images, and the noise that the 1-rectified flow carries each to."""
+    """Make configuration G's pairs: real training images, and the noise that the 1-rectified flow carries each to."""
 
     images: Source | Given
     teacher: Weights
@@ -86,13 +86,13 @@ class InvertImages(Step):
 
     @presentation
     def cost(self, size: Size) -> Cost:
-        stored = 5 * size.images * size.pixels  # the noise in floats beside the pixels
+        stored = 5 * size.images * size.pixels  # the noise as floats in addition to the pixels
         return Cost(passes=size.images * self.nfe, stored=stored)
 
 
 @dataclass(frozen=True)
 class OwnPairs(Step):
-    """Pairs that a trained flow makes itself: the start of another round of reflow."""
+    """Make pairs with a trained flow itself: the start of another round of reflow."""
 
     flow: TrainFlow
     sampler: Sampler
@@ -118,11 +118,11 @@ class OwnPairs(Step):
 
 @dataclass(frozen=True)
 class TrainFlow(Step):
-    """A 2-rectified flow: reflow (Algorithm 1) on ``pairs`` from ``start``, with a timestep law and a premetric.
+    """Train a 2-rectified flow: reflow (Algorithm 1) on ``pairs`` from ``start``, with a timestep law and a premetric.
 
-    ``start``: ``"random"``, ``"teacher"``, or the step of another flow; ``perceptual``: the weights behind the
-    premetric's distance, where it is made of one; ``real``: inverted images, from which a row comes with probability
-    ``real_share`` (Section 4.4). ``label`` is what progress bars call it.
+    ``start``: ``"random"``, ``"teacher"``, or the step of another flow; ``perceptual``: the weights of the premetric's
+    perceptual distance, if it has one; ``real``: inverted images, from which a row comes with probability
+    ``real_share`` (Section 4.4). ``label``: the name in progress bars.
     """
 
     teacher: Weights
@@ -177,7 +177,7 @@ class TrainFlow(Step):
         keep(folder, flow, history, run)
 
     def load(self, run: Run) -> RectifiedFlow:
-        """The trained flow, in evaluation mode on the CPU."""
+        """Load the trained flow, in evaluation mode on the CPU."""
         flow = checkpoints.load(run.get(self) / MODEL)
         assert isinstance(flow, RectifiedFlow)
         return flow
@@ -189,14 +189,14 @@ class TrainFlow(Step):
 
 
 def placed(flow: RectifiedFlow) -> RectifiedFlow:
-    """A flow whose network is on this process's device."""
+    """Return a flow whose network is on this process's device."""
     assert isinstance(flow.denoiser, nn.Module)
     processes.place(flow.denoiser)
     return flow
 
 
 class _Pictures:
-    """One-step samples from the same noise at a few steps of a training, further and further apart."""
+    """One-step samples from the same noise at a few steps of a training, at growing distances."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         self.z = pairs.noise(rng.derive(0, "snapshots"), range(_SHOWN), shape)
@@ -207,7 +207,7 @@ class _Pictures:
         return Sampler(1, first_time=_SHOWN_FROM)(average.eval(), self.z, self.labels)
 
     def writer(self, folder: Path, steps: int) -> Callable[[int, nn.Module], None]:
-        """What follows each step of the training, and writes the pictures of some."""
+        """Return a function to call after each training step, which writes pictures at some steps."""
         shown = {max(1, round(steps * part)) for part in _SHOWN_AT}
 
         def look(step: int, average: nn.Module) -> None:
@@ -218,7 +218,7 @@ class _Pictures:
 
 
 def snapshots(folder: Path) -> dict[int, Tensor]:
-    """The one-step samples ``(16, C, H, W)`` of a training, by the step they were taken at."""
+    """Return the one-step samples ``(16, C, H, W)`` of a training, by the step at which they were taken."""
     found = {
         int(path.stem.partition("-")[2]): load_file(path)["samples"] for path in folder.glob(_SNAPSHOT.format("*"))
     }

@@ -1,4 +1,4 @@
-"""The training of the arena's contenders, and how those with two times sample."""
+"""The training of the arena's contenders, and the samplers on uniform times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rfpp.samplers import generation_times
 
 @dataclass(frozen=True)
 class TrainGenerator(Step):
-    """A contender: a ``method``, trained from the teacher's weights on images or on the teacher's pairs."""
+    """Train a contender: a ``method``, from the teacher's weights, on images or on the teacher's pairs."""
 
     teacher: Weights
     method: Method
@@ -72,7 +72,7 @@ class TrainGenerator(Step):
         keep(folder, flow, history, run)
 
     def load(self, run: Run) -> RectifiedFlow:
-        """The trained flow, in evaluation mode on the CPU."""
+        """Load the trained flow, in evaluation mode on the CPU."""
         flow = checkpoints.load(run.get(self) / MODEL)
         assert isinstance(flow, RectifiedFlow)
         return average.around(flow.denoiser).eval() if self.method.two_times else flow  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ class TrainGenerator(Step):
 class UniformSteps(ABC):
     """Sampling in ``nfe`` steps between uniform times from ``first_time`` down to 0, ``batch_size`` images at once.
 
-    Raises ``ValueError`` for a step that would not fall.
+    Raises ``ValueError`` if the times do not decrease.
     """
 
     nfe: int = 1
@@ -94,7 +94,7 @@ class UniformSteps(ABC):
     batch_size: int = field(default=500, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _ = self.times  # complains
+        _ = self.times  # raises errors
 
     @property
     def times(self) -> Tensor:
@@ -103,10 +103,10 @@ class UniformSteps(ABC):
 
     @abstractmethod
     def images(self, flow: Any, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Images of one batch of noise ``z`` ``(B, ...)``, on the flow's device."""
+        """Return images of one batch of noise ``z`` ``(B, ...)``, on the flow's device."""
 
     def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of noise ``z`` ``(N, ...)`` in batches, on the device of ``z``."""
+        """Return images of noise ``z`` ``(N, ...)``, computed in batches, on the device of ``z``."""
         place, images = next((parameter.device for parameter in flow.parameters()), z.device), []
         for rows in torch.arange(len(z)).split(self.batch_size):
             chosen = None if labels is None else labels[rows].to(place)
@@ -116,7 +116,7 @@ class UniformSteps(ABC):
 
 @dataclass(frozen=True)
 class Leaps(UniformSteps):
-    """Sampling with average velocities, a leap for each step."""
+    """Sampling with average velocities, one leap per step."""
 
     def images(self, flow: Any, z: Tensor, labels: Tensor | None) -> Tensor:
         if not isinstance(flow, average.AverageFlow):
@@ -128,10 +128,10 @@ class Leaps(UniformSteps):
 
 @dataclass(frozen=True)
 class Renoised(UniformSteps):
-    """Sampling with predicted ends: each is mixed with noise of its own for the next step.
+    """Sampling with predicted ends: each prediction is mixed with new noise for the next step.
 
-    That noise is the first one's with its entries in another order and some signs turned, so that an image depends on
-    its own noise alone. Signed permutations of standard normal noise are standard normal.
+    The new noise is the initial noise with its entries permuted and some signs flipped, so that an image depends only
+    on its own initial noise. Signed permutations of standard normal noise are standard normal.
     """
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class Renoised(UniformSteps):
 
 
 def signed_permutation(z: Tensor, number: int) -> Tensor:
-    """Noise ``(N, ...)`` with the entries of each row in another order and half of the signs turned, one of many."""
+    """Permute the entries of each row of noise ``(N, ...)`` and flip random signs; ``number`` selects which."""
     generator, flat = rng.generator(number, "signed permutation"), z.flatten(1)
     order = torch.randperm(flat.shape[1], generator=generator)
     signs = 2.0 * torch.randint(2, (flat.shape[1],), generator=generator) - 1

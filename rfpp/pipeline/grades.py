@@ -30,14 +30,14 @@ from rfpp.pipeline.steps import Cost, Run, Size, Step
 _REFERENCE, SAMPLES, _GRADES = "reference.npz", "samples", "evaluation.json"
 SHARD = 1024
 _GRADED = 128
-"""Images that a network grades at once: Inception sees them at 299x299."""
+"""How many images a network grades at once: Inception takes them at 299x299."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One flow with one sampler. ``frechet``: distance of samples to the training images in the features that grade;
-    ``agreement``: share of samples recognised as their label; ``pair_error``: mean ``||sample(z) - x||^2 / d`` over
-    held-out pairs, the one-step error at ``nfe = 1``."""
+    """The grades of one flow with one sampler. ``frechet``: distance of samples to the training images in the grading
+    features; ``agreement``: share of samples recognised as their label; ``pair_error``: mean
+    ``||sample(z) - x||^2 / d`` over held-out pairs, the one-step error at ``nfe = 1``."""
 
     frechet: float
     agreement: float
@@ -46,7 +46,7 @@ class Evaluation:
 
 @torch.no_grad()
 def moments(network: nn.Module, batches: Tensor | Iterator[Tensor]) -> Moments:
-    """Of the features of 8-bit images, in batches that a network can grade at once."""
+    """Compute the moments of the features of 8-bit images, in batches that a network can grade at once."""
     found = Moments(int(network.num_features))  # type: ignore[arg-type]
     for batch in (batches,) if isinstance(batches, Tensor) else batches:
         for rows in batch.split(_GRADED):
@@ -55,7 +55,7 @@ def moments(network: nn.Module, batches: Tensor | Iterator[Tensor]) -> Moments:
 
 
 def agreement(grader: nn.Module, pixels: Tensor, labels: Tensor | None) -> float:
-    """Share of 8-bit images recognised as their label; NaN without labels or a classifier of their classes."""
+    """Share of 8-bit images recognised as their label; NaN without labels or without a classifier of their classes."""
     if labels is None or not isinstance(grader, features.Classifier):
         return float("nan")
     own = processes.place(copy.deepcopy(grader))  # others share the grader, and a model must not be placed twice
@@ -63,16 +63,17 @@ def agreement(grader: nn.Module, pixels: Tensor, labels: Tensor | None) -> float
 
 
 def compared(dataset: data.Dataset) -> list[data.Images]:
-    """The real images that samples are compared with, those that published numbers are of.
+    """Return the real images that samples are compared with, as in published evaluations.
 
-    These are the training images, and of a folder or an archive all: what is held out here was not held out there.
+    These are the training images. Of a folder or an archive they are all images, because published evaluations do not
+    hold out the images that are held out here.
     """
     return [dataset.train, *([dataset.held_out] if dataset.name == "images" else [])]
 
 
 @dataclass(frozen=True)
 class MeasureReference(Step):
-    """Moments of the real images' features."""
+    """Compute the moments of the real images' features."""
 
     images: Source | Given
     grader: Weights
@@ -94,15 +95,15 @@ class MeasureReference(Step):
             found.statistics(f"{dataset.name}, {found.count:,} images").save(folder / _REFERENCE)
 
     def load(self, run: Run) -> Statistics:
-        """The moments."""
+        """Load the moments."""
         return Statistics.load(run.get(self) / _REFERENCE)
 
 
 @dataclass(frozen=True)
 class GradeFlow(Step):
-    """Samples of a flow, compared with the real images and with the teacher's on held-out pairs.
+    """Grade samples of a flow: compare them with the real images and, on held-out pairs, with the teacher's.
 
-    ``flow``: a trained one, or the teacher's weights, which are the 1-rectified flow (Proposition 1).
+    ``flow``: a trained flow, or the teacher's weights, which are the 1-rectified flow (Proposition 1).
     """
 
     flow: TrainFlow | TrainGenerator | Weights
@@ -130,7 +131,7 @@ class GradeFlow(Step):
         )  # fmt: skip
         reference, grader = self.reference.load(run), self.reference.grader.load(run)
         network = embedding(grader)
-        if not processes.is_main():  # nothing below may wait for the others
+        if not processes.is_main():  # no code below may wait for other processes
             return
         pixels = drawn.read(torch.arange(self.samples))["images"]
         found = Evaluation(
@@ -139,14 +140,14 @@ class GradeFlow(Step):
             pair_error=self._pair_error(flow, held_out, run),
         )
         files.write_text(folder / _GRADES, json.dumps(asdict(found)))
-        shutil.rmtree(folder / SAMPLES)  # gigabytes at the paper's size, and made again in minutes
+        shutil.rmtree(folder / SAMPLES)  # gigabytes at the paper's size, made again in minutes
 
     def _count(self, images: int, run: Run) -> None:
         if run.advance is not None:
             run.advance(images * self.sampler.nfe)
 
     def _pair_error(self, flow: RectifiedFlow, held_out: PairDataset, run: Run) -> float:
-        """The mean of ``||sample(z) - x||^2 / d`` over held-out pairs."""
+        """Return the mean of ``||sample(z) - x||^2 / d`` over held-out pairs."""
         errors = []
         for rows in torch.arange(len(held_out)).split(run.batch_size):
             x, z, labels = held_out.batch(rows)
@@ -155,7 +156,7 @@ class GradeFlow(Step):
         return float(torch.cat(errors).mean())
 
     def load(self, run: Run) -> Evaluation:
-        """The grades."""
+        """Load the grades."""
         return Evaluation(**json.loads((run.get(self) / _GRADES).read_text()))
 
     @presentation
@@ -165,7 +166,7 @@ class GradeFlow(Step):
 
 @dataclass(frozen=True)
 class DrawSamples(Step):
-    """Samples of a flow that are kept, for the standard evaluation."""
+    """Draw and keep samples of a flow, for the standard evaluation."""
 
     flow: TrainFlow | TrainGenerator | Weights
     sampler: Samples
@@ -180,11 +181,11 @@ class DrawSamples(Step):
         draw(flow, self.sampler, folder, n=self.n, seed=self.seed, batch_size=run.batch_size, shard_size=SHARD)
 
     def load(self, run: Run) -> PairDataset:
-        """The samples as pairs with their noise."""
+        """Load the samples as pairs with their noise."""
         return PairDataset(run.get(self).folder)
 
 
 def load_flow(weights: TrainFlow | TrainGenerator | Weights, run: Run) -> RectifiedFlow:
-    """A trained flow, or the teacher as the 1-rectified flow, on this process's device."""
+    """Load a trained flow, or the teacher as the 1-rectified flow, on this process's device."""
     model = weights.load(run)
     return placed(model if isinstance(model, RectifiedFlow) else RectifiedFlow(copy.deepcopy(model)))

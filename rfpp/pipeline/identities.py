@@ -1,4 +1,4 @@
-"""What stands for a value in a key: its type, its parameters and its code, also for values of a reader's own."""
+"""Identities of values in keys: their type, parameters and code, also for values from a reader's code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ADVICE = "write it into a module or a notebook's cell, as a class or function w
 
 
 class Unidentified(ValueError):
-    """Nothing can stand for a value in a key, so that a result could be taken for another's."""
+    """Raised when a value has no identity for a key, so that its result could be mistaken for another's."""
 
 
 def _name(thing: Any) -> str:
@@ -43,11 +43,11 @@ def _array(value: Tensor | np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 def identity(value: Any) -> Any:
-    """What stands for a value in a key, as a JSON value.
+    """Return the JSON value that represents a value in a key.
 
-    An object may say it itself, as ``identity()``; else an instance is its class, the class's code, and its fields (of
-    a dataclass those that are compared). Raises :class:`Unidentified` for a lambda, a class whose source cannot be had,
-    and anything else that cannot be told from another.
+    An object may define its own as ``identity()``. Otherwise an instance is identified by its class, the class's code,
+    and its fields (for a dataclass, the compared fields). Raises :class:`Unidentified` for a lambda, a class without
+    available source, and any other value that cannot be distinguished from others.
     """
     if isinstance(value, type) or inspect.isfunction(value):
         return {"type": _name(value), "code": code_digest(value)}
@@ -71,12 +71,13 @@ def identity(value: Any) -> Any:
 
 
 def _instance(value: Any) -> dict[str, Any]:
-    """An object: its class, and what it is made of."""
+    """Identify an object by its class and its parts."""
     kind = type(value)
     if dataclasses.is_dataclass(value):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare}
     elif isinstance(value, nn.Module):
-        parts = {**value.state_dict(), "made as": repr(value)}
+        kinds = {part_kind for part in value.modules() if is_own(part_kind := type(part))}
+        parts = {**value.state_dict(), "made as": repr(value), "of": code_digest(*kinds)}
     elif kind.__module__ == "builtins" or not hasattr(value, "__dict__"):
         raise Unidentified(f"{value!r} cannot be identified: it is a {kind.__name__}; {_ADVICE}")
     else:
@@ -90,7 +91,7 @@ _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdl
 
 
 def _is_installed(thing: Any) -> bool:
-    """Whether something belongs to Python or to an installed package: its name stands for it."""
+    """Whether something belongs to Python or to an installed package, so that its name identifies it."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
     if module is None or module.__name__ == "__main__":
         return False
@@ -99,11 +100,11 @@ def _is_installed(thing: Any) -> bool:
 
 
 _GENERATED = ("<string>", dataclasses.__file__)
-"""Where a dataclass's own methods come from."""
+"""The files of a dataclass's generated methods."""
 
 
 def _code(thing: Any) -> types.CodeType | None:
-    """The code of a function, or of any function of a class."""
+    """Return the code of a function, or of any function of a class."""
     if inspect.isfunction(thing):
         return thing.__code__
     for part in vars(thing).values() if isinstance(thing, type) else ():
@@ -114,7 +115,7 @@ def _code(thing: Any) -> types.CodeType | None:
 
 
 def _source(thing: Any) -> ast.AST:
-    """The definition of a reader's class or function in the cell or file that it stands in."""
+    """Return the definition of a reader's class or function from its cell or file."""
     if thing.__name__ == "<lambda>":
         raise Unidentified(f"a lambda ({thing!r}) cannot be identified: it has no name; {_ADVICE}")
     code = _code(thing)
@@ -126,7 +127,7 @@ def _source(thing: Any) -> ast.AST:
         tree = ast.parse("".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))
     kinds = (ast.ClassDef,) if isinstance(thing, type) else (ast.FunctionDef, ast.AsyncFunctionDef)
     named = [node for node in ast.walk(tree) if isinstance(node, kinds) and node.name == thing.__name__]
-    if code is not None and len(named) > 1:  # several of this name: the one around its code
+    if code is not None and len(named) > 1:  # several have this name: take the one around its code
         first = code.co_firstlineno
         named = [node for node in named if node.lineno - len(node.decorator_list) <= first <= (node.end_lineno or 0)]
     if not named:
@@ -135,7 +136,7 @@ def _source(thing: Any) -> ast.AST:
 
 
 def _namespace(thing: Any) -> dict[str, Any]:
-    """The global names of the module that a class or function belongs to, and those that its closure holds."""
+    """Return the global names of the module of a class or function, and the names in its closure."""
     found = dict(vars(sys.modules.get(thing.__module__, builtins)))
     parts = [thing] if inspect.isfunction(thing) else list(vars(thing).values())
     functions = [part for part in parts if inspect.isfunction(part)]
@@ -149,7 +150,7 @@ def _namespace(thing: Any) -> dict[str, Any]:
 
 
 def _follow(parts: list[str], namespace: Mapping[str, Any], found: dict[str, str]) -> None:
-    """Add what a dotted name of a reader's code stands for."""
+    """Add the definition or value that a dotted name in a reader's code refers to."""
     value, rest = namespace[parts[0]], parts[1:]
     while isinstance(value, types.ModuleType) and rest:
         if not hasattr(value, rest[0]):
@@ -175,11 +176,11 @@ def _follow(parts: list[str], namespace: Mapping[str, Any], found: dict[str, str
 
 
 def _read(thing: Any, found: dict[str, str]) -> None:
-    """Add a reader's definition and all that it names."""
+    """Add a reader's definition and everything that it names."""
     name = _name(thing)
     if name in found:
         return
-    found[name] = ""  # it may mention itself
+    found[name] = ""  # it may name itself
     plain = Normal(lambda parts: False).visit(_source(thing))
     found[name] = digest(shape(plain))
     namespace = _namespace(thing)
@@ -191,9 +192,9 @@ def _read(thing: Any, found: dict[str, str]) -> None:
 
 
 def reader_code(thing: Any) -> dict[str, str]:
-    """The hash of a reader's class or function, and of all that it names, by name.
+    """Return the hashes of a reader's class or function and of everything that it names, by name.
 
-    Raises :class:`Unidentified` where the source of one of them cannot be had.
+    Raises :class:`Unidentified` if the source of one of them is not available.
     """
     if not (isinstance(thing, type) or inspect.isfunction(thing)):
         raise Unidentified(f"{thing!r} cannot be identified: it is a {type(thing).__name__}; {_ADVICE}")

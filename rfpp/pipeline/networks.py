@@ -1,6 +1,6 @@
-"""The networks that everything starts from: the teacher, and those that images are compared in.
+"""The networks that everything starts from: the teacher, and the networks in which images are compared.
 
-Each is a value that stands for its weights in keys and fetches them when they are needed: one that ships, a published
+Each is a value that represents its weights in keys and loads them when they are needed: a shipped network, a published
 one, or a step that trains it.
 """
 
@@ -32,16 +32,16 @@ FEATURES = ("classifier", "perceptual")
 
 
 class Weights(Protocol):
-    """What stands for a network's weights."""
+    """A value that represents a network's weights."""
 
     def identity(self) -> Any:
-        """What stands for them in keys."""
+        """Return the identity of the weights in keys."""
 
     def load(self, run: Run) -> Any:
-        """The network in evaluation mode on the CPU; callers share it and must not change it."""
+        """Load the network, in evaluation mode on the CPU; callers share it and must not change it."""
 
     def untrained(self) -> Any:
-        """A network of the same size, for timing: what would have to be trained first keeps its initial weights."""
+        """Return a network of the same size, for timing; one that is trained here keeps its initial weights."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Published:
 
 
 def _checksum(file: str | None, url: str, sha256: str) -> str:
-    """The checksum of published weights, or of the local file in their place."""
+    """Return the checksum of published weights, or of the local file that replaces them."""
     if file is None or downloads.is_address(file):
         return sha256
     return files.sha256(downloads.weights(file, url, sha256))
@@ -110,7 +110,7 @@ class VGG:
 
 @dataclass(frozen=True)
 class Inception:
-    """Inception-v3, whose features published FIDs are taken in; ``file``: a path or a mirror."""
+    """Inception-v3, whose features published FIDs use; ``file``: a path or a mirror."""
 
     file: str | None = None
 
@@ -125,14 +125,14 @@ class Inception:
 
 
 def perceptual_distance(network: nn.Module) -> nn.Module:
-    """LPIPS on a network of :class:`Weights`, on this process's device."""
+    """Return LPIPS on a network of :class:`Weights`, on this process's device."""
     if isinstance(network, features.Classifier):
         network = features.FeatureLPIPS(copy.deepcopy(network))
     return processes.place(network)
 
 
 def embedding(network: nn.Module) -> nn.Module:
-    """The features that images are graded in, on this process's device: floats in [-1, 1] to ``(B, num_features)``."""
+    """Return the grading features of images in [-1, 1] as a module, ``(B, num_features)``, on this process's device."""
     if isinstance(network, features.Classifier):
         return processes.place(features.Embedding(copy.deepcopy(network)))
     return processes.place(features.EightBit(network))
@@ -142,12 +142,12 @@ def embedding(network: nn.Module) -> nn.Module:
 
 
 def is_kept(folder: Path) -> bool:
-    """Whether training had finished when the run was killed: then its checkpoints may be gone already."""
+    """Whether training had finished when the run was killed; its checkpoints may already be deleted then."""
     return bool(processes.from_main(all((folder / name).is_file() for name in (MODEL, HISTORY))))
 
 
 def keep(folder: Path, model: nn.Module, history: engine.History, run: Run) -> None:
-    """Write what a training made, the history last, and delete what it no longer needs."""
+    """Write the results of a training, the history last, and delete files that are no longer needed."""
     if processes.is_main():
         checkpoints.save(model, folder / MODEL)
         files.write_text(folder / HISTORY, json.dumps(asdict(history)))
@@ -159,7 +159,7 @@ def _optimisation(recipe: TeacherRecipe | FeatureRecipe) -> Optimisation:
 
 
 def _fit(step: TrainTeacher | TrainFeatures, model: nn.Module, objective: Any, folder: Path, run: Run) -> None:
-    """Train a network by its recipe and keep it."""
+    """Train a network by the recipe of its step, and keep it."""
     trained, history = engine.fit(
         model, objective, _optimisation(step.recipe), seed=objective.seed,
         machinery=run.machinery.model_copy(update={"precision": step.precision}), folder=folder / STATES,
@@ -170,7 +170,7 @@ def _fit(step: TrainTeacher | TrainFeatures, model: nn.Module, objective: Any, f
 
 @dataclass(frozen=True)
 class TrainTeacher(Step):
-    """EDM's training of a denoiser on the images."""
+    """Train a denoiser on the images, as EDM does."""
 
     images: Source | Given
     recipe: TeacherRecipe
@@ -185,7 +185,7 @@ class TrainTeacher(Step):
         return "train the teacher"
 
     def untrained(self) -> EDMPrecond:
-        """The teacher before its training; raises :class:`rfpp.presets.PresetError` for arguments of no network."""
+        """Return the teacher before its training; raises :class:`rfpp.presets.PresetError` for invalid arguments."""
         dataset = self.images.load()
         channels, _, size = dataset.train.shape
         shape = {"img_resolution": size, "in_channels": channels, "out_channels": channels}
@@ -207,7 +207,7 @@ class TrainTeacher(Step):
         _fit(self, self.untrained(), objective, folder, run)
 
     def load(self, run: Run) -> Any:
-        """The trained teacher."""
+        """Load the trained teacher."""
         return checkpoints.load(run.get(self) / MODEL)
 
     @presentation
@@ -217,8 +217,8 @@ class TrainTeacher(Step):
 
 @dataclass(frozen=True)
 class TrainFeatures(Step):
-    """A small classifier of the images: the ``"classifier"`` grades samples, the ``"perceptual"`` one, three quarters
-    as wide and with another activation, is the trunk of LPIPS."""
+    """Train a small classifier of the images. The ``"classifier"`` grades samples; the ``"perceptual"`` one, three
+    quarters as wide and with another activation, is the trunk of LPIPS."""
 
     images: Source | Given
     recipe: FeatureRecipe
@@ -235,11 +235,11 @@ class TrainFeatures(Step):
 
     @property
     def seed(self) -> int:
-        """The two differ in their seeds."""
+        """The seed, which differs between the two classifiers."""
         return self.recipe.seed + FEATURES.index(self.kind)
 
     def untrained(self) -> features.Classifier:
-        """The network before its training; raises :class:`rfpp.presets.PresetError` for images without classes."""
+        """Return the untrained network; raises :class:`rfpp.presets.PresetError` for images without classes."""
         dataset = self.images.load()
         if not dataset.classes:
             raise PresetError(
@@ -260,11 +260,11 @@ class TrainFeatures(Step):
         _fit(self, self.untrained(), objective, folder, run)
 
     def load(self, run: Run) -> Any:
-        """The trained network."""
+        """Load the trained network."""
         return checkpoints.load(run.get(self) / MODEL)
 
 
 def history(folder: Path) -> engine.History:
-    """The loss curve that :func:`keep` wrote."""
+    """Load the loss curve that :func:`keep` wrote."""
     content: Mapping[str, Any] = json.loads((folder / HISTORY).read_text())
     return engine.History(**content)

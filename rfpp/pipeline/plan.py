@@ -1,4 +1,4 @@
-"""The plan: which steps a preset asks for. Nothing else reads a preset's settings."""
+"""The plan: the steps that a preset's settings define."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
 
 
 class Plan:
-    """The steps of a preset, as values; ``dataset``: a reader's own images in place of the preset's."""
+    """The steps of a preset, as values; ``dataset``: a reader's own images instead of the preset's."""
 
     def __init__(self, preset: Preset, dataset: Dataset | None = None) -> None:
         self.preset = preset
@@ -76,7 +76,7 @@ class Plan:
         return Inception(settings.inception) if kind == "classifier" else VGG(settings.vgg)
 
     def fit(self, teacher: Any) -> None:
-        """Raise :class:`rfpp.presets.PresetError` for a teacher of other images or classes than the dataset's."""
+        """Raise :class:`rfpp.presets.PresetError` if the teacher's images or classes differ from the dataset's."""
         dataset, settings = self.images.load(), self.preset.teacher
         shape = (teacher.model.in_channels, teacher.model.img_resolution, teacher.model.img_resolution)
         if shape != dataset.train.shape:
@@ -91,15 +91,15 @@ class Plan:
             )
 
     def run(self, store: Store) -> Run:
-        """How the preset's steps are computed."""
+        """Return how the preset's steps are computed."""
         return Run(store, self.preset.machinery, self.preset.pairs.batch_size)
 
     # Pairs
 
     def pairs(self, split: str = "train", seed: int | None = None) -> MakePairs:
-        """Pairs of the 1-rectified flow, held out or to train on with a ``seed``, by default the preset's first.
+        """Pairs of the 1-rectified flow: ``"held_out"``, or to ``"train"`` on with a ``seed``, by default the first.
 
-        Seeds share them, unless the preset says otherwise.
+        All seeds share the same pairs, unless the preset has ``pairs.per_seed``.
         """
         one_of("split", split, SPLITS)
         settings = self.preset.pairs
@@ -112,7 +112,7 @@ class Plan:
 
     @property
     def varies(self) -> tuple[str, ...]:
-        """What differs from one training seed to the next, and so what an interval over seeds covers."""
+        """The sources of variation between training seeds, which an interval over seeds covers."""
         pairs = ("pairs",) if self.preset.pairs.per_seed else ()
         return ("training", *pairs, "noise of the samples")
 
@@ -122,14 +122,14 @@ class Plan:
         return InvertImages(self.images, self.teacher, settings.nfe, rng.derive(settings.seed, "inversion"))
 
     def own_pairs(self, flow: TrainFlow) -> OwnPairs:
-        """Pairs of a trained flow, on its own times: EDM's noise levels hardly touch the middle of a flow."""
+        """Pairs of a trained flow, made on its own times: few of EDM's noise levels fall in the middle of a flow."""
         settings = self.preset.third_round
         return OwnPairs(flow, self.sampler(settings.nfe), settings.pairs, rng.derive(flow.seed, "third"))
 
     # Flows
 
     def optimisation(self, configuration: Configuration) -> Optimisation:
-        """The configuration's own, or that of the preset's section that it names."""
+        """The configuration's own optimisation, or that of the preset's section that it names."""
         if isinstance(configuration.schedule, Optimisation):
             return configuration.schedule
         general, fine, third = self.preset.training, self.preset.real_data, self.preset.third_round
@@ -146,18 +146,18 @@ class Plan:
         return Optimisation(steps, lr, warmup, ema=general.ema, growing=general.ema_growing)
 
     def batch_size(self, configuration: Configuration) -> int:
-        """Rows of a training step."""
+        """The number of rows of a training step."""
         sizes = {"small": self.preset.training.small_batch, "large": self.preset.training.large_batch}
         return sizes[configuration.batch] if isinstance(configuration.batch, str) else configuration.batch
 
     def flow(self, config: Config, seed: int) -> TrainFlow | TrainGenerator:
-        """The training of a configuration, or of another method."""
+        """The training of a configuration or of an arena method."""
         at_least("seed", seed, 0)
         found = contender(config)
         return self._generator(found, seed) if isinstance(found, Method) else self._reflow(found, seed)
 
     def budget(self) -> float:
-        """Network passes of a training of B to F, which other methods are given as well."""
+        """The network passes of a training of B to F, which other methods get as well."""
         return PLAIN * self.preset.training.steps * self.preset.training.large_batch
 
     def _generator(self, method: Method, seed: int) -> TrainGenerator:
@@ -184,7 +184,7 @@ class Plan:
             start = configuration.start
         pairs: MakePairs | InvertImages | OwnPairs
         if configuration.pairs == "own":
-            assert isinstance(start, TrainFlow)  # the configuration sees to it
+            assert isinstance(start, TrainFlow)  # the configuration ensures it
             pairs = self.own_pairs(start)
         else:
             pairs = self.inverted() if configuration.pairs == "real" else self.pairs("train", seed)
@@ -206,7 +206,7 @@ class Plan:
         )
 
     def check(self, configs: Iterable[Config]) -> None:
-        """Raise ``ValueError`` or ``OSError`` for what trainings would complain about, before their pairs are made."""
+        """Raise the ``ValueError`` or ``OSError`` that trainings would raise, before their pairs are made."""
         wanted = [contender(config) for config in configs]
         configurations = [each for each in wanted if isinstance(each, Configuration)]
         methods = [each for each in wanted if isinstance(each, Method)]
@@ -235,14 +235,14 @@ class Plan:
     def sampler(
         self, nfe: int = 1, solver: str = "euler", update: str = "standard", inner: Sequence[float] | None = None
     ) -> Sampler:
-        """A sampler that starts at the preset's first time; ``inner``: the times of the steps after it."""
+        """A sampler that starts at the preset's first time; ``inner``: the start times of the later steps."""
         times = None if inner is None else tuple(inner)
         return Sampler(nfe, solver, update, self.preset.evaluation.first_time, times, self.preset.pairs.batch_size)
 
     def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> Samples:
-        """The sampler that a configuration or method is made for; ``options``: those of :meth:`sampler`.
+        """The sampler that a configuration or method is designed for; ``options``: those of :meth:`sampler`.
 
-        Raises ``ValueError`` for options that a method does not know.
+        Raises ``ValueError`` for options that a method does not take.
         """
         found = contender(config) if config != TEACHER else None
         if not isinstance(found, Method):
@@ -257,11 +257,11 @@ class Plan:
         )
 
     def noise_seed(self, seed: int, draw: int = 0) -> int:
-        """Of the noise that a training seed's samples are made of; ``draw``: 0, or another one for comparison."""
+        """The seed of the noise for a training seed's samples; ``draw``: 0, or another number for other noise."""
         return rng.derive(self.preset.evaluation.seed, "evaluation", seed, draw)
 
     def reference(self) -> MeasureReference:
-        """What samples are compared with."""
+        """The real images' moments, with which samples are compared."""
         return MeasureReference(self.images, self.grader)
 
     def _graded(self, config: Config, seed: int) -> TrainFlow | TrainGenerator | Weights:
@@ -275,11 +275,11 @@ class Plan:
         )  # fmt: skip
 
     def samples(self, config: Config, seed: int, sampler: Samples, n: int) -> DrawSamples:
-        """Samples that are kept."""
+        """Samples of a flow that are kept."""
         return DrawSamples(self._graded(config, seed), sampler, n, self.noise_seed(seed))
 
     def steps(self, configs: Iterable[Config] | None = None, seeds: Sequence[int] | None = None) -> list[Step]:
-        """All steps up to graded flows of ``configs`` (A to G) at one evaluation, each after those it needs."""
+        """All steps up to graded flows of ``configs`` (A to G) at one evaluation, each after the steps it needs."""
         return in_order(
             self.grade(config, seed, self.sampler())
             for seed in seeds or self.preset.seeds

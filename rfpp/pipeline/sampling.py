@@ -1,4 +1,4 @@
-"""A sampler as a value: what it is asked for stands in keys and on figures."""
+"""Samplers as values, which appear in keys and on figures."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from rfpp.pairs import PairDataset
 
 
 class Samples(Protocol):
-    """Any sampler: a frozen dataclass, or another value that can be identified, which makes images of noise."""
+    """Any sampler: a frozen dataclass, or another identifiable value, that makes images from noise."""
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the flow for an image."""
+        """The number of flow evaluations per image."""
 
     def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images ``(N, ...)`` of noise ``z``, on the device of ``z``."""
+        """Return images ``(N, ...)`` of noise ``z``, on the device of ``z``."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to spend evaluations; arguments, and errors for bad ones, as for :func:`rfpp.samplers.sample`."""
+    """A sampler of this package; arguments, and errors for invalid ones, as for :func:`rfpp.samplers.sample`."""
 
     nfe: int = 1
     solver: str = "euler"
     update: str = "standard"
     first_time: float = T_MAX
     inner: tuple[float, ...] | None = None
-    """The times of the steps after the first; uniform ones when ``None``."""
+    """The start times of the steps after the first; uniform if ``None``."""
     batch_size: int = field(default=500, compare=False, repr=False)
-    """Images at once."""
+    """The number of images at once."""
 
     def __post_init__(self) -> None:
         one_of("update", self.update, samplers.UPDATES)
-        _ = self.times  # complains about the others
+        _ = self.times  # raises errors for the other fields
 
     @property
     def times(self) -> Tensor:
@@ -61,7 +61,7 @@ class Sampler:
         return grid
 
     def __call__(self, flow: RectifiedFlow, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Samples from noise ``z`` ``(N, ...)`` in batches, on the device of ``z``."""
+        """Return samples from noise ``z`` ``(N, ...)``, computed in batches, on the device of ``z``."""
         images = []
         place = next((parameter.device for parameter in flow.parameters()), z.device)
         for rows in torch.arange(len(z)).split(self.batch_size):
@@ -72,7 +72,7 @@ class Sampler:
 
 
 def labels_in_turn(n: int, classes: int) -> Tensor | None:
-    """All classes in turn, ``(n,)``; ``None`` for a network that knows none."""
+    """Return labels that take the classes in turn, ``(n,)``; ``None`` for a network without classes."""
     return torch.arange(n) % classes if classes else None
 
 
@@ -87,7 +87,7 @@ def draw(
     shard_size: int = pairs.SHARD_SIZE,
     advance: Callable[[int], Any] | None = None,
 ) -> PairDataset:
-    """Images of a flow as a folder of pairs; processes share the work, and an interrupted one goes on."""
+    """Draw images of a flow as a folder of pairs; processes share the work, and an interrupted call resumes."""
     pairs.generate(
         flow.denoiser, n, folder, seed=seed, batch_size=batch_size, device=processes.device(),
         sampler=lambda z, labels: sampler(flow, z, labels), shard_size=shard_size, advance=advance,

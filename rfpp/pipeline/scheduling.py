@@ -1,8 +1,9 @@
-"""Steps side by side: those that do not wait for each other are computed in worker processes.
+"""Steps side by side: independent steps are computed in parallel worker processes.
 
-The workers are loky's, which ship with joblib, or a dask cluster's. Both are :class:`concurrent.futures.Executor`, so
-this module only says which step may begin. Each worker has its share of the processor's threads, and a GPU of its own.
-What a step computes does not depend on where: weights, pairs and grades are those of one process with as many threads.
+The workers come from loky, which ships with joblib, or from a dask cluster. Both provide a
+:class:`concurrent.futures.Executor`, so this module only decides which step may begin. Each worker has its share of the
+processor's threads, and its own GPU. The result of a step does not depend on where it is computed: weights, pairs and
+grades equal those of one process with the same number of threads.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from rfpp.pipeline.steps import Run, Size, Step
 
 VARIABLE = "RFPP_JOBS"
 MEMORY = 1 << 30
-"""Bytes that a worker takes: its libraries, and a small network with what its training holds."""
+"""Bytes that a worker takes: its libraries, and the training of a small network."""
 ATTEMPTS = 3
-"""How often a step is begun whose worker dies."""
+"""How many times a step whose worker dies is started."""
 _LOOK = 1.0
 _SIZE = Size(pixels=1, parameters=1, images=1000)
 
 
 def jobs(asked: int | None = None) -> int:
-    """How many steps to compute side by side: as ``asked``, by ``RFPP_JOBS``, or one for each GPU, else for each core.
+    """Return how many steps to compute side by side: ``asked``, else ``RFPP_JOBS``, else one per GPU or per core.
 
-    Under ``torchrun`` it is one: there, all processes compute the same step. Raises ``ValueError`` for fewer than one,
-    and for more than the memory that is free has room for.
+    Under ``torchrun`` the number is one, because all processes compute the same step. Raises ``ValueError`` for fewer
+    than one, and for more than fit into free memory.
     """
     if processes.count() > 1:
         return 1
@@ -63,17 +64,17 @@ def jobs(asked: int | None = None) -> int:
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share(count: int) -> dict[str, str]:
-    """The environment of one of ``count`` processes that share this machine."""
+    """Return the environment variables for one of ``count`` processes that share this machine."""
     return {VARIABLE: "1", **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, _cores() // count)))}
 
 
 def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
-    """What has to be computed for ``steps``, each after those that it needs."""
+    """Return the steps to compute for ``steps``, each after the steps that it needs."""
     found: dict[str, Step] = {}
 
     def look(step: Step) -> None:
@@ -88,12 +89,12 @@ def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
 
 
 def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler: str | None = None) -> None:
-    """Compute what is missing of ``steps`` and of all that they need, side by side where they do not wait.
+    """Compute what is missing of ``steps`` and their dependencies, with independent steps side by side.
 
-    ``scheduler``: the address of a dask cluster that computes in place of this machine's workers. SIGINT and SIGTERM
-    end the workers, their checkpoints written, and raise :class:`rfpp.base.processes.Stopped`. A step whose worker dies
-    is named in a warning and begun again. Raises what the first step that fails raises, and ``RuntimeError`` for a step
-    whose workers die again and again.
+    ``scheduler``: the address of a dask cluster that replaces this machine's workers. After SIGINT or SIGTERM the
+    workers write their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker
+    dies is named in a warning and started again. Raises the error of the first step that fails, and ``RuntimeError``
+    for a step whose workers die repeatedly.
     """
     wanted = missing(run, steps)
     count = len(wanted) if scheduler is not None else min(jobs(asked), len(wanted))
@@ -107,7 +108,7 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
 
 
 def _weights(steps: list[Step]) -> dict[str, float]:
-    """How much work each step and the longest chain of those that wait for it are, by key; ``steps`` are in order."""
+    """Return the work of each step plus that of the longest chain waiting for it, by key; ``steps`` are in order."""
     longest = dict.fromkeys((step.key for step in steps), 0.0)
     for step in reversed(steps):
         cost = step.cost(_SIZE)
@@ -119,7 +120,7 @@ def _weights(steps: list[Step]) -> dict[str, float]:
 
 
 class _Work:
-    """Steps on their way: which may begin, which are computed, and what their workers say of themselves."""
+    """Steps in progress: those ready to begin, those being computed, and the progress that their workers report."""
 
     def __init__(self, run: Run, steps: list[Step], count: int, notes: Path, workers: Callable[[], Executor]) -> None:
         self.run = dataclasses.replace(run, advance=None, position="")
@@ -133,7 +134,7 @@ class _Work:
         self.attempts: Counter[str] = Counter()
 
     def do(self) -> None:
-        """Compute them all."""
+        """Compute all steps."""
         self.graph.prepare()
         with (
             processes.stoppable() as stop,
@@ -153,7 +154,7 @@ class _Work:
                     raise Stopped(f"stopped by {stop.asked}; finished steps are kept, run the same command to go on")
 
     def _begin(self) -> None:
-        """Hand the steps that may begin to workers that are free, those first that most work waits for."""
+        """Give ready steps to free workers; steps that the most work waits for come first."""
         self.ready = sorted([*self.ready, *self.graph.get_ready()], key=self.weights.__getitem__)
         while self.ready and len(self.begun) < self.count:
             key, taken = self.ready.pop(), {int(self._note(key, "place").read_text()) for key in self.begun.values()}
@@ -163,7 +164,7 @@ class _Work:
             self.begun[future] = key
 
     def _ended(self, future: Future[None]) -> bool:
-        """Whether a step that has ended is finished; one whose worker died is to be begun again."""
+        """Return whether an ended step is finished; a step whose worker died is queued again."""
         key = self.begun.pop(future)
         try:
             future.result()
@@ -191,7 +192,7 @@ class _Work:
         return self.notes / f"{key}.{what}"
 
     def _news(self) -> Iterator[str]:
-        """How far each step is that is computed now."""
+        """Yield the progress of each step in computation."""
         for key in self.begun.values():
             note = self._note(key, "progress")
             text = note.read_text(errors="replace")[-400:] if note.is_file() else ""
@@ -200,9 +201,9 @@ class _Work:
 
 
 def _compute(step: Step, run: Run, place: int, note: Path) -> None:
-    """What a worker does. ``place``: a number that no other worker has at this time; ``note``: a file for its bars."""
+    """Compute a step in a worker. ``place``: a number that no other worker has now; ``note``: a file for its bars."""
     os.environ[progress.VARIABLE], os.environ[VARIABLE] = str(note), "1"
-    if note.parent.is_dir():  # it is not on another machine
+    if note.parent.is_dir():  # this worker is on the same machine
         note.touch()
         note.with_suffix(".worker").write_text(str(os.getpid()))
     else:
@@ -219,7 +220,7 @@ def _gpus() -> list[str]:
 
 
 def _prepare(threads: int) -> None:
-    """What a worker is before its first step. A Ctrl-C reaches all processes; it is the first that ends the others."""
+    """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     processes.keep_memory()
@@ -227,21 +228,21 @@ def _prepare(threads: int) -> None:
 
 @contextlib.contextmanager
 def _local(count: int) -> Iterator[Callable[[], Executor]]:
-    """Workers on this machine. A pool with a dead worker is replaced by a new one when it is next asked for."""
+    """Provide workers on this machine. A pool with a dead worker is replaced at the next call."""
     environment = share(count)
     threads = int(environment["OMP_NUM_THREADS"])
     yield lambda: get_reusable_executor(count, timeout=60, env=environment, initializer=_prepare, initargs=(threads,))
 
 
 def _version() -> str:
-    """What the files of this package are, in a hash."""
+    """Return a hash of this package's source files."""
     root = Path(rfpp.__file__).parent
     return digest({str(path.relative_to(root)): files.sha256(path) for path in sorted(root.rglob("*.py"))})
 
 
 @contextlib.contextmanager
 def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
-    """The workers of a dask cluster, which see the same ``runs/``.
+    """Provide the workers of a dask cluster, which share ``runs/``.
 
     Raises ``ImportError`` without dask, and ``ValueError`` for a scheduler that cannot be reached, has no workers, or
     whose workers have another version of this package.

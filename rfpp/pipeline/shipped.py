@@ -1,8 +1,8 @@
-"""What ships with the package for digits, and the recipe that made it: the teacher and the two feature networks.
+"""The networks for digits that ship with the package, and their recipes: the teacher and two feature networks.
 
-They play the part of the pretrained EDM, Inception and VGG-16 networks that the paper starts from. ``python -m rfpp
-retrain`` makes all three again; :data:`RECIPES` is the whole of how. ``assets/manifest.json`` holds the SHA-256 of each
-file beside the hash of the recipe it came from, and loading checks both.
+They replace the pretrained EDM, Inception and VGG-16 networks that the paper starts from. ``python -m rfpp retrain``
+makes all three again from :data:`RECIPES`, which define them completely. ``assets/manifest.json`` holds the SHA-256 of
+each file and the hash of its recipe; loading checks both.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "fit": {"steps": 2000, "lr": 2e-3, "warmup": 100, "decay": True, "ema": 0.99, "seed": 2},
     },
 }
-"""Everything that decides the weights, but for the code; all are trained on the training split of the digits."""
+"""Everything except the code that decides the weights; all are trained on the training split of the digits."""
 
 
 def recipe_hash(name: str) -> str:
-    """SHA-256 of a recipe, in hexadecimal."""
+    """Return the SHA-256 of a recipe, in hexadecimal."""
     return hashlib.sha256(json.dumps(RECIPES[name], sort_keys=True).encode()).hexdigest()
 
 
@@ -108,14 +108,14 @@ def _load(name: str) -> nn.Module:
 
 
 def load(name: str) -> Any:
-    """A shipped network in evaluation mode; raises ``ValueError`` when its file was altered.
+    """Load a shipped network in evaluation mode; raises ``ValueError`` if its file was altered.
 
-    Callers share it and must not change its weights.
+    Callers share the network and must not change its weights.
     """
     return _load(name)
 
 
 def sha256(name: str) -> str:
-    """The checksum of a shipped file, which stands for its weights wherever results depend on them."""
+    """Return the checksum of a shipped file, which represents its weights in the keys of results."""
     one_of("name", name, RECIPES)
     return str(json.loads(MANIFEST.read_text())[name]["sha256"])

@@ -1,4 +1,4 @@
-"""Which images a run is about: a dataset by name, by import path, or a reader's own."""
+"""The images of a run: a dataset by name, by import path, or a reader's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rfpp.configurations import imported
 
 
 def fingerprint(images: data.Images) -> str:
-    """What stands for a set of images: its size, labels, and a thousand of the images."""
+    """Return a hash that represents a set of images: its size, its labels, and up to a thousand of the images."""
     rows = torch.linspace(0, len(images) - 1, min(len(images), 1000)).long()
     content = hashlib.sha256(images.labels.numpy().tobytes())
     content.update(images.pixels[rows].numpy().tobytes())
@@ -24,14 +24,14 @@ def fingerprint(images: data.Images) -> str:
 
 
 def _content(dataset: data.Dataset) -> Any:
-    """What stands for a dataset: its images and classes, whatever code decoded them."""
+    """Identify a dataset by its images and classes, whatever code decoded them."""
     return [fingerprint(dataset.train), fingerprint(dataset.held_out), dataset.classes]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset by its name and settings, as :func:`rfpp.data.load` takes them; ``function`` is the import path of a
-    function that returns one, for ``name="custom"``."""
+    """A dataset by its name and settings, as in :func:`rfpp.data.load`; for ``name="custom"``, ``function`` is the
+    import path of a function that returns the dataset."""
 
     name: str
     path: str | None = None
@@ -41,11 +41,11 @@ class Source:
     function: str | None = None
 
     def load(self) -> data.Dataset:
-        """The dataset; raises as :func:`rfpp.data.load` does, and ``TypeError`` where ``function`` gives no dataset."""
+        """Load the dataset; raises as :func:`rfpp.data.load` does, and ``TypeError`` if ``function`` returns none."""
         return _load(self)
 
     def identity(self) -> Any:
-        """What stands for the images in keys: their content, wherever they lie."""
+        """Identify the images in keys by their content, wherever they are stored."""
         return _content(self.load())
 
 
@@ -60,21 +60,21 @@ def _load(source: Source) -> data.Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """A reader's dataset, known by its content."""
+    """A reader's dataset, identified by its content."""
 
     dataset: data.Dataset
 
     def load(self) -> data.Dataset:
-        """The dataset."""
+        """Return the dataset."""
         return self.dataset
 
     def identity(self) -> Any:
-        """What stands for the images in keys."""
+        """Identify the images in keys by their content."""
         return _content(self.dataset)
 
 
 def checked(dataset: Any) -> data.Dataset:
-    """A reader's dataset; raises ``TypeError`` or ``ValueError`` for one whose images or labels do not fit."""
+    """Return a reader's dataset; raises ``TypeError`` or ``ValueError`` if its images or labels do not fit."""
     if not isinstance(dataset, data.Dataset):
         raise TypeError(f"data is a {type(dataset).__name__}; a rfpp.data.Dataset is needed")
     for name, part in (("train", dataset.train), ("held_out", dataset.held_out)):

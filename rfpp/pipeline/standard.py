@@ -1,4 +1,4 @@
-"""The standard evaluation of a flow: FID, inception score, precision and recall, with the protocol they follow."""
+"""The standard evaluation of a flow: FID, inception score, precision and recall, with their protocol."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def grade(
     reference_count: int | None = None,
     weights: str | Path | None = None,
 ) -> Grades:
-    """Grade ``n`` samples of a flow, which are kept; of several processes the first one grades.
+    """Grade ``n`` samples of a flow and keep the samples; of several processes, only the first one grades.
 
-    ``reference``: statistics of real images in EDM's ``.npz`` format, made here when ``None``: of the training images,
-    of a folder or archive with the held-out ones. ``reference_count``: the images they are of, where the file does not
-    say; ``weights``: Inception's, the preset's when ``None``.
+    ``reference``: statistics of real images in EDM's ``.npz`` format. If ``None``, they are computed from the training
+    images and, for a folder or archive, also the held-out ones. ``reference_count``: the number of images behind the
+    statistics, if the file does not say; ``weights``: Inception's weights, the preset's if ``None``.
     """
     n = n or plan.preset.evaluation.samples
     source = weights or plan.preset.features.inception or metrics.INCEPTION_URL
@@ -64,7 +64,7 @@ def grade(
 
 
 def own_reference(plan: Plan, folder: Path, extractor: Extractor) -> Statistics:
-    """Statistics of the images that published ones are of: of archives, all; else those of the training split."""
+    """Compute reference statistics as published: of all images of an archive, else of the training split."""
     dataset = plan.images.load()
     moments = Moments(extractor.num_features)
     for found, _ in embed((rows for part in compared(dataset) for rows in part.pixels.split(128)), extractor):
@@ -75,7 +75,7 @@ def own_reference(plan: Plan, folder: Path, extractor: Extractor) -> Statistics:
 
 
 def write(grades: Grades, config: object, seed: int, folder: Path) -> Path:
-    """Keep grades as JSON among a preset's results, named by their protocol."""
+    """Write grades as JSON to a preset's results, named by their protocol."""
     protocol = digest(asdict(grades.protocol))[:8]
     path = folder / "grades" / f"{config}-{seed}-{protocol}.json"
     if processes.is_main():

@@ -1,4 +1,4 @@
-"""Steps as values: a step's fields are all its inputs, and its key is the hash of these and of the code it runs."""
+"""Steps as values: a step's fields are all its inputs, and its key is the hash of its inputs and its code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rfpp.pipeline.store import Artifact, Store
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes: ``passes``, forward passes of the flow's network; ``trained``, images of training steps, and
-    whether these are ``with_lpips``; ``stored``, bytes that stay, but for checkpoints that are to be kept."""
+    """The cost of a step. ``passes``: forward passes of the flow's network; ``trained``: images of training steps, and
+    whether these are ``with_lpips``; ``stored``: bytes that remain on disk, without checkpoints that are kept."""
 
     passes: int = 0
     trained: int = 0
@@ -30,8 +30,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Size:
-    """What costs depend on: ``pixels`` of an image over all channels, ``parameters`` of the flow's network, and how
-    many training ``images`` there are."""
+    """The size of a problem, on which costs depend: ``pixels`` of an image over all channels, ``parameters`` of the
+    flow's network, and the number of training ``images``."""
 
     pixels: int
     parameters: int
@@ -40,10 +40,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how steps are computed. It changes no result, so no key has it.
+    """Where and how steps are computed. It changes no result, so no key includes it.
 
-    ``batch_size``: pairs or samples at once; ``position``: a remark for progress bars, such as "(1 of 3)"; ``advance``
-    is told how many evaluations of images were made.
+    ``batch_size``: pairs or samples at once; ``position``: a remark for progress bars, such as "(1 of 3)"; ``advance``:
+    called with the number of new evaluations of images.
     """
 
     store: Store
@@ -53,28 +53,28 @@ class Run:
     advance: Callable[[int], Any] | None = None
 
     def find(self, step: Step) -> Artifact | None:
-        """The step's result if it is finished and whole."""
+        """Return the step's result if it is finished and undamaged."""
         return self.store.peek(step.name, step.inputs)
 
     def get(self, step: Step) -> Artifact:
-        """The step's result; computes the step and its dependencies if absent."""
+        """Return the step's result; computes the step and its dependencies if absent."""
         finished = self.find(step)
         for need in step.needs:
-            if finished is None or self.find(need) is not None:  # of a finished step, what is there is only looked at
+            if finished is None or self.find(need) is not None:  # for a finished step, only check what exists
                 self.get(need)
         if finished is not None:
             return finished
-        with torch.inference_mode(False), torch.enable_grad():  # whoever asks may need no gradient; a training does
+        with torch.inference_mode(False), torch.enable_grad():  # callers may have gradients off; training needs them
             return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, self), resumable=True)
 
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """An arrow of the path from data to grades.
+    """A step of the path from data to grades.
 
-    The compared fields are the step's inputs. What :meth:`compute` reads beyond them, a :class:`Run`, changes no
-    result. ``code`` names what the class runs without naming it, such as the methods of a loaded network: the key
-    covers every definition that is reached from the class and from these.
+    The compared fields are the step's inputs. Beyond them, :meth:`compute` only reads a :class:`Run`, which changes no
+    result. ``code`` lists code that the class runs without naming it, such as the methods of a loaded network. The key
+    covers every definition reached from the class and from ``code``.
     """
 
     name: ClassVar[str]
@@ -82,17 +82,17 @@ class Step(ABC):
 
     @abstractmethod
     def compute(self, folder: Path, run: Run) -> None:
-        """Write the result into ``folder``, which may hold the whole files of an interrupted attempt."""
+        """Write the result into ``folder``, which may hold complete files of an interrupted attempt."""
 
     @property
     @presentation
     def title(self) -> str:
-        """What the step does, in a few words."""
+        """The step's work, in a few words."""
         return self.name
 
     @presentation
     def cost(self, size: Size) -> Cost:
-        """What the step takes on a problem of this size."""
+        """Return the cost of the step on a problem of this size."""
         return Cost()
 
     @cached_property
@@ -103,11 +103,11 @@ class Step(ABC):
 
     @cached_property
     def key(self) -> str:
-        """What the step is called on disk."""
+        """The name of the step on disk."""
         return Store.key(self.name, self.inputs)
 
     def identity(self) -> list[str]:
-        """What stands for the step among another one's inputs."""
+        """Return the identity of the step among another step's inputs."""
         return [self.name, self.key]
 
     @property
@@ -118,7 +118,7 @@ class Step(ABC):
 
 
 def in_order(steps: Iterable[Step]) -> list[Step]:
-    """Steps and all that they need, each once and after those that it needs."""
+    """Return steps and their dependencies, each once and after the steps that it needs."""
     ordered: dict[str, Step] = {}
 
     def with_needs(step: Step) -> Iterator[Step]:

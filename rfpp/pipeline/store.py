@@ -1,10 +1,10 @@
-"""Finished steps on disk, found again by what they depend on.
+"""Finished steps on disk, found again by their inputs.
 
 A step's key is the hash of its inputs: settings, keys of earlier steps, and the code that computes it. ``Store.get``
-returns the finished step of that key, or computes it in a folder of its own beside the final place and renames the
-folder when it is whole. A process may be killed at any moment: what was finished stays, what was not is never read.
-Each file's checksum is kept and compared before the step is used again (of large steps the sizes are, see
-:data:`HASHED`); a step with a damaged file is computed anew.
+returns the finished step of that key, or computes it in a separate folder beside the final one and renames the folder
+when it is complete. A process may be killed at any moment: finished steps remain, and unfinished ones are never read.
+The checksum of each file is kept and compared before the step is used again (for large steps, the file sizes are, see
+:data:`HASHED`); a step with a damaged file is computed again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MANIFEST = "manifest.json"
 
 
 class StorageError(OSError):
-    """A result could not be written; earlier results are intact."""
+    """Raised when a result could not be written; earlier results are intact."""
 
 
 def provenance() -> dict[str, str]:
-    """What a result was computed with."""
+    """Return the software and machine that a result was computed with."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {
         "rfpp": rfpp.__version__,
@@ -49,7 +49,7 @@ def provenance() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished step: its ``key``, the ``folder`` with its files, and what it took to compute."""
+    """A finished step: its ``key``, the ``folder`` with its files, and a ``manifest`` of how it was computed."""
 
     step: str
     key: str
@@ -76,12 +76,12 @@ def _why(error: OSError, folder: Path) -> StorageError:
 
 
 HASHED = 1 << 30
-"""Bytes of a step up to which all of it is compared with its checksums when it is opened. Of larger ones, millions of
-pairs, only the files' sizes are: their shards have checksums of their own, which are compared as rows are read."""
+"""The largest step, in bytes, whose whole content is compared with its checksums when it is opened. For larger steps,
+with millions of pairs, only file sizes are compared: their shards have row checksums, compared when rows are read."""
 
 
 def _prepare(final: Path, partial: Path, damaged: list[Path], resumable: bool) -> None:
-    """Make the folder where a step is computed; a resumable one finds there what is whole of it."""
+    """Make the folder where a step is computed; for a resumable step, it keeps the undamaged files."""
     if not resumable:
         shutil.rmtree(partial, ignore_errors=True)
     elif damaged and not partial.exists():
@@ -92,7 +92,7 @@ def _prepare(final: Path, partial: Path, damaged: list[Path], resumable: bool) -
 
 
 class Store:
-    """The finished steps under one folder, as ``<step>/<key>/``. Checksums are compared once in a store's life."""
+    """The finished steps under one folder, as ``<step>/<key>/``. Each store compares a step's checksums once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -101,21 +101,21 @@ class Store:
 
     @staticmethod
     def key(step: str, inputs: Mapping[str, Any]) -> str:
-        """What a step with these inputs is called."""
+        """Return the key of a step with these inputs."""
         return digest({"step": step, "inputs": inputs})[:16]
 
     def partial(self, step: str, key: str) -> Path:
-        """Where a step is computed before it is finished."""
+        """Return the folder of an unfinished step."""
         return self.root / step / f".{key}.partial"
 
     def get(
         self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], object], *, resumable: bool = False
     ) -> Artifact:
-        """The step with these ``inputs`` (a JSON value), from disk or from ``compute(folder)``.
+        """Return the step with these ``inputs`` (a JSON value), from disk or from ``compute(folder)``.
 
-        ``resumable``: an interrupted ``compute`` finds what it had written and goes on; what is whole of a damaged step
-        is kept. Two runs that ask for the same step compute it once; the processes of one run, which all ask together,
-        all compute. Raises :class:`StorageError` when the place cannot be written.
+        ``resumable``: an interrupted ``compute`` finds its files again and continues; undamaged files of a damaged step
+        are kept. Two runs that need the same step compute it once; the processes of one run, which all call this
+        together, all compute. Raises :class:`StorageError` when the folder cannot be written.
         """
         key = self.key(step, inputs)
         final, partial = self.root / step / key, self.partial(step, key)
@@ -153,9 +153,9 @@ class Store:
         return finished
 
     def peek(self, step: str, inputs: Mapping[str, Any]) -> Artifact | None:
-        """The step with these ``inputs`` if it is finished and whole; all processes ask together.
+        """Return the step with these ``inputs`` if it is finished and undamaged; all processes call this together.
 
-        The first one looks, and tells the others: a shared disk need not show all of them the same.
+        The first process looks and tells the others, because a shared disk may not look the same to all of them.
         """
         key = self.key(step, inputs)
         if (step, key) in self._checked:
@@ -165,8 +165,8 @@ class Store:
 
     def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:
         written = {}
-        (folder / MANIFEST).unlink(missing_ok=True)  # of a run that was stopped just before the renaming
-        for pattern in (".*.partial", ".tmp*"):  # of processes that were killed while they, or safetensors, wrote
+        (folder / MANIFEST).unlink(missing_ok=True)  # left by a run that stopped just before renaming
+        for pattern in (".*.partial", ".tmp*"):  # left by processes that were killed while writing
             for leftover in folder.rglob(pattern):
                 leftover.unlink()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -179,7 +179,7 @@ class Store:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
     def _find(self, step: str, key: str) -> tuple[Artifact | None, list[Path]]:
-        """The finished step, or nothing and the files of it that are damaged."""
+        """Return the finished step, or ``None`` and its damaged files."""
         folder = self.root / step / key
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -206,7 +206,7 @@ class Store:
         return content and files.sha256(path) != entry["sha256"]
 
     def finished(self) -> list[Artifact]:
-        """All finished steps, oldest first, without comparing checksums; unreadable manifests are passed over."""
+        """Return all finished steps, oldest first, without comparing checksums; unreadable manifests are skipped."""
         found = []
         for path in sorted(self.root.glob(f"*/[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime):
             with contextlib.suppress(ValueError, KeyError):

@@ -1,7 +1,7 @@
 """Presets: everything that sets the scale of a run, in one typed object read from a YAML file beside this module.
 
-``load("laptop")``, ``load("my.yaml")``, ``load("laptop", {"training.steps": 800})``. A value of the wrong name, type or
-range is an error that says what was allowed, before anything runs.
+``load("laptop")``, ``load("my.yaml")``, ``load("laptop", {"training.steps": 800})``. A setting with a wrong
+name, type or range raises an error that says what is allowed, before anything runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PresetError(ValueError):
-    """A preset or override that does not exist or does not fit; the message says what does."""
+    """A preset or override that does not exist or does not fit; the message says what is allowed."""
 
 
 class _Settings(BaseModel):
@@ -35,13 +35,13 @@ class _Settings(BaseModel):
 
 
 class Data(_Settings):
-    """Which images: the digits, CIFAR-10, ``photos``, which are patches of two photographs, ``images``, a folder or
-    archive of them at ``path``, or ``custom`` ones.
+    """Which images: the digits, CIFAR-10, ``photos`` (patches of two photographs), ``images`` (a folder or archive of
+    images at ``path``), or ``custom`` ones.
 
     ``custom`` ones come from ``function``, the import path of a function ``module:name`` that returns a
     :class:`rfpp.data.Dataset`, or are given to :class:`rfpp.experiment.Experiment`.
 
-    A relative ``path`` is one in ``RFPP_DATA``, else in ``datasets/`` of the checkout. ``resolution`` and ``held_out``
+    A relative ``path`` is within ``RFPP_DATA``, else ``datasets/`` of the checkout. ``resolution`` and ``held_out``
     are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`. ``count``: how many
     images there are, for plans that are made before they are fetched.
     """
@@ -56,7 +56,7 @@ class Data(_Settings):
 
 
 class _Recipe(_Settings):
-    """How a network is trained that everything else starts from; its learning rate falls along a cosine."""
+    """The training of a network that everything else starts from; its learning rate falls along a cosine."""
 
     batch: Count
     steps: Count
@@ -67,7 +67,7 @@ class _Recipe(_Settings):
 
 
 class TeacherRecipe(_Recipe):
-    """EDM's training of a :class:`rfpp.networks.SongUNet`, given by its arguments; the data tell size and classes."""
+    """EDM's training of a :class:`rfpp.networks.SongUNet`, given by its arguments; the data set size and classes."""
 
     network: dict[str, Any]
     sigma_data: Positive = 0.5
@@ -89,8 +89,8 @@ class FeatureRecipe(_Recipe):
 class Teacher(_Settings):
     """Which denoiser makes the pairs: one that ships (``name``), a published one (``file``), or one trained here.
 
-    ``file``: EDM's pickle, a file of ours or a diffusers model, by path or URL; a URL can have its ``sha256``.
-    ``network``: which of :data:`rfpp.networks.PAPER` is in it, for plans that are made before it is fetched.
+    ``file``: EDM's pickle, a file of this library or a diffusers model, by path or URL; ``sha256``: of a URL's file.
+    ``network``: which of :data:`rfpp.networks.PAPER` it contains, for plans that are made before it is fetched.
     """
 
     name: Literal["digits-teacher"] | None = None
@@ -107,9 +107,9 @@ class Teacher(_Settings):
 
 
 class Features(_Settings):
-    """The networks that images are compared in: ``shipped`` ones for digits, ``trained`` here, or the ``standard``
-    ones, Inception for grades and VGG-16 for LPIPS, whose weights are downloaded, or lie at ``inception`` and ``vgg``
-    (paths, or mirrors' addresses).
+    """The networks that images are compared in: ``shipped`` ones for digits, ones ``trained`` here, or the
+    ``standard`` ones: Inception for grades and VGG-16 for LPIPS, whose weights are downloaded or come from
+    ``inception`` and ``vgg`` (paths, or mirrors' addresses).
     """
 
     kind: Literal["shipped", "trained", "standard"] = "shipped"
@@ -125,9 +125,9 @@ class Features(_Settings):
 
 
 class Pairs(_Settings):
-    """How many pairs of the 1-rectified flow, and how exactly its ODE is solved: ``2 num_steps - 1`` evaluations.
+    """How many pairs the 1-rectified flow makes, and how accurately its ODE is solved: ``2 num_steps - 1`` evaluations.
 
-    ``per_seed``: each training seed has pairs of its own to train on, so that what varies over seeds includes them.
+    ``per_seed``: each training seed has its own training pairs, so that variation over seeds includes theirs.
     """
 
     train: Count
@@ -177,7 +177,7 @@ class Evaluation(_Settings):
     """How many samples a distance is computed from, the seed of their noise, and the time where generation starts.
 
     ``first_time`` is ``1 - 1e-5`` in the paper (Appendix E). A short training hardly ever draws a time that close to 1,
-    and a network asked about it must extrapolate: a small scale starts where it has been trained.
+    so the network would have to extrapolate there; a small scale starts where the network has been trained.
     """
 
     samples: Annotated[int, Field(ge=2)]
@@ -206,7 +206,7 @@ class Preset(_Settings):
         if self.data.function is not None and self.data.name != "custom":
             raise ValueError("data.function belongs to data.name: custom")
         digits = self.data.name == "digits"
-        if self.data.name == "custom":  # whether a teacher fits is seen when the images are there
+        if self.data.name == "custom":  # whether a teacher fits is checked once the images exist
             return self
         if digits != (self.teacher.name is not None) or digits != (self.features.kind == "shipped"):
             raise ValueError(
@@ -217,7 +217,7 @@ class Preset(_Settings):
 
     @property
     def origin(self) -> str:
-        """The preset that this one is a change of: they share finished steps, which are told apart by their inputs."""
+        """The preset that this one modifies: they share finished steps, which are distinguished by their inputs."""
         return self.name.partition("+")[0]
 
 
@@ -267,7 +267,7 @@ def _explain(error: ValidationError, source: str) -> str:
             options = entry["ctx"]["expected"]
             close = nearest(entry["input"], re.findall(r"[\w-]+", options))
             lines.append(f"{name}={entry['input']!r} is unknown; allowed: {options}{close}")
-        elif entry["type"] == "value_error":  # of several settings that do not go together
+        elif entry["type"] == "value_error":  # several settings that do not fit together
             lines.append((f"{name}: " if name else "") + str(entry["ctx"]["error"]))
         else:
             lines.append(f"{name}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}")
@@ -290,7 +290,7 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Preset:
     """A preset by name or from a YAML file, with settings such as ``{"training.steps": 800}`` replaced.
 
-    A changed preset is called after its origin and its changes (``laptop+3fa2b1``), so that its notebooks and claims
+    A changed preset is named after its origin and its changes (``laptop+3fa2b1``), so that its notebooks and claims
     are kept apart.
     Raises :class:`PresetError` for an unknown preset or setting, or a value of the wrong type or range.
     """

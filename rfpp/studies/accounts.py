@@ -1,6 +1,6 @@
 """Accounts of what reflow costs: passes (Table 6), operations, seconds and bytes; and the settings of Table 7.
 
-A function that returns ``Rows`` says in its first line what stands in their columns.
+The first line of each function that returns ``Rows`` lists their columns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def millions(passes: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, flo
 
 
 def without_pairs(passes: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """The same passes, had reflow's pairs been for free."""
+    """The same passes if reflow's pairs cost nothing."""
     return {
         name: {part: count for part, count in parts.items() if part != "making pairs"} for name, parts in passes.items()
     }
@@ -50,7 +50,7 @@ def forward_passes(passes: Mapping[str, Mapping[str, int]]) -> Rows:
 
 
 def seconds(experiment: Experiment, pace: costs.Pace) -> Rows:
-    """Making the preset's pairs, and a training of configuration F: images that go through the network, and seconds."""
+    """The work (making the preset's pairs, a training of F), images that go through the network, and seconds."""
     own = costs.Training.of(experiment.plan)
     made, trained = own.pairs * own.nfe_per_pair, own.steps * own.batch
     return [
@@ -60,7 +60,7 @@ def seconds(experiment: Experiment, pace: costs.Pace) -> Rows:
 
 
 def pairs_over_training(experiment: Experiment, pace: costs.Pace) -> float:
-    """How many times as long as a training of configuration F the preset's pairs take."""
+    """The time for the preset's pairs, relative to that of a training of configuration F."""
     own = costs.Training.of(experiment.plan)
     return (own.pairs * own.nfe_per_pair / pace.forward) / (own.steps * own.batch / pace.step)
 
@@ -82,7 +82,7 @@ def operations(names: tuple[str, ...] = ("cifar10", "afhq", "imagenet64")) -> Ro
 
 
 def storage(name: str, pairs: int, values: int) -> tuple[object, ...]:
-    """``pairs`` of images of so many ``values`` on disk: 8-bit images; noise in 32 bits, and as states of 32 bytes."""
+    """For images of ``values`` numbers: name, pairs, disk for 8-bit images, 32-bit noise, and states of 32 bytes."""
     gigabytes = (f"{pairs * values / 1e9:.1f} GB", f"{pairs * values * 4 / 1e9:.1f} GB", f"{pairs * 32 / 1e9:.2f} GB")
     return (name, f"{pairs / 1e6:.0f}M", *gigabytes)
 

@@ -1,8 +1,8 @@
-"""The arena: other ways to few steps beside the paper's, on one teacher, one network, one set of pairs, one budget.
+"""The arena: other few-step methods beside the paper's, with the same teacher, network, pairs and budget.
 
-There are two currencies. In network passes a training step costs what :attr:`rfpp.arena.methods.Method.price` says, and
-LPIPS nothing, since it runs another network. In seconds LPIPS costs, too: :data:`LPIPS` passes a row, so that F takes
-fewer steps.
+Costs are counted in two ways. In network passes, a training step costs what :attr:`rfpp.arena.methods.Method.price`
+says, and LPIPS costs nothing because it runs another network. In seconds, LPIPS costs :data:`LPIPS` passes a row, so
+that F takes fewer steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.sampling import labels_in_turn
 
 LPIPS = 0.45
-"""What LPIPS adds to a row of a training step with the digits' networks, in network passes of the time they take:
+"""The time that LPIPS adds to a row of a training step with the digits' networks, in units of a network pass;
 ``make bench`` measures a step of F beside one of C."""
 FINE_TUNED = 0.25
 """The share of the budget that G spends on real images."""
@@ -36,12 +36,12 @@ FAMILIES = {
     "Simple ReFlow's": ("B", "levelled", "towards-noise", "sharp", "simple-reflow"),
     "others": ("F", "meanflow", "meanflow-pairs", "shortcut", "shortcut-pairs", "ct", "cd"),
 }
-"""Contenders that are shown together, with one of another family to compare with."""
+"""Contenders that are shown together, with one of another family for comparison."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train, and the images and pairs that it asks for."""
+    """A way to train, and the images and pairs that it needs."""
 
     config: Config
     summary: str
@@ -83,7 +83,7 @@ def in_time(steps: int) -> int:
 
 
 def check(names: object, experiment: Experiment) -> list[str]:
-    """The contenders that are asked for, all for an empty list; raises ``TypeError`` or ``ValueError`` for others."""
+    """The requested contenders, all for an empty list; raises ``TypeError`` or ``ValueError`` for others."""
     known = list(contenders(experiment))
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"entered={names!r} is a {type(names).__name__}; a list of contenders is needed")
@@ -104,12 +104,12 @@ class Arena:
         return {name: [getattr(run, quantity) for run in runs[nfe]] for name, runs in self.graded.items()}
 
     def removed(self, before: str, after: str, nfe: int = 1) -> list[float]:
-        """The share of one contender's Fréchet distance that is not another's: ``1 - after / before`` for each seed."""
+        """The share of one contender's Fréchet distance that another removes: ``1 - after / before`` for each seed."""
         found = self.values(nfe)
         return [1 - b / a for a, b in zip(found[before], found[after], strict=True)]
 
     def against_itself(self, name: str, nfe: int = 1) -> list[float]:
-        """The same for two trainings of one contender: each seed's, and the next seed's in place of the other."""
+        """The same for one contender, with the next seed's training in place of another contender's."""
         runs = self.values(nfe)[name]
         return [1 - b / a for a, b in zip(runs, [*runs[1:], runs[0]], strict=True)]
 
@@ -146,8 +146,8 @@ def coverage(
 ) -> dict[str, dict[str, list[float]]]:
     """``"precision"`` and ``"recall"`` of each contender's samples among the training images, one value for each seed.
 
-    In the features that grade; :func:`rfpp.metrics.precision_recall` says what they are. ``"teacher"``: of the images
-    that pairs are made of, for comparison.
+    They are computed by :func:`rfpp.metrics.precision_recall` in the grading features. ``"teacher"``: those of the
+    images in the pairs, for comparison.
     """
     known, plan = contenders(experiment), experiment.plan
     real = experiment.data.train.floats()
@@ -169,11 +169,11 @@ def coverage(
 
 
 COLUMNS = ("", "trains on", "passes a row", "steps", "passes", "with LPIPS")
-"""Headings of the table of what each contender spends; the last is in passes of the time that they take."""
+"""Headings of the table of what each contender spends; the last counts LPIPS as the passes that take as long."""
 
 
 def spending(experiment: Experiment, names: Sequence[str], seeds: Sequence[int]) -> list[tuple[object, ...]]:
-    """A row for each contender, as :data:`COLUMNS` says. Of G both trainings count."""
+    """A row for each contender, as :data:`COLUMNS` says. For G both trainings count."""
     known, rows = contenders(experiment), list[tuple[object, ...]]()
     for name in names:
         found = find(known[name].config)

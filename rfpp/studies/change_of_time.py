@@ -13,7 +13,7 @@ MEAN, STD = torch.linspace(-1, 1, 4, dtype=torch.float64)[None], 0.5
 
 
 def grid() -> Tensor:
-    """Ninety times in double precision, close to each other towards both ends, from 1e-5 to 1 - 1e-5."""
+    """Ninety times in double precision, denser towards both ends, from 1e-5 to 1 - 1e-5."""
     ends, middle = torch.logspace(-5, -1, 30).double(), torch.linspace(0.12, 0.88, 30).double()
     return torch.cat([ends, middle, 1 - ends.flip(0)]).clamp(T_MIN, T_MAX)
 
@@ -21,7 +21,7 @@ def grid() -> Tensor:
 def perfect_models() -> dict[str, RectifiedFlow]:
     """The flows that Proposition 1 makes of the perfect VE denoiser and of a perfect VP network of the data.
 
-    The network predicts noise. It sees another scale and another time than the VE denoiser, and nothing else.
+    The network predicts noise. Its inputs differ from those of the VE denoiser only in their scale and their time.
     """
     ve, schedule = GaussianMixtureDenoiser(MEAN, STD), LinearSchedule()
 
@@ -36,7 +36,7 @@ def perfect_models() -> dict[str, RectifiedFlow]:
 
 
 def wrong_time() -> RectifiedFlow:
-    """The perfect VE denoiser asked at the noise level ``t`` in place of ``t / (1 - t)``."""
+    """The perfect VE denoiser evaluated at the noise level ``t`` in place of ``t / (1 - t)``."""
     ve = GaussianMixtureDenoiser(MEAN, STD)
 
     class Wrong(nn.Module):

@@ -60,7 +60,7 @@ def annulus(d: int) -> tuple[float, float]:
 
 
 def band(d: int) -> tuple[float, float]:
-    """Between which 99 % of Gaussian noise has its ``R(1)``: its standard deviation is ``1 / sqrt(d - 1)``."""
+    """The values between which 99 % of Gaussian noise has its ``R(1)``, of standard deviation ``1 / sqrt(d - 1)``."""
     half = float(stats.norm.ppf(1 - _TAIL / 2)) / (d - 1) ** 0.5
     return -half, half
 
@@ -90,12 +90,12 @@ def of_white_noise(experiment: Experiment, seed: int, n: int) -> tuple[float, fl
 
 
 def mean_autocorrelation(z: Tensor, lags: int) -> tuple[Tensor, Tensor]:
-    """The lags from 1 on, and the mean of ``R`` over noises at each."""
+    """The lags, starting at 1, and the mean of ``R`` over noises at each lag."""
     return torch.arange(1, lags + 1), intersections.autocorrelation(z, lags)[:, 1:].mean(dim=0)
 
 
 def teacher_samples(experiment: Experiment, noise: Tensor, labels: Tensor | None) -> Tensor:
-    """What the teacher's ODE makes of each noise ``(n, C, H, W)``; further labels are left over."""
+    """The images that the teacher's ODE makes from each noise ``(n, C, H, W)``; surplus labels are ignored."""
     steps, made = experiment.preset.pairs.num_steps, []
     for rows in torch.arange(len(noise)).split(_AT_ONCE):
         given = None if labels is None else labels[rows]
@@ -104,7 +104,7 @@ def teacher_samples(experiment: Experiment, noise: Tensor, labels: Tensor | None
 
 
 def miss(experiment: Experiment, drawn: Couples) -> tuple[float, float]:
-    """Mean squared distance from ``x''`` per pixel: of what the crossing's noise becomes, and of what ``z'`` does."""
+    """Mean squared distance from ``x''`` per pixel: of the image from the crossing's noise, and of that from ``z'``."""
     crossed, chance = (
         float((teacher_samples(experiment, noise, drawn.labels) - drawn.wanted).square().mean())
         for noise in (drawn.crossing, drawn.gaussian)
@@ -114,9 +114,9 @@ def miss(experiment: Experiment, drawn: Couples) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The teacher's ``ordinary`` samples and those of crossing noise (``missed``), ``(n, C, H, W)``; ``share``: how
-    many of the latter lie within the manifold of other ordinary ones, as a fraction of that share of the former; and
-    ``control``, the same for ordinary samples of fresh noise in place of the latter."""
+    """The teacher's ``ordinary`` samples and those of crossing noise (``missed``), ``(n, C, H, W)``; ``share``: the
+    share of the latter within the manifold of other ordinary samples, relative to that share of the former;
+    ``control``: the same for ordinary samples of fresh noise in place of the latter."""
 
     ordinary: Tensor
     missed: Tensor
@@ -125,7 +125,7 @@ class Overlap:
 
 
 def overlap(experiment: Experiment, seed: int, n: int) -> Overlap:
-    """Samples of ``n`` crossings against ``n`` ordinary ones, in the features that grade (precision)."""
+    """Samples of ``n`` crossings against ``n`` ordinary ones, in the grading features (precision)."""
     drawn = couples(experiment, seed, 2 * n)
     ordinary = teacher_samples(experiment, drawn.gaussian, drawn.labels)
     missed = teacher_samples(experiment, drawn.crossing[:n], drawn.labels)
@@ -151,7 +151,7 @@ def principal_plane(groups: dict[str, Tensor], embedding: nn.Module) -> dict[str
 
 
 def ideal_denoiser(experiment: Experiment, most: int) -> GaussianMixtureDenoiser:
-    """The closed-form posterior mean of the first ``most`` training images, given their classes if the teacher's is."""
+    """The closed-form posterior mean of the first ``most`` training images, by class if the teacher has any."""
     images = experiment.data.train
     classes = images.labels[:most] if experiment.classes else None
     return GaussianMixtureDenoiser(to_float(images.pixels[:most]), classes=classes)
@@ -159,8 +159,8 @@ def ideal_denoiser(experiment: Experiment, most: int) -> GaussianMixtureDenoiser
 
 @dataclass(frozen=True)
 class Terms:
-    """Eq. 4's terms at each time, per pixel: the loss that no training removes of independent pairs (``before``), what
-    the teacher's loss exceeds it by (``excess``), and a bound of the former for reflow's pairs (``after``)."""
+    """Eq. 4's terms at each time, per pixel: the irreducible loss of independent pairs (``before``), the teacher's loss
+    in excess of it (``excess``), and a bound on the irreducible loss of reflow's pairs (``after``)."""
 
     before: Tensor
     excess: Tensor
@@ -178,7 +178,7 @@ class Terms:
 
 
 def terms(experiment: Experiment, seed: int, times: Sequence[float], most: int) -> Terms:
-    """Eq. 4's terms by configuration C, trained with ``seed``, and the closed form of ``most`` training images."""
+    """Eq. 4's terms from configuration C, trained with ``seed``, and the closed form of ``most`` training images."""
     ideal, held_out = ideal_denoiser(experiment, most), experiment.pairs("held_out")
     teacher, student = RectifiedFlow(experiment.teacher), experiment.flow("C", seed)
     images = experiment.data.train
@@ -195,7 +195,7 @@ def terms(experiment: Experiment, seed: int, times: Sequence[float], most: int) 
 
 
 def mean_terms(of_seeds: Sequence[Terms]) -> dict[str, Tensor]:
-    """Eq. 4's terms as means over seeds, by name; what is below a picture's range is at its lower end."""
+    """Eq. 4's terms as means over seeds, by name; values below a picture's range are set to its lower end."""
     before, excess, after = (
         torch.stack([getattr(each, name) for each in of_seeds]).mean(dim=0) for name in ("before", "excess", "after")
     )

@@ -1,15 +1,15 @@
 """What the exact 1-rectified flow leaves for reflow: whether its lines fold, how straight the next flow is, and Eq. 4.
 
-Let ``F`` be the exact flow's map from noise to images. Its pairs ``(F(z), z)`` stand at ``(1 - t) F(z) + t z`` at the
-time ``t``. Two questions are asked of that map, and neither needs a trained network.
+Let ``F`` be the exact flow's map from noise to images. At time ``t``, its pairs ``(F(z), z)`` are at
+``(1 - t) F(z) + t z``. Two questions about this map can be answered without a trained network.
 
 - *Near each noise.* With a Gaussian around each image ``F`` is smooth, and the map's Jacobian is ``(1 - t) J + t I``.
-  It is singular for some ``t`` in (0, 1) exactly when ``J`` has a negative real eigenvalue, ``-t / (1 - t)``. Where it
-  never is, the map is one-to-one around ``z`` at all times. Were that so at *every* noise, the map would be one-to-one
-  as a whole, by Hadamard's theorem, since it takes far noise far away; then the 2-rectified flow is straight.
+  It is singular for some ``t`` in (0, 1) exactly when ``J`` has a negative real eigenvalue, ``-t / (1 - t)``. If it
+  never is, the map is one-to-one around ``z`` at all times. If that held at *every* noise, the map would be one-to-one
+  as a whole, by Hadamard's theorem, since it takes far noise far away; the 2-rectified flow would then be straight.
 - *As a whole.* For a finite set of images, without any Gaussian around them, all pairs through a point ``x_t`` can be
   listed. There is at most one for each image ``x``: its noise must be ``(x_t - (1 - t) x) / t``, and the flow must take
-  that noise to ``x``. With their densities they give the next flow's velocity and Eq. 4's irreducible term.
+  that noise to ``x``. These pairs and their densities give the next flow's velocity and Eq. 4's irreducible term.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from rfpp.studies import lipschitz, photographs
 from rfpp.studies.photographs import FiniteSet
 
 _LAST = 0.01
-"""Where a flow of a finite set has decided for one of its images."""
+"""The time at which a flow of a finite set has settled on one of its images."""
 _NEGLIGIBLE = 25.0
 """Pairs whose density is below ``exp(-25)``, 1e-11, of another's at the same point are left out."""
 
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-"""Where Eq. 4's term is taken, as in the chapter on crossings."""
+"""The times of Eq. 4's term, as in the chapter on crossings."""
 
 
 def check_width(width: object) -> None:
@@ -71,13 +71,13 @@ class Folds:
 
     @property
     def asymmetry(self) -> Tensor:
-        """``||J - J^T|| / ||J + J^T||``, (n,): 0 for the gradient of a function, 1 for a turn by a right angle."""
+        """``||J - J^T|| / ||J + J^T||``, (n,): 0 for the gradient of a function, 1 for a turn by 45 degrees."""
         odd, even = self.jacobian - self.jacobian.mT, self.jacobian + self.jacobian.mT
         return torch.linalg.matrix_norm(odd) / torch.linalg.matrix_norm(even)
 
     @property
     def lowest(self) -> Tensor:
-        """The least eigenvalue of the symmetric part of ``J``, (n,): positive where no direction is turned around."""
+        """The least eigenvalue of the symmetric part of ``J``, (n,): positive where no direction is reversed."""
         return torch.linalg.eigvalsh((self.jacobian + self.jacobian.mT) / 2)[:, 0]
 
     def of_lines(self, t: float) -> Tensor:
@@ -85,24 +85,24 @@ class Folds:
         return (1 - t) * self.jacobian + t * torch.eye(self.jacobian.shape[1], dtype=self.jacobian.dtype)
 
     def least(self, times: Sequence[float]) -> Tensor:
-        """The smallest singular value of that at each time, ``(T, n)``: by how much lines come closer, at most."""
+        """The smallest singular value of that matrix at each time, ``(T, n)``: how much closer lines come, at most."""
         return torch.stack([torch.linalg.svdvals(self.of_lines(t))[:, -1] for t in times])
 
     def bound(self, times: Sequence[float]) -> Tensor:
-        """What the stretch alone says of it, ``t - (1 - t) ||J||`` or zero, (T, n): positive after ``L / (1 + L)``."""
+        """Its bound by the stretch alone, ``t - (1 - t) ||J||`` or zero, (T, n): positive after ``L / (1 + L)``."""
         stretch = torch.linalg.svdvals(self.jacobian)[:, 0]
         return torch.stack([(t - (1 - t) * stretch).clamp(min=0) for t in times])
 
     def reversed(self, times: Sequence[float]) -> Tensor:
-        """Share of the noise where that has a determinant of zero or less, at each time: ``(T,)``."""
+        """Share of the noise where that matrix has a determinant of zero or less, at each time: ``(T,)``."""
         signs = torch.stack([torch.linalg.slogdet(self.of_lines(t)).sign for t in times])
         return (signs <= 0).double().mean(dim=1)
 
 
 def folds(images: Tensor, seed: int, n: int, width: float) -> Folds:
-    """The exact flow of ``images`` ``(K, ...)``, a Gaussian of ``width`` around each, at ``n`` Gaussian noises.
+    """Jacobians of the exact flow of ``images`` ``(K, ...)``, Gaussians of ``width`` around them, at ``n`` noises.
 
-    Within the images' span, as :func:`rfpp.studies.lipschitz.widened` says.
+    They are taken within the images' span, as :func:`rfpp.studies.lipschitz.widened` explains.
     """
     data = lipschitz.widened(images, width)
     generator = rng.generator(seed, "exact flow, noise")
@@ -113,14 +113,14 @@ def folds(images: Tensor, seed: int, n: int, width: float) -> Folds:
 def folded(found: Folds) -> float:
     """Share of the noise at which ``(1 - t) J + t I`` is singular for some ``t``: ``J`` has a negative real eigenvalue.
 
-    Eigenvalues of a real matrix are real, or come in pairs whose imaginary parts LAPACK does not give as zero.
+    Eigenvalues of a real matrix are real, or come in pairs to which LAPACK gives imaginary parts other than zero.
     """
     values = torch.linalg.eigvals(found.jacobian)
     return float(((values.imag == 0) & (values.real < 0)).any(dim=1).double().mean())
 
 
 def most(count: int) -> float:
-    """What a share may be, at 95 %, that was not seen once in ``count`` draws: ``1 - 0.05^(1 / count)``."""
+    """The upper 95 % bound of a share with no case in ``count`` draws: ``1 - 0.05^(1 / count)``."""
     return 1 - 0.05 ** (1 / count)
 
 
@@ -134,15 +134,15 @@ class Independent:
         self.images, self.posterior = images, FiniteSet(images)
 
     def pairs(self, seed: int, n: int) -> tuple[Tensor, Tensor]:
-        """``n`` pairs: noise ``(n, d)``, and which image each has, ``(n,)``."""
+        """``n`` pairs: noise ``(n, d)``, and the index of each one's image, ``(n,)``."""
         generator = rng.generator(seed, "exact flow, lines")
         z = torch.randn(n, self.images.shape[1], generator=generator, dtype=self.images.dtype)
         return z, torch.randint(len(self.images), (n,), generator=generator)
 
     def weights(self, x_t: Tensor, t: float, own: Tensor | None = None) -> Tensor:
-        """How probable each image is, given that a pair's line is at ``x_t`` ``(n, d)``: ``(n, K)``.
+        """The probability of each image given that a pair's line passes ``x_t`` ``(n, d)``: ``(n, K)``.
 
-        ``own``: the image of a pair that is known to be there, ``(n,)``.
+        ``own``: the image of a pair that is known to pass there, ``(n,)``.
         """
         return self._logits(x_t, t).softmax(dim=1)
 
@@ -158,7 +158,7 @@ class Independent:
         return states
 
     def arrivals(self, noise: Tensor) -> Tensor:
-        """Which image that flow makes of each noise ``(n, d)``: ``(n,)``."""
+        """The index of the image that this flow makes from each noise ``(n, d)``: ``(n,)``."""
         return photographs.ends(self.images, noise)
 
     def _logits(self, x_t: Tensor, t: float) -> Tensor:
@@ -168,8 +168,9 @@ class Independent:
 class Reflowed(Independent):
     """The pairs that the exact flow of a ``former`` coupling makes: the next round of reflow.
 
-    ``sign=-1`` pairs each image with the negative of its noise instead. That is a coupling of the same noise with the
-    same images, as certain as the flow's, whose lines cross. The flow of reflowed pairs is solved in ``steps`` steps.
+    ``sign=-1`` pairs each image with the negative of its noise instead. This coupling of the same noise with
+    the same images is as deterministic as the flow's, but its lines cross. The flow of reflowed pairs is solved in
+    ``steps`` steps.
     """
 
     def __init__(self, former: Independent, sign: int = 1, steps: int = 12) -> None:
@@ -181,14 +182,14 @@ class Reflowed(Independent):
         return z, self.partner(z)
 
     def partner(self, noise: Tensor) -> Tensor:
-        """Which image each noise ``(n, d)`` is paired with: ``(n,)``."""
+        """The index of the image that each noise ``(n, d)`` is paired with: ``(n,)``."""
         return self.former.arrivals(self.sign * noise)
 
     def weights(self, x_t: Tensor, t: float, own: Tensor | None = None) -> Tensor:
-        """Pairs that are there have the weights of independent ones among themselves; the others have none.
+        """Pairs of this coupling have the same relative weights as independent ones; all others have weight 0.
 
-        Candidates are tried from the most probable on, until the rest are negligible. Where none is a pair, as may
-        happen within the solver's error of a border, all of them count.
+        Candidates are tried in order of falling probability until the rest are negligible. Where none is a pair, as may
+        happen within the solver's error of a boundary, all of them count.
         """
         logits = self._logits(x_t, t)
         tried, paired = torch.zeros(2, *logits.shape, dtype=torch.bool)
@@ -214,7 +215,7 @@ class Reflowed(Independent):
 def terms(coupling: Independent, seed: int, n: int, times: Sequence[float]) -> Tensor:
     """Eq. 4's irreducible term, per value of an image, at the ``x_t`` of each of ``n`` pairs: ``(T, n)``.
 
-    ``||(z - x) - E[z - x | x_t]||^2``, in the mean over the pairs that meet there: the variance of ``x`` over ``t^2``.
+    ``||(z - x) - E[z - x | x_t]||^2``, averaged over the pairs that meet there: the variance of ``x`` over ``t^2``.
     """
     images, (z, index) = coupling.images, coupling.pairs(seed, n)
     found = []
@@ -231,7 +232,7 @@ def terms(coupling: Independent, seed: int, n: int, times: Sequence[float]) -> T
 def deviation(coupling: Independent, seed: int, n: int, steps: int = 8) -> Tensor:
     """How far ``n`` paths of the exact flow of a coupling are from straight, along Euler steps: ``(n,)``.
 
-    As :func:`rfpp.metrics.straightness` has it, which is zero for straight paths.
+    Measured by :func:`rfpp.metrics.straightness`, which is zero for straight paths.
     """
     times = [T_MAX, *(1 - step / steps for step in range(1, steps + 1))]
     return metrics.straightness(coupling.path(coupling.pairs(seed, n)[0], times), times)
@@ -268,8 +269,8 @@ def couplings(images: Tensor) -> dict[str, Independent]:
 
 
 def measure(images: Images, seed: int, count: int, noises: int, lines: int, width: float) -> Found:
-    """Both questions for ``count`` of ``images``, drawn with a seed: at ``noises`` noises with a Gaussian of ``width``
-    around each image, and at the ``x_t`` of ``lines`` pairs without."""
+    """Answer both questions for ``count`` of ``images``, drawn with a seed: at ``noises`` noises with a Gaussian of
+    ``width`` around each image, and at the ``x_t`` of ``lines`` pairs without Gaussians."""
     chosen = subset(images, seed, count)
     of = {name: terms(coupling, seed, lines, TIMES) for name, coupling in couplings(chosen).items()}
     return Found(folds(chosen, seed, noises, width), of)

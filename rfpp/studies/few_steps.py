@@ -1,8 +1,8 @@
 """Better few-step samplers without training: where steps begin, and how far each trusts the noise it started from.
 
-Euler's step goes to ``(1 - t') x_hat + t' z_hat``, where ``z_hat`` is the predicted noise. The straight update puts the
-first noise ``z`` in its place (Appendix D). A blend with weight ``w`` goes to a point between them. Times and weights
-are chosen by the mean squared distance to the images of some held-out pairs. Other held-out pairs judge.
+Euler's step goes to ``(1 - t') x_hat + t' z_hat``, where ``z_hat`` is the predicted noise. The straight update uses
+the initial noise ``z`` instead (Appendix D). A blend with weight ``w`` goes to a point between the two. Times and
+weights are chosen by the mean squared distance to the images of some held-out pairs, and judged on others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHOICES = ("times", "weights", "both")
 """What may be chosen: the times of steps after the first, the weights, or both."""
 
 _DIGITS = 4
-"""Decimals of chosen numbers, so that a sampler is the same value wherever it is read."""
+"""Decimals that chosen numbers are rounded to, so that a sampler is the same wherever it is read."""
 
 
 def blend(
@@ -37,7 +37,7 @@ def blend(
     """Steps along falling ``times`` with a weight for each, from noise ``z`` ``(B, ...)`` to images.
 
     ``x_t' = (1 - w) (x_t + (t' - t) v) + w ((1 - t') (x_t - t v) + t' z)``: Euler's update at ``w = 0`` and the
-    straight one at ``w = 1``, bit for bit those of :func:`rfpp.samplers.integrate`. Times and weights are numbers, or
+    straight one at ``w = 1``, bit for bit as in :func:`rfpp.samplers.integrate`. Times and weights are numbers, or
     tensors to differentiate by.
     """
     x = start = z * min(float(times[0]), T_MAX)
@@ -51,13 +51,13 @@ def blend(
 class Blended:
     """A sampler with a time and a weight for each step: :func:`blend` from ``times[0]`` to the final 0.
 
-    Raises ``ValueError`` for times that do not fall within (0, 1), weights outside of [0, 1], or not one for each step.
+    Raises ``ValueError`` for times that do not fall within (0, 1), weights outside of [0, 1], or not as many as steps.
     """
 
     times: tuple[float, ...]
     weights: tuple[float, ...]
     batch_size: int = field(default=500, compare=False, repr=False)
-    """Images at once."""
+    """How many images are sampled at once."""
 
     def __post_init__(self) -> None:
         grid = (*self.times, 0.0)
@@ -70,7 +70,7 @@ class Blended:
 
     @property
     def nfe(self) -> int:
-        """One for each step."""
+        """One evaluation for each step."""
         return len(self.times)
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ def uniform(nfe: int, first: float, weight: float = 0.0) -> Blended:
 
 
 def at_random(nfe: int, first: float, seed: int) -> Blended:
-    """Times and weights that nobody chose, uniform draws of a seed."""
+    """Random times and weights, drawn uniformly with a seed."""
     drawn = torch.rand(2, nfe, generator=rng.generator(seed, "few_steps", nfe), dtype=torch.float64)
     inner = sorted((first * drawn[0, 1:]).tolist(), reverse=True)
     return Blended((first, *inner), tuple(drawn[1].tolist()))
@@ -109,9 +109,9 @@ class Pairs:
 
 
 def split(experiment: Experiment, n: int) -> tuple[Pairs, Pairs]:
-    """The first ``n`` held-out pairs to choose by, and as many others to judge by, or all there are.
+    """The first ``n`` held-out pairs to choose by, and as many others, or all that are left, to judge by.
 
-    Raises ``ValueError`` where less than one is left to judge by.
+    Raises ``ValueError`` if none is left to judge by.
     """
     at_least("pairs_used", n, 1)
     held_out = experiment.pairs("held_out")
@@ -127,8 +127,8 @@ def _objective(
 ) -> tuple[np.ndarray[Any, Any], list[tuple[float | None, float | None]], Callable[[Tensor], tuple[Any, Any]]]:
     """Where the search starts, its bounds, and times and weights as functions of its variables.
 
-    The gaps between times are a softmax, so times fall whatever the variables are; the first time stays. Weights of the
-    first and the last step hardly matter, or not at all, and stay as well.
+    The gaps between times are a softmax, so times fall for any variables; the first time is fixed. The weights of the
+    first and the last step matter little or not at all, and are fixed as well.
     """
     gaps = -np.diff((*start.times, 0.0))
     steps = len(gaps)
@@ -154,9 +154,9 @@ def _objective(
 def choose(
     flow: RectifiedFlow, pairs: Pairs, nfe: int, first: float, what: str = "both", iterations: int = 10
 ) -> Blended:
-    """Times, weights, or both, for so many evaluations, by L-BFGS on the pairs' error from the uniform grid.
+    """Choose times, weights, or both for ``nfe`` evaluations by L-BFGS on the pairs' error, from the uniform grid.
 
-    Never worse on these pairs than the uniform grid with either update: those are among the candidates. Nothing is
+    The choice is never worse on these pairs than the uniform grid with either update: both are candidates. Nothing is
     random. Raises ``TypeError`` or ``ValueError`` for an unknown choice, or fewer than one evaluation or iteration.
     """
     one_of("what", what, CHOICES)
@@ -188,7 +188,7 @@ def choose(
 
 
 def check(experiment: Experiment, evaluations: Sequence[int]) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless these are different NFE that uniform times can be had for."""
+    """Raise ``TypeError`` or ``ValueError`` unless these are different NFE for which uniform times exist."""
     counts("evaluations", evaluations)
     for nfe in evaluations:
         try:
@@ -205,7 +205,7 @@ ByNFE = Mapping[int, Sequence[float]]
 
 
 def named(experiment: Experiment, evaluations: Sequence[int], seed: int) -> dict[str, dict[int, Any]]:
-    """Samplers that nobody chose by name and NFE: both updates on the uniform grid, and random ones of a seed."""
+    """Samplers that are not optimised, by name and NFE: both updates on the uniform grid, and random ones of a seed."""
     first = experiment.preset.evaluation.first_time
     return {
         UNIFORM[0]: {n: experiment.sampler(n) for n in evaluations},
@@ -248,7 +248,7 @@ def best_uniform(found: Mapping[str, ByNFE]) -> dict[int, list[float]]:
 
 
 def turned(values: ByNFE) -> dict[int, list[float]]:
-    """The next seed's value in each one's place, the first after the last."""
+    """The values with each replaced by the next seed's, and the last by the first."""
     return {n: [*of_seeds[1:], of_seeds[0]] for n, of_seeds in values.items()}
 
 
@@ -298,7 +298,7 @@ def keep(experiment: Experiment, samplers: Mapping[int, Blended]) -> None:
 def elsewhere(experiment: Experiment, evaluations: Sequence[int]) -> dict[str, dict[int, Blended]]:
     """The samplers that were chosen at other presets, by preset and NFE: those of runs beside this one, and the book's.
 
-    Only presets that have all of ``evaluations``.
+    Only presets with all of ``evaluations`` are included.
     """
     places = [
         *(paths.repository() / "book" / "records").glob(f"*/{_KEPT}"),

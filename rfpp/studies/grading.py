@@ -1,4 +1,4 @@
-"""How good are the samples? Grades of several flows side by side, with what can be hoped for."""
+"""How good are the samples? Grades of several flows beside those of real images and the teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = ("", "Fréchet distance", "recognised", "pair error")
 
 
 def _quantities(run: Evaluation) -> dict[str, float]:
-    """By the name on a figure; lower is better."""
+    """Values by their name on a figure; lower is better."""
     return {
         "Fréchet distance": run.frechet,
         "share not recognised": 1 - run.agreement,
@@ -110,22 +110,22 @@ def check_scored(experiment: Experiment, configs: object) -> None:
     if len(set(configs)) < len(configs):
         raise ValueError(f"graded={list(configs)} has an entry twice; leave one of them out")
     if configs:
-        few_steps(experiment)  # complains where the second time is not below the preset's first
+        few_steps(experiment)  # raises where the second time is not below the preset's first
         at_least("evaluation.samples, or the number of training images,", compared(experiment), metrics.NEIGHBOURS + 1)
 
 
 def few_steps(experiment: Experiment) -> list[Sampler]:
-    """One step, and two, of which the second begins at the paper's time."""
+    """Samplers in one step, and in two with the second step at the paper's time."""
     return [experiment.sampler(1), experiment.sampler(2, inner=TWO_STEPS[1:])]
 
 
 def compared(experiment: Experiment) -> int:
-    """How many samples are held against as many real images: the preset's, or all training images if fewer."""
+    """How many samples are compared with as many real images: the preset's, or all training images if fewer."""
     return min(experiment.preset.evaluation.samples, len(experiment.data.train))
 
 
 def protocol(experiment: Experiment) -> str:
-    """What the scores are made of, and what is left out."""
+    """How the scores are computed, and what is left out."""
     n, dataset = compared(experiment), experiment.data.name
     known = (
         "" if _has_classifier(experiment) else "; no classifier score, as no classifier of these classes grades here"
@@ -139,7 +139,7 @@ def _has_classifier(experiment: Experiment) -> bool:
 
 @torch.no_grad()
 def _batched(network: nn.Module, pixels: Tensor) -> Tensor:
-    """What a network makes of 8-bit images, on the CPU."""
+    """A network's output for 8-bit images, on the CPU."""
     return torch.cat([network(data.to_float(rows)).cpu() for rows in pixels.split(NETWORK_BATCH)])
 
 
@@ -155,7 +155,7 @@ def classifier_score(experiment: Experiment, pixels: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Real:
-    """Features ``(n, num_features)`` of real images that samples are held against."""
+    """Features ``(n, num_features)`` of the real images that samples are compared with."""
 
     experiment: Experiment
     features: Tensor

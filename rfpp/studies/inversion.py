@@ -23,7 +23,7 @@ METHODS = ("F, Euler", "EDM, Euler", "EDM, Heun")
 """Configuration F, and the teacher with EDM's ODE and noise levels."""
 
 CONTROL = "1-rectified flow, Euler"
-"""The teacher's ODE on the times of configuration F: what the times are worth without the training."""
+"""The teacher's ODE on the times of configuration F, which shows the effect of the times without the training."""
 
 HEUN = (7, 15)
 """Evaluations of Heun's method, ``2 k - 1`` for ``k`` steps: four, which are too few for digits, and eight."""
@@ -34,8 +34,8 @@ FEWEST = 20
 
 @dataclass(frozen=True)
 class RealImages:
-    """Held-out images ``x`` ``(N, C, H, W)`` in [-1, 1] with ``classes`` ``(N,)``; ``labels`` are what a network is
-    told of them, ``None`` where the teacher knows no classes."""
+    """Held-out images ``x`` ``(N, C, H, W)`` in [-1, 1] with ``classes`` ``(N,)``; ``labels`` are those
+    that a network receives, ``None`` where the teacher knows no classes."""
 
     x: Tensor
     classes: Tensor
@@ -47,7 +47,7 @@ class RealImages:
 
 
 def check_evaluations(experiment: Experiment, evaluations: Sequence[int]) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless these are different NFE that uniform times can be had for."""
+    """Raise ``TypeError`` or ``ValueError`` unless these are different NFE for which uniform times exist."""
     counts("evaluations", evaluations)
     first = experiment.preset.evaluation.first_time
     if first <= 1 - 1 / max(evaluations):
@@ -77,7 +77,7 @@ def real_images(experiment: Experiment, n: int) -> RealImages:
 class RoundTrips:
     """Real images carried to noise and back, by method of :data:`METHODS`, NFE each way and training seed.
 
-    Noise is kept: what asks for it again finds it. A ``seed`` also draws the little noise that inversion starts with.
+    Noise is cached after its first use. A ``seed`` also draws the little noise that inversion starts with.
     """
 
     experiment: Experiment
@@ -109,7 +109,7 @@ class RoundTrips:
         return [self._back(method, nfe, seed, z) for seed, z in pairs]
 
     def decode(self, z: Tensor, labels: Tensor | None, seed: int, nfe: int) -> Tensor:
-        """What a seed's flow makes of noise ``z`` ``(M, C, H, W)`` with other ``labels`` ``(M,)``."""
+        """The images that a seed's flow makes from noise ``z`` ``(M, C, H, W)`` with other ``labels`` ``(M,)``."""
         return self.experiment.sampler(nfe)(self.flows[seed], z, labels)
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ class RoundTrips:
             return self.experiment.sampler(nfe)(flow, z, labels)
         solver = method.removeprefix("EDM, ").lower()
         steps, teacher = samplers.steps_for(nfe, solver), self.experiment.teacher
-        if steps == 1:  # EDM's sampler has two levels at least; its one-step form is a jump from the highest
+        if steps == 1:  # EDM's sampler needs two levels; its one-step form is a jump from the highest
             return samplers.edm_integrate(teacher, SIGMA_MAX * z, [SIGMA_MAX, 0.0], labels=labels)
         return samplers.edm_sample(teacher, z, steps, labels=labels, solver=solver)
 
@@ -219,8 +219,8 @@ def critical_distance(n: int) -> float:
 def interpolations(trips: RoundTrips, there: int, back: int, shown: int) -> dict[str, Tensor]:
     """Walks between two images of a class, for up to five classes, by the first seed's flow: ``(shown, C, H, W)`` each.
 
-    The first and the last image are real; between them the great circle between their noises, inverted with ``there``
-    evaluations, is decoded with ``back``.
+    The first and the last image are real. Those between are decoded with ``back`` evaluations from the great circle
+    between the noises of the two, which are inverted with ``there`` evaluations.
     """
     real, z, rows = trips.real, trips.noise("F, Euler", there)[0], {}
     classes, counts = real.classes.unique(return_counts=True)
@@ -262,7 +262,7 @@ class Translations:
 
 @torch.no_grad()
 def translate(trips: RoundTrips, seed: int, z: Tensor, back: int) -> Tensor:
-    """Noise decoded as another class than its image's, every other class in turn."""
+    """Noise decoded as a class other than its image's, going through the other classes in turn."""
     return trips.decode(z, _other_classes(trips), seed, back)
 
 

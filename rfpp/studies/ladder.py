@@ -82,7 +82,7 @@ class Ladder:
         return [1 - b / a for a, b in zip(first, then, strict=True)]
 
     def against_itself(self, title: str, config: str, quantity: str = "frechet") -> list[float]:
-        """The gain of no change at all, for each seed: the next seed's flow in place of the changed one."""
+        """The gain without any change, for each seed: the next seed's flow takes the place of the changed one."""
         ((_, runs),) = self.values(title, [config], quantity).items()
         return [1 - after / before for before, after in zip(runs, [*runs[1:], runs[0]], strict=True)]
 
@@ -131,7 +131,7 @@ def read(path: Path) -> Ladder:
 
 
 def scales(experiment: Experiment) -> dict[str, Ladder]:
-    """The ladders that are kept, this run's and those with the book, by preset; the shortest training first."""
+    """The stored ladders, this run's and those with the book, by preset; the shortest training first."""
     kept = sorted((paths.repository() / "book" / "records").glob(f"*/{_LADDER}"))
     found = {path.parent.name: path for path in kept} | {experiment.preset.name: experiment.folder / "claims" / _LADDER}
     ladders = {name: read(path) for name, path in found.items() if path.is_file()}

@@ -1,4 +1,4 @@
-"""How likely are held-out images under each flow, and how few evaluations tell?"""
+"""How likely are held-out images under each flow, and how few evaluations are enough to tell?"""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from rfpp.experiment import Experiment
 from rfpp.likelihood import Exact, Hutchinson, LogDensity
 
 LARGEST = 256
-"""Values of an image up to which whole Jacobians are computed."""
+"""The most values of an image for which whole Jacobians are computed."""
 
 FEWEST = 2
-"""Images that a mean is taken over, at the least."""
+"""The fewest images that a mean is taken over."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Held-out ``images`` ``(N, C, H, W)`` in [-1, 1] with the ``labels`` that a flow is told, and the ends of paths.
+    """Held-out ``images`` ``(N, C, H, W)`` in [-1, 1] with the ``labels`` that a flow receives, and the ends of paths.
 
-    ``levels``: of grey or of a colour; ``start``: where the flow expects noise as large as dequantisation's.
+    ``levels``: those of grey or of a colour; ``start``: the time where the flow expects noise as large as
+    dequantisation's.
     """
 
     images: Tensor
@@ -82,8 +83,8 @@ def solved(
 ) -> LogDensity:
     """Log-densities of the images under a configuration's flow, by the adaptive solver.
 
-    ``probes``: of Hutchinson's estimate, the exact trace without; ``noise``: the seed of the dequantisation, which is
-    ``seed`` by default.
+    ``probes``: those of Hutchinson's estimate; without them the trace is exact. ``noise``: the seed of the
+    dequantisation, which is ``seed`` by default.
     """
     noise = seed if noise is None else noise
     divergence = Exact() if probes is None else Hutchinson(probes, noise)
@@ -114,7 +115,7 @@ def excess(more: Sequence[float], less: Sequence[float]) -> list[float]:
 
 
 def turned(values: Sequence[float]) -> list[float]:
-    """The next seed's value in each one's place, the first after the last."""
+    """The values with each replaced by the next seed's, and the last by the first."""
     return [*values[1:], values[0]]
 
 
@@ -161,7 +162,7 @@ def curves(
 
 
 def ratios(found: Sequence[FewEvaluations], baseline: FewEvaluations, steps: int) -> list[float]:
-    """The error in so many evaluations over that of ``baseline``, for each seed."""
+    """The error in ``steps`` evaluations over that of ``baseline``, for each seed."""
     return [each.errors()[steps] / baseline.errors()[steps] for each in found]
 
 
@@ -179,12 +180,12 @@ def in_order(found: LogDensity, of: Setting, shown: int) -> dict[str, Tensor]:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Of two values over images, ``(N,)`` each."""
+    """The correlation of two values over images, ``(N,)`` each."""
     return float(torch.corrcoef(torch.stack([a, b]).double())[0, 1])
 
 
 def emptiness(of: Setting) -> Tensor:
-    """The share of an image's values that are the lowest there is: ``(N,)``."""
+    """The share of an image's values that are the lowest possible: ``(N,)``."""
     return (of.images == -1).flatten(1).double().mean(dim=1)
 
 

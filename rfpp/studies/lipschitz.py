@@ -1,4 +1,4 @@
-"""Section 3's edge case, crossings of nearly equal noise: how much the exact flow stretches noise, or turns it around.
+"""Section 3's edge case, crossings of nearly equal noise: how much the exact flow stretches noise, or reverses it.
 
 Let ``F`` be the flow's map from noise to images, ``x = F(z)``. Two of its pairs cross at ``t`` exactly when
 
@@ -7,7 +7,7 @@ Let ``F`` be the flow's map from noise to images, ``x = F(z)``. Two of its pairs
 and their directions then differ by ``(z'' - x'') - (z' - x') = (z'' - z') / (1 - t) = -(x'' - x') / t``.
 
 If ``F`` is ``L``-Lipschitz, ``||x'' - x'|| <= L ||z'' - z'|| = L ((1 - t) / t) ||x'' - x'||``. Different images need
-``t / (1 - t) <= L``, that is ``t <= L / (1 + L)``. No two pairs cross later than that. Before, the bound says nothing.
+``t / (1 - t) <= L``, that is ``t <= L / (1 + L)``. No two pairs cross later than that. Earlier, it says nothing.
 
 The Jacobian ``J`` of ``F`` says more, in three steps.
 
@@ -47,7 +47,7 @@ def posterior_covariance(data: GaussianMixtureDenoiser, x: Tensor, sigma: float)
 
 @torch.no_grad()
 def differentiate(data: GaussianMixtureDenoiser, z: Tensor, tolerance: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """What the exact flow makes of noise ``z`` ``(n, d)``, and the Jacobian of that: ``(n, d)`` and ``(n, d, d)``.
+    """The exact flow's images of noise ``z`` ``(n, d)``, and their Jacobians: ``(n, d)`` and ``(n, d, d)``.
 
     The Jacobian follows the variational equation ``dJ/dt = (dv/dx) J`` along each path, with ``J = I`` at the noise.
     For the exact flow ``dv/dx = (I - ((1 - t) / t^2) Cov[x | x_t]) / t``.
@@ -87,7 +87,7 @@ class Jacobians:
         return _reaching(self.stretch, times)
 
     def reversed(self, times: Tensor) -> Tensor:
-        """The same by the sharper bound: ``J`` has to turn a direction around, and stretch it as much."""
+        """The same by the sharper bound: ``J`` has to reverse a direction and stretch it as much."""
         return _reaching(self.reversal, times)
 
     def row(self, t: float) -> tuple[str, ...]:

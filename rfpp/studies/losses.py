@@ -1,4 +1,4 @@
-"""Where in time is the loss? Losses of trained flows over ``t`` (Figure 3), and how well a law of times follows."""
+"""Where in time is the loss? Losses of trained flows over ``t`` (Figure 3), and how well a law of times follows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rfpp.experiment import Experiment
 from rfpp.timesteps import TimestepDistribution
 
 TIMES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-"""Where the loss is looked at: closer to each other towards the ends."""
+"""The times at which the loss is measured, denser towards the ends."""
 
 
 def squared_losses(experiment: Experiment, config: str, seeds: Sequence[int], n: int) -> list[Tensor]:

@@ -18,7 +18,8 @@ from rfpp.studies.crossings import Couples
 
 _AT_ONCE = 1000
 _LAST = 0.01
-"""Where the flow of a finite set is solved to: images that differ by more than a few hundredths are told apart."""
+"""The time to which the flow of a finite set is solved; it tells apart images that differ by more than a few
+hundredths."""
 
 
 def check(sizes: Sequence[int], count: int) -> None:
@@ -60,7 +61,7 @@ class FiniteSet(GaussianMixtureDenoiser):
     """
 
     def logits(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """``log p(image | x)`` but for a constant of each row, ``(B, K)``."""
+        """``log p(image | x)`` up to a constant of each row, ``(B, K)``."""
         means = self.means.flatten(1)
         return (x.flatten(1) @ means.T - means.square().sum(dim=1) / 2) / expand(sigma, x).flatten()[:, None] ** 2
 
@@ -74,8 +75,8 @@ def ends(images: Tensor, noise: Tensor, tolerance: float = 1e-4) -> Tensor:
     """Which of ``images`` ``(K, ...)`` their exact flow makes of each ``noise`` ``(n, ...)``, as indices ``(n,)``.
 
     The exact flow of a finite set ends at one of its images, whatever it starts from. Across the images' span it only
-    scales noise down, so it is solved within the span. It is solved to ``t = 0.01``, where one image has the weight of
-    all: once it has, the others only lose. ``tolerance`` is that of the solver, absolute and relative.
+    scales noise down, so it is solved within the span. It is solved to ``t = 0.01``, where one image has all
+    the weight; from there on the others only lose weight. ``tolerance`` is that of the solver, absolute and relative.
     """
     known, starts = images.flatten(1), noise.flatten(1)
     if len(known) < known.shape[1]:
@@ -137,10 +138,10 @@ class Exact:
 def exact_terms(images: Tensor, seed: int, n: int, times: Sequence[float]) -> Exact:
     """Eq. 4's first term before and after one round of reflow on a small set of ``images`` ``(K, ...)``, exactly.
 
-    At an ``x_t``, every image may have come with the noise that leads through it. Independent pairs have them all, with
-    the posterior's weights. Of the flow's pairs there are those whose noise it takes to their image, with the same
-    weights among themselves: ``n (K - 1)`` solutions of its ODE at each time. Each kind of pair is taken at the ``x_t``
-    of ``n`` pairs of that kind, with the same noise.
+    For each image, one noise gives a line through ``x_t``. Independent pairs include all of these lines, with the
+    posterior's weights. The flow's pairs include those whose noise it takes to their image, with the same relative
+    weights; finding them takes ``n (K - 1)`` solutions of its ODE at each time. Each kind of pair is evaluated at the
+    ``x_t`` of ``n`` pairs of that kind, with the same noise.
     """
     generator, count, terms = rng.generator(seed, "exact terms"), len(images), []
     z = torch.randn(n, *images.shape[1:], generator=generator)
@@ -163,7 +164,7 @@ def remaining(
 ) -> tuple[float, float]:
     """Eq. 4's first term after reflow over that before, each averaged over ``times``, and the same for the flow before.
 
-    Both are exact for a set of ``count`` of ``images``, which the seed draws, at the ``x_t`` of ``n`` pairs. In the
+    Both are exact for a set of ``count`` of ``images``, drawn with the seed, at the ``x_t`` of ``n`` pairs. In the
     second, the exact flow's squared loss on ``draws`` independent pairs stands in place of the term after reflow.
     """
     generator = rng.generator(seed, "small set")
@@ -176,9 +177,9 @@ def remaining(
 def quantities(
     images: Tensor, seeds: Sequence[int], n: int, times: Sequence[float]
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """What the claims of Section 3 are about, measured on ``images`` ``(K, ...)``: values and those of the control.
+    """The quantities of Section 3's claims, measured on ``images`` ``(K, ...)``: values and those of the control.
 
-    By the claim's id, and one for each seed. c01 and c02: :func:`statistics` of ``n`` crossings, and of white noise.
+    By the claim's id, one value for each seed. c01 and c02: :func:`statistics` of ``n`` crossings, and of white noise.
     c04: :func:`remaining` of Eq. 4's term, which is exact here and needs no bound by a trained model.
     """
     crossed, white = ([measure(images, seed, n) for seed in seeds] for measure in (statistics, white_noise))

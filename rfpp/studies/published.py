@@ -25,11 +25,11 @@ SCORES = {
     "cifar10": ("", "NFE", "FID", "inception score"),
     "imagenet64": ("", "NFE", "FID", "precision", "recall"),
 }
-"""What Tables 4 and 5 print of a method."""
+"""The numbers that Tables 4 and 5 print for a method."""
 
 
 def scores(name: str) -> list[tuple[object, ...]]:
-    """The methods of which a table prints more than FID, in columns :data:`SCORES`."""
+    """The methods for which a table prints more than FID, in columns :data:`SCORES`."""
     return [
         (method, nfe, str(fid), *(f"{value:.2f}" for value in more))
         for family in table(name).values()

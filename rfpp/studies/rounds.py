@@ -1,18 +1,18 @@
 """Rounds of reflow of a linear flow, each in closed form: what is lost when a flow learns from its own samples.
 
-Data ``N(m, S)`` and noise ``N(0, I)``, and a flow whose velocity is linear in ``x_t``, fitted by least squares at each
-``t``. The fit depends on the pairs' first two moments alone, and its solution is a linear map again, ``x = m + A z``,
+Data are ``N(m, S)``, noise is ``N(0, I)``, and the flow's velocity is linear in ``x_t``, a least-squares fit at each
+``t``. The fit depends only on the pairs' first two moments, and its solution is again a linear map, ``x = m + A z``,
 so that samples are normal with the covariance ``A A^T``. Three ways to make the next round's pairs are compared.
 
 - *Own pairs*, as in reflow: ``n`` noises and what the flow makes of them. All lie on one linear map, the fit finds it,
-  and nothing changes, whatever ``n > d``.
-- *Fresh noise*: ``n`` own samples, each with noise that is drawn anew without end. The next flow's covariance is that
+  and nothing changes for any ``n > d``.
+- *Fresh noise*: ``n`` own samples, each paired with infinitely many fresh noises. The next flow's covariance is that
   of the sample, ``A W A^T / n`` with ``W`` of Wishart's distribution with ``n - 1`` degrees of freedom. A round
   multiplies the expected covariance by ``1 - 1 / n`` and changes the expected logarithm of its determinant by
-  ``sum_i psi((n - i) / 2) - d log(n / 2)``, ``i = 1..d``. The mean wanders by what the covariance loses: the two add
+  ``sum_i psi((n - i) / 2) - d log(n / 2)``, ``i = 1..d``. The mean varies by what the covariance loses: the two add
   up to ``S``.
 - *Own pairs with errors* of standard deviation ``tau`` in the images, as a network or rounding makes them. Each round
-  adds ``tau^2 I`` to the covariance, but for the chance of ``n`` draws.
+  adds ``tau^2 I`` to the covariance, up to the sampling error of ``n`` draws.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from rfpp.base.checks import at_least, one_of
 
 PAIRS, FRESH, ERRORS = KINDS = ("own pairs", "fresh noise", "own pairs with errors")
 COUNT = 10
-"""Rounds of the claim."""
+"""The number of rounds in the claim."""
 COVARIANCE = torch.diag(torch.tensor([1, 1 / 2, 1 / 4, 1 / 8], dtype=torch.float64))
-"""Of the pictures' and the claim's data."""
+"""The covariance of the data in the pictures and the claim."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Linear:
     matrix: Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Of noise ``(B, n, d)``."""
+        """Apply the maps to noise ``(B, n, d)``."""
         return self.mean[:, None] + z @ self.matrix.mT
 
     @property
     def covariance(self) -> Tensor:
-        """Of what it makes of Gaussian noise: ``(B, d, d)``."""
+        """The covariance of the samples from Gaussian noise: ``(B, d, d)``."""
         return self.matrix @ self.matrix.mT
 
     @property
@@ -82,7 +82,7 @@ def of_pairs(x: Tensor, z: Tensor) -> Moments:
 
 
 def with_fresh_noise(x: Tensor) -> Moments:
-    """The moments of data ``x`` ``(B, n, d)`` with noise that is drawn without end: known, and independent."""
+    """The moments of data ``x`` ``(B, n, d)`` with endless fresh noise, whose moments are known."""
     seen = of_pairs(x, x)
     unit = torch.eye(x.shape[2], dtype=x.dtype).expand_as(seen.xx)
     return Moments(seen.x, torch.zeros_like(seen.x), seen.xx, torch.zeros_like(unit), unit)
@@ -102,7 +102,7 @@ def fit(moments: Moments, tolerance: float = 1e-8) -> Linear:
 def rounds(
     kind: str, n: int, seed: int, chains: int = 1, tau: float = 0, covariance: Tensor = COVARIANCE, count: int = COUNT
 ) -> list[Linear]:
-    """``chains`` independent runs of ``count`` rounds, from the exact flow of ``N(0, covariance)`` on: ``count + 1``.
+    """``chains`` independent runs of ``count`` rounds, from the exact flow of ``N(0, covariance)``: ``count + 1`` maps.
 
     ``kind``: one of ``KINDS``; ``n``: samples of each round; ``tau``: the errors' standard deviation.
     Raises ``ValueError`` for an unknown kind, or fewer samples than two more than there are dimensions.
@@ -128,9 +128,9 @@ def expected_loss(n: int, d: int) -> float:
 
 
 def expected(kind: str, n: int, tau: float = 0, covariance: Tensor = COVARIANCE, count: int = COUNT) -> Tensor:
-    """The change of the log-volume after 0 to ``count`` rounds that theory expects, ``(count + 1,)``.
+    """The change of the log-volume after 0 to ``count`` rounds that theory predicts, ``(count + 1,)``.
 
-    With errors it is that of endless samples.
+    With errors it is the limit of infinitely many samples.
     """
     passed = torch.arange(count + 1, dtype=torch.float64)
     if kind == FRESH:
@@ -148,14 +148,14 @@ def changes(flows: Sequence[Linear]) -> tuple[Tensor, Tensor]:
 
 
 def spread(flows: Sequence[Linear]) -> dict[str, Tensor]:
-    """Where the variance is: within samples, the covariance's trace, and in the mean's wandering, over chains: (R,)."""
+    """Where the variance is: within samples (the covariance's trace), and that of the mean over chains: (R,)."""
     within = torch.stack([flow.covariance.diagonal(dim1=1, dim2=2).sum(dim=1).mean() for flow in flows])
     wandered = torch.stack([flow.mean.square().sum(dim=1).mean() for flow in flows])
     return {"covariance": within, "mean, squared": wandered, "both": within + wandered}
 
 
 def expected_spread(n: int, covariance: Tensor = COVARIANCE, count: int = COUNT) -> dict[str, Tensor]:
-    """The same as theory expects with fresh noise."""
+    """The same as theory predicts for fresh noise."""
     total, kept = covariance.trace(), (1 - 1 / n) ** torch.arange(count + 1, dtype=torch.float64)
     return {"covariance": total * kept, "mean, squared": total * (1 - kept), "both": total * torch.ones_like(kept)}
 

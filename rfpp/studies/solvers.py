@@ -18,7 +18,7 @@ from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.sampling import Sampler
 
 PATH = 8
-"""Euler steps along which a path is looked at."""
+"""The number of Euler steps in which a path is examined."""
 
 EXACT = 127
 """Evaluations of Heun's method that stand in for the exact solution."""
@@ -100,7 +100,7 @@ def _trend(order: Sequence[int], values: Sequence[float]) -> float:
 def fresh_draws(
     experiment: Experiment, config: str, seeds: Sequence[int], sampler: Sampler, n: int
 ) -> list[list[Evaluation]]:
-    """The same sampler graded ``n`` times on noise drawn anew, one evaluation for each seed: what chance alone does."""
+    """The same sampler graded ``n`` times on fresh noise, one evaluation for each seed: the effect of chance alone."""
     return [experiment.sweep(config, seeds, [sampler], draw)[sampler] for draw in range(1, n + 1)]
 
 
@@ -121,7 +121,7 @@ def against_euler(
 ) -> tuple[list[float], list[float]]:
     """What another solver or update gains over Euler's standard one at equal NFE, mean over ``numbers``, for each seed.
 
-    And what Euler's gains over itself when its noise is drawn anew.
+    The second list is what Euler's gains over itself with fresh noise.
     """
     plain = [experiment.sampler(nfe) for nfe in numbers]
     others = [experiment.sampler(nfe, solver, update) for nfe in numbers]

@@ -1,7 +1,7 @@
 """Why pairs help: how noisy MeanFlow's targets and gradients are on images with fresh noise, and on reflow's pairs.
 
-MeanFlow's target ``v - (t - r) du/dt`` uses the velocity ``v = z - x`` of one couple, where the identity behind it asks
-for the mean ``E[v | x_t]``. It is linear in ``v``, so that with ``e = v - E[v | x_t]`` and the Jacobian ``J = du/dx``
+MeanFlow's target ``v - (t - r) du/dt`` uses the velocity ``v = z - x`` of one couple, where the identity behind it
+needs the mean ``E[v | x_t]``. It is linear in ``v``, so that with ``e = v - E[v | x_t]`` and the Jacobian ``J = du/dx``
 
     target - E[target | x_t] = e - (t - r) J e.
 
@@ -28,7 +28,7 @@ from rfpp.flow import RectifiedFlow, interpolate
 
 IMAGES, PAIRS, EXCHANGED = "images, fresh noise", "reflow's pairs", "pairs, noise exchanged"
 TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Where spreads are looked at."""
+"""The times at which spreads are measured."""
 JUDGED = 0.5
 """The time at which the claim compares targets, with ``r = 0``: the middle."""
 _AT_ONCE = 250
@@ -39,7 +39,7 @@ class Coupling:
     """Couples ``x``, ``z`` ``(n, C, H, W)`` with their labels, and the flow that has their mean velocity.
 
     It is exact for independent couples of a finite set of images. For reflow's pairs it is what a flow has learnt, and
-    what is measured around it is no less than the true spread.
+    the spread around it is at least the true spread.
     """
 
     x: Tensor
@@ -49,12 +49,12 @@ class Coupling:
 
 
 def _independent(images: Tensor, labels: Tensor | None) -> RectifiedFlow:
-    """The exact flow of images with noise that has nothing to do with them."""
+    """The exact flow of images with independent noise."""
     return RectifiedFlow(GaussianMixtureDenoiser(images, classes=labels))
 
 
 def couplings(experiment: Experiment, seed: int, n: int, config: str = "C") -> dict[str, Coupling]:
-    """The three, by name, ``n`` couples each; ``config``: the flow that stands for the mean of reflow's pairs."""
+    """The couplings by name, ``n`` couples each; ``config``: the flow that stands for the mean of reflow's pairs."""
     at_least("couples", n, 2)
     images, made = experiment.data.train, experiment.pairs("train", seed)
     generator = rng.generator(seed, "targets")
@@ -103,7 +103,7 @@ def spreads(
 
 
 SPREADS = ("of the velocity", "of the target, r = 0")
-"""What is shown, a panel each."""
+"""The quantities shown, one in each panel."""
 
 
 def panels(found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, tuple[Tensor, Tensor, None]]]:
@@ -133,7 +133,7 @@ def excess(of: Mapping[str, Sequence[float]], coupling: str) -> list[float]:
 
 
 def start(experiment: Experiment) -> average.AverageFlow:
-    """What MeanFlow starts from, on the CPU."""
+    """The flow that MeanFlow starts from, on the CPU."""
     return average.initial(experiment.plan.teacher.load(experiment.run), 0.0, 0).eval()
 
 

@@ -1,11 +1,11 @@
 """Reading other people's pickles without running them.
 
-A pickle is a program: it names functions and calls them, and Python's own loader does as it is told. :func:`read` is an
-interpreter of its own that does not. It keeps a stack of plain values, and where the program names something, it looks
-the name up in a table of stand-ins that can only make numbers, containers, tensors, and :class:`Object` records. A name
-that is not in the table ends the reading with :class:`Refused`, before anything is called or imported.
+A pickle is a program: it names functions and calls them, and Python's own loader executes it. :func:`read` is an
+interpreter that does not. It keeps a stack of plain values and looks up each name in a table of stand-ins, which can
+only make numbers, containers, tensors, and :class:`Object` records. A name outside the table raises :class:`Refused`
+before anything is called or imported.
 
-:func:`read_torch` reads the files of ``torch.save`` on top of it, those in a zip archive and those from before.
+:func:`read_torch` builds on it to read the files of ``torch.save``, both zip archives and the older format.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rfpp.base.pickles.values import Object, Refused, StandIn
 
 __all__ = ["ALLOWED", "Object", "Refused", "read", "read_file", "read_torch"]
 
-# Storages within a pickle are files of torch.save. These cannot hold such files in turn: that could go on.
+# A storage within a pickle is itself a file of torch.save. Such a file may hold no others, or nesting had no bound.
 _STORAGE = StandIn("torch.storage._load_from_bytes", load_from_bytes)
 ALLOWED: Mapping[str, StandIn] = {**STAND_INS, _STORAGE.name: _STORAGE}
-"""The names a pickle may use, and what each is read as."""
+"""The names that a pickle may use, with their stand-ins."""
 
 
 def read(file: IO[bytes]) -> Any:
-    """The value of the pickle at the file's position, which ends behind it; nothing in it is executed.
+    """Return the value of the pickle at the file's position, and move past it; nothing in it is executed.
 
     Raises :class:`Refused` for a pickle that is damaged or names anything outside :data:`ALLOWED`.
     """
@@ -36,7 +36,7 @@ def read(file: IO[bytes]) -> Any:
 
 
 def read_file(path: str | Path) -> Any:
-    """:func:`read` for a file of one pickle; the error names the file."""
+    """Apply :func:`read` to a file that holds one pickle; errors name the file."""
     path = Path(path)
     with path.open("rb") as file:
         try:

@@ -17,7 +17,7 @@ DTYPES = {
     "Bool": torch.bool, "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16, "Int": torch.int32,
     "Long": torch.int64,
 }  # fmt: skip
-"""The kinds of storages, by torch's names for them."""
+"""The types of storages, by torch's names."""
 
 Persistent = Callable[[torch.dtype, str, int], Tensor]
 """Finds a storage by its type, key and number of elements."""
@@ -47,7 +47,7 @@ class Machine:
         self.work = 0
 
     def spend(self, *values: Any) -> None:
-        """Count what a call copies. A value that is used again and again would make much out of a small file."""
+        """Count what a call copies. By reusing one value many times, a small file could fill the memory."""
         sized = (value for value in values if isinstance(value, str | bytes | list | tuple | dict | set))
         self.work += len(values) + sum(len(value) for value in sized)
 
@@ -78,7 +78,7 @@ class Machine:
         target.update(plain_keys(zip(items[::2], items[1::2], strict=True)))
 
     def build(self, target: Any, state: Any) -> None:
-        """Give an instance its attributes: ours are records, and nothing else may be changed."""
+        """Set the attributes of a record; nothing else may be changed."""
         if isinstance(target, np.dtype):
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
                 raise Refused("numpy numbers that are not little-endian")
@@ -91,12 +91,12 @@ class Machine:
         target.state.update(plain_keys(state.items()))
 
     def step(self, name: str, argument: Any) -> None:
-        """One instruction; instructions that push their argument are not seen here."""
+        """Execute one instruction, except those that only push their argument."""
         if not (self._move(name, argument) or self._collect(name) or self._call(name, argument)):
             raise Refused(f"it has the instruction {name}, which weights do not need")
 
     def _move(self, name: str, argument: Any) -> bool:
-        """Instructions for the stack, its marks and the memo; whether this is one of them."""
+        """Execute an instruction for the stack, its marks or the memo; return whether this is one."""
         stack = self.stack
         match name:
             case "MARK":
@@ -119,7 +119,7 @@ class Machine:
         return True
 
     def _collect(self, name: str) -> bool:
-        """Instructions that make or fill containers; whether this is one of them."""
+        """Execute an instruction that makes or fills a container; return whether this is one."""
         match name:
             case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT" | "EMPTY_SET":
                 kind = {"LIST": list, "TUPLE": tuple, "DICT": dict, "SET": set}[name.removeprefix("EMPTY_")]
@@ -159,7 +159,7 @@ class Machine:
         return True
 
     def _call(self, name: str, argument: Any) -> bool:
-        """Instructions that name something, call it, or make an instance; whether this is one of them."""
+        """Execute an instruction that names something, calls it, or makes an instance; return whether this is one."""
         stack = self.stack
         match name:
             case "GLOBAL":
@@ -205,7 +205,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 def interpret(file: IO[bytes], persistent: Persistent | None, names: Mapping[str, StandIn]) -> Any:
-    """The value of the pickle at the file's position, which ends behind it; nothing in it is executed.
+    """Return the value of the pickle at the file's position, and move past it; nothing in it is executed.
 
     ``persistent`` finds the storages of ``torch.save``'s files. Raises :class:`Refused` for a pickle that is damaged or
     names anything outside ``names``.

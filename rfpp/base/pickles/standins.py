@@ -1,4 +1,4 @@
-"""The table of stand-ins: the names that a pickle may use, and what each is read as."""
+"""The table of stand-ins: the names that a pickle may use, and the replacement of each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rfpp.base.pickles.values import Object, Refused, StandIn, as_set, brief, ne
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocols 0 to 2 write bytes."""
+    """Read bytes as protocols 0 to 2 write them."""
     if encoding != "latin1":
         raise Refused(f"_codecs.encode with encoding {brief(encoding)}; only 'latin1' is allowed")
     return text.encode("latin1")
 
 
 def _reconstructor(kind: StandIn, base: StandIn, state: Any) -> Any:
-    """How protocols 0 and 1 make an instance."""
+    """Make an instance as protocols 0 and 1 do."""
     made = new_instance(kind)
     if isinstance(made, dict) and isinstance(state, dict):
         made.update(state)
@@ -32,7 +32,7 @@ def _reconstructor(kind: StandIn, base: StandIn, state: Any) -> Any:
 
 
 def _persistent_object(meta: dict[str, Any]) -> Object:
-    """EDM's modules: ``meta`` also holds Python source, which the original loader executes and this one drops."""
+    """Read one of EDM's modules. ``meta`` also holds Python source, which EDM's loader executes and this one drops."""
     if not isinstance(meta, dict) or meta.get("type") != "class":
         raise Refused("a persistent object that is not of type 'class'")
     name, state = meta.get("class_name"), meta.get("state")
@@ -55,7 +55,7 @@ def _numpy_scalar(dtype: np.dtype[Any], content: bytes) -> float | int | bool:
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *options: Any) -> Tensor:
-    """A view of a storage that stays inside it; hooks and the need for a gradient are dropped."""
+    """Return a view that stays inside its storage; hooks and ``requires_grad`` are dropped."""
     numbers = [offset, *size, *stride]
     if not isinstance(storage, Tensor) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers[:64]):
         raise Refused("a tensor without a storage, or with a size that is not a list of whole numbers")
@@ -81,7 +81,7 @@ def _size(sizes: Any) -> tuple[Any, ...]:
 
 
 def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
-    """How torch writes a tensor that has attributes; these are dropped."""
+    """Read a tensor that torch wrote with attributes, and drop the attributes."""
     if rebuild not in (STAND_INS["torch._utils._rebuild_tensor_v2"], STAND_INS["torch._utils._rebuild_parameter"]):
         raise Refused("a tensor made by something else")
     made: Tensor = rebuild.call(*arguments)
@@ -119,4 +119,4 @@ _TABLE = [
 ]
 
 STAND_INS: Mapping[str, StandIn] = {entry.name: entry for entry in _TABLE}
-"""The names that a file of ``torch.save`` may use, and what each is read as."""
+"""The names that a file of ``torch.save`` may use, with their stand-ins."""

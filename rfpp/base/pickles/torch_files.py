@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: those in a zip archive, and those from before."""
+"""Files of ``torch.save``: zip archives, and the older format."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 def _plain(file: IO[bytes]) -> Any:
-    """The pickle at the file's position, which has no storages."""
+    """Read the pickle at the file's position, which has no storages."""
     return interpret(file, None, STAND_INS)
 
 
 def _read_legacy(file: IO[bytes], size: int) -> Any:
-    """A file of ``torch.save`` as it was before zip archives: five pickles, then the numbers of each storage."""
+    """Read a file of ``torch.save`` from before zip archives: five pickles, then the numbers of each storage."""
     if _plain(file) != _MAGIC or _plain(file) != _PROTOCOL:
         raise Refused("this is not a file of torch.save")
     system = _plain(file)
@@ -59,7 +59,7 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
 
 
 def load_from_bytes(content: bytes) -> Any:
-    """A storage inside a pickle: a file of its own, which holds nothing else."""
+    """Read a storage inside a pickle: a complete file that holds nothing else."""
     if not isinstance(content, bytes):
         raise Refused(f"a storage made of a {type(content).__name__}")
     storage = _read_legacy(io.BytesIO(content), len(content))
@@ -69,7 +69,7 @@ def load_from_bytes(content: bytes) -> Any:
 
 
 def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
-    """A file of ``torch.save`` as it is since torch 1.6: ``data.pkl``, and each storage in a file of its own."""
+    """Read a file of ``torch.save`` in the format since torch 1.6: ``data.pkl``, and one entry for each storage."""
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -104,9 +104,9 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
 
 
 def read_torch(path: str | Path) -> Any:
-    """What ``torch.save`` wrote to ``path``, tensors on the CPU, nothing executed.
+    """Return what ``torch.save`` wrote to ``path``, with tensors on the CPU; nothing is executed.
 
-    Raises :class:`Refused`, naming the file, for one that is damaged or names anything outside
+    Raises :class:`Refused`, naming the file, if it is damaged or names anything outside
     :data:`rfpp.base.pickles.ALLOWED`.
     """
     path = Path(path)

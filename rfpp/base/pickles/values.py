@@ -1,4 +1,4 @@
-"""The plain values that a pickle is read into, and what refuses all others."""
+"""The plain values that a pickle is read into, and the checks that refuse all others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Refused(ValueError):
 
 @dataclass(eq=False)
 class Object:
-    """An instance of a class that is not rebuilt: its name and what was in its ``__dict__``."""
+    """An instance whose class is not rebuilt: the class name and the content of its ``__dict__``."""
 
     class_name: str
     state: dict[Any, Any] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class StandIn:
-    """What a global name is read as. ``call(*arguments)`` stands for calling it, ``new()`` for making an instance."""
+    """The stand-in for a global name. ``call(*arguments)`` replaces a call of it, ``new()`` makes an instance."""
 
     name: str
     call: Callable[..., Any] | None = None
@@ -29,13 +29,13 @@ class StandIn:
 
 
 def brief(value: Any) -> str:
-    """A value in a message: spelling out a nest of lists could take for ever."""
+    """Describe a value in a message. Containers are only named: spelling out nested lists could take for ever."""
     text = repr(value) if isinstance(value, str | bytes | int | float | None) else f"a {type(value).__name__}"
     return text if len(text) <= 100 else text[:100] + "..."
 
 
 def plain_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A dictionary whose keys cost nothing to hash: tuples within tuples could keep a machine busy for years, and
+    """Return a dictionary whose keys are cheap to hash. Hashing nested tuples could keep a machine busy for years, and
     large numbers can be chosen so that all have the same hash."""
     found = {}
     for key, value in pairs:
@@ -46,17 +46,17 @@ def plain_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def ordered_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
-    """A dictionary of pairs."""
+    """Return the dictionary of these pairs."""
     return plain_keys((key, value) for key, value in items)
 
 
 def as_set(items: Iterable[Any] = ()) -> set[Any]:
-    """A set of what could be a key."""
+    """Return the set of these items, which must be allowed as keys."""
     return set(plain_keys((item, None) for item in items))
 
 
 def new_instance(kind: Any) -> Any:
-    """What a stand-in makes without arguments; ``Refused`` for anything that makes no instances."""
+    """Make an instance of a stand-in without arguments; raises ``Refused`` for anything that makes no instances."""
     if not isinstance(kind, StandIn) or kind.new is None:
         raise Refused(f"an instance of {kind.name if isinstance(kind, StandIn) else type(kind).__name__}")
     return kind.new()
