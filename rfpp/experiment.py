@@ -82,7 +82,7 @@ class Experiment:
         """Return ``function(*arguments)``, from disk if it was computed before.
 
         Arguments may be the experiment itself, flows, samplers, tensors and other values that are identified by their
-        content. Raises :class:`rfpp.pipeline.identities.Unidentified` for values that are not, and ``TypeError`` for a
+        content. Raises ``ValueError`` for values that are not, and ``TypeError`` for a
         result made of anything but numbers, strings, tensors and dataclasses of this package.
         """
         return Measurement(function, arguments).load(self.run)

@@ -25,7 +25,7 @@ class Measurement(Step):
     """``function(*arguments)``: its key covers the function's code, and what the arguments are made of.
 
     The result may consist of numbers, strings, tensors, lists, tuples, mappings, and dataclasses of this package; for
-    anything else :meth:`compute` raises ``TypeError``.
+    anything else the work ends in a ``TypeError``.
     """
 
     function: Callable[..., Any]
