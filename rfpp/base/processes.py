@@ -77,9 +77,9 @@ _KEPT = 1 << 29
 def keep_memory() -> bool:
     """Let this process keep up to half a GiB of freed memory; return whether that was possible (it needs glibc).
 
-    Otherwise the memory of each large tensor returns to the system and is mapped again page by page, which takes a
-    tenth of a training step of the digits' network and a fifth of sampling. If ``MALLOC_TRIM_THRESHOLD_`` is set,
-    nothing is changed.
+    Otherwise the memory of each large tensor returns to the system and is mapped again page by page. This takes up to a
+    tenth of a training step of the digits' network, and up to a fifth of sampling. Nothing is changed if
+    ``MALLOC_TRIM_THRESHOLD_`` is set.
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False
