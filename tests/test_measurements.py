@@ -203,5 +203,5 @@ def test_another_network_makes_another_key(experiment, monkeypatch):
     """Weights and names may be the same: the code of all parts counts."""
     flow = experiment.flow(TEACHER)
     monkeypatch.setattr(identities, "code_digest", lambda *roots: sorted(root.__name__ for root in roots))
-    parts = identities.identity(flow)["fields"]["of"]
+    parts = identities.identity(flow)["code"]
     assert {"EDMPrecond", "SongUNet", "RectifiedFlow"} <= set(parts)

@@ -73,16 +73,16 @@ def identity(value: Any) -> Any:
 def _instance(value: Any) -> dict[str, Any]:
     """Identify an object by its class and its parts."""
     kind = type(value)
+    kinds = {kind}
     if dataclasses.is_dataclass(value):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare}
     elif isinstance(value, nn.Module):
-        kinds = {part_kind for part in value.modules() if is_own(part_kind := type(part))}
-        parts = {**value.state_dict(), "made as": repr(value), "of": code_digest(*kinds)}
+        parts, kinds = {**value.state_dict(), "made as": repr(value)}, {type(part) for part in value.modules()}
     elif kind.__module__ == "builtins" or not hasattr(value, "__dict__"):
         raise Unidentified(f"{value!r} cannot be identified: it is a {kind.__name__}; {_ADVICE}")
     else:
         parts = vars(value)
-    return {"type": _name(kind), "fields": identity(parts), "code": code_digest(kind)}
+    return {"type": _name(kind), "fields": identity(parts), "code": code_digest(*kinds)}
 
 
 # Readers' code
