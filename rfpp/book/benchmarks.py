@@ -15,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rfpp.base import paths
+from rfpp.book import sizes
 from rfpp.book.plots import WIDTH, style
 from rfpp.book.tables import Table
+from rfpp.pipeline import costs
 
 RESULTS = Path("benchmarks") / "results.json"
 Entry = Mapping[str, Any]
@@ -157,23 +159,77 @@ def gpu_attention() -> Table:
     return Table(("network", "precision", "places", "heads", "operation", "fused"), rows)
 
 
-def gpu_findings() -> str:
-    """The findings on a GPU besides rates and kernels, in sentences."""
-    made = _gpu_runs("rates")[0]["provenance"]
-    notebooks = [row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished"]
-    lines = [
-        f"Measured on {made['date'][:10]} on one {made['device']}, driver {made['driver']}, torch {made['torch']}, "
-        f"commit `{made['commit'][:12]}`.",
-        f"These notebooks ran to completion there, at a reduced `cifar10`: {', '.join(notebooks)}.",
-    ]
-    for row in _gpu("resume"):
-        largest, floor = (max(row[name].values()) for name in ("resumed apart", "two runs apart"))
-        lines.append(
-            f"A training in {row['precision']} that was stopped half-way and resumed ended at most {largest:.1g} away "
-            f"from an uninterrupted one. Two uninterrupted ones differ by {floor:.1g}, only because of the order of "
-            "the GPU's sums."
+def gpu_compiled() -> Table:
+    """A row for each training with a compiled network beside one without."""
+    columns = ("training", "dropout", "a step", "not compiled", "times faster", "until the first step", "losses apart")
+    rows = [
+        (
+            row["config"] + " with LPIPS" * row["LPIPS"], f"{row['dropout']:g}", duration(row["seconds a step"]),
+            duration(row["plain seconds a step"]), _digits(row["speed-up"]),
+            duration(row["seconds to the first step"]), f"{row['from plain']:.2%}",
         )
-    return " ".join(lines) + "\n"
+        for row in _gpu("compiled")
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def gpu_loading() -> Table:
+    """A row for each training: how long its steps wait for batches."""
+    rows = [
+        (
+            row["training"], row["batch"], row["workers"], duration(row["seconds a step"]),
+            duration(row["seconds waited"]), f"{row['share waited']:.1%}", f"{row['goal']:.0%}",
+        )
+        for row in _gpu("loading")
+    ]  # fmt: skip
+    return Table(("training", "batch", "workers", "a step", "waiting", "share", "at most"), rows)
+
+
+def gpu_resume() -> Table:
+    """A row for each way to train: how far a training that was stopped half-way ends from one that was not."""
+    rows = [
+        (
+            row["precision"], "yes" if row["compile"] else "no", "yes" if row["deterministic kernels"] else "no",
+            *(_distance(max(row[name].values())) for name in ("two runs apart", "resumed apart")),
+        )
+        for row in _gpu("resume")
+    ]  # fmt: skip
+    columns = ("precision", "compiled", "deterministic kernels", "two whole trainings", "a resumed and a whole one")
+    return Table(columns, rows)
+
+
+def _distance(value: float) -> str:
+    return f"{value:.1g}" if value else "equal bit for bit"
+
+
+def _device(script: str) -> str:
+    """When a script was last run, and on what."""
+    made = _gpu_runs(script)[-1]["provenance"]
+    return (
+        f"on {made['date'][:10]} on one {made['device']}, driver {made['driver']}, torch {made['torch']}, "
+        f"commit `{made['commit'][:12]}`"
+    )
+
+
+def gpu_findings() -> str:
+    """Where and when the scripts for a GPU ran, and which notebooks did."""
+    notebooks = [row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished"]
+    return (
+        f"Rates, attention and notebooks were measured {_device('rates')}; compiled trainings, waiting and resumed "
+        f"trainings {_device('compiled')}. These notebooks ran to completion on the first, at a reduced `cifar10`: "
+        f"{', '.join(notebooks)}.\n"
+    )
+
+
+def gpu_preset() -> str:
+    """How long the trainings and samples of ``cifar10`` take at the pace of the measured steps, in a sentence."""
+    plan, row = sizes.plan("cifar10"), _gpu("loading")[-1]
+    passes = costs.bill(plan).passes
+    seconds = passes * row["seconds a step"] / (3 * row["batch"])
+    return (
+        f"At the pace of training {row['training']}, {duration(row['seconds a step'])} for {row['batch']} images, the "
+        f"{sizes.large(passes)} forward passes of A to G at the `cifar10` preset take {costs.duration(seconds)}.\n"
+    )
 
 
 def tally(found: Mapping[str, Any]) -> str:
@@ -240,10 +296,12 @@ def write(folder: Path) -> None:
     """Write what `benchmarks.md` includes and shows into the folder beside it."""
     found = results()
     tables = {"comparisons": comparisons(found), "prices": prices(found), "growths": growths(found)}
-    tables |= {"gpu-rates": gpu_rates(), "gpu-attention": gpu_attention()}
+    tables |= {"gpu-rates": gpu_rates(), "gpu-attention": gpu_attention(), "gpu-compiled": gpu_compiled()}
+    tables |= {"gpu-loading": gpu_loading(), "gpu-resume": gpu_resume()}
     for name, table in tables.items():
         (folder / f"benchmarks-{name}.txt").write_text(f"\n{table._repr_markdown_()}\n")
     (folder / "benchmarks-gpu.txt").write_text(gpu_findings())
+    (folder / "benchmarks-gpu-preset.txt").write_text(gpu_preset())
     (folder / "benchmarks-machine.txt").write_text(machine(found))
     (folder / "benchmarks-tally.txt").write_text(tally(found))
     drawn = figure(found)
