@@ -22,7 +22,7 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name and equals):
-            raise presets.PresetError(f"{pair!r} is not of the form name=value")
+            raise presets.PresetError(f"--set {pair!r} is not of the form NAME=VALUE")
         values[name] = presets.parse(text)
     return values
 
@@ -87,7 +87,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     options = _sampler(arguments)
     for name in ("n", "reference", "reference_count", "weights"):
         if getattr(arguments, name) is not None and not arguments.standard:
-            raise ValueError(f"--{name.replace('_', '-')} belongs to --standard; add it, or leave the other out")
+            raise ValueError(
+                f"--{name.replace('_', '-')}={getattr(arguments, name)} works only with --standard; "
+                "add --standard, or leave this option out"
+            )
     experiment = _experiment(arguments)
     from rfpp.pipeline import standard
 
@@ -124,7 +127,7 @@ def _status(arguments: argparse.Namespace) -> None:
     if (blank := costs.expected(experiment.preset)) is not None:
         plan = Plan(experiment.preset, blank)
         images = f"{len(blank.train):,} training images of {' x '.join(map(str, blank.train.shape))}"
-        _say(f"the images are not here yet; this is a plan for {images}, and nothing of it can be finished")
+        _say(f"the images are not on this machine yet, so no step counts as finished; this plan assumes {images}")
     plan = plan or experiment.plan
     steps = plan.steps(arguments.config, [arguments.seed] if arguments.seed is not None else None)
     forecasts, pace = costs.forecast(plan, experiment.run, steps), None
@@ -134,7 +137,7 @@ def _status(arguments: argparse.Namespace) -> None:
                 pace = costs.measure(plan, arguments.repeats, lpips)
                 break
             except OSError as error:  # a file that the reader must supply is missing
-                what = "steps with LPIPS are timed without it" if lpips else "no time can be told"
+                what = "steps with LPIPS are timed without it" if lpips else "the time left cannot be estimated"
                 print(f"{what}: {error}", file=sys.stderr)
     _say(costs.report(forecasts, pace))
     store = experiment.run.store
@@ -152,7 +155,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.place is not None and (arguments.config, arguments.seed, arguments.set) != (None, None, []):
         raise ValueError(f"{arguments.place} and --config, --seed or --set both say what to examine; leave one out")
     if arguments.place is None and arguments.teacher is not None:
-        raise ValueError("--teacher belongs to a place with pairs; a training names its own")
+        raise ValueError(f"--teacher={arguments.teacher} needs a place with pairs; a training names its own teacher")
     checks.at_least("rows", arguments.rows, 1)
     from rfpp import doctor, pairs
 
@@ -186,7 +189,7 @@ def _import(arguments: argparse.Namespace) -> None:
     source = arguments.source
     is_url = downloads.is_address(source)
     if arguments.sha256 is not None and not is_url:
-        raise ValueError("--sha256 belongs to a URL: what is downloaded from there must have it")
+        raise ValueError(f"--sha256 works only with a URL, but source={source!r} is a path; leave --sha256 out")
     if arguments.out.suffix != ".safetensors":
         raise ValueError(f"out={str(arguments.out)!r} must end in .safetensors")
     from rfpp import checkpoints
@@ -195,7 +198,10 @@ def _import(arguments: argparse.Namespace) -> None:
     if is_url or Path(source).suffix in (".pkl", ".safetensors") or Path(source).is_dir():
         model = checkpoints.load_any(source, arguments.sha256)
     elif arguments.network is None:
-        raise ValueError("--network is needed to read a state dict: a name such as cifar10, or a .json configuration")
+        raise ValueError(
+            f"source={source!r} is read as a state dict, which needs --network: a name such as cifar10, or a .json "
+            "configuration"
+        )
     else:
         changes = _assignments(arguments.set)
         model = checkpoints.load_released(Path(source), arguments.network, arguments.weights, **changes)
@@ -226,38 +232,38 @@ def _retrain(arguments: argparse.Namespace) -> None:
 
 def _add_imports(commands: Any) -> None:
     """The commands that import published models and pairs, update the lock, and retrain the shipped networks."""
-    text = "turn a published checkpoint into a file of ours, without executing any of it"
+    text = "convert a published checkpoint to this library's format, without executing anything in it"
     sub = commands.add_parser("import", help=text, description=text)
     sub.add_argument("source", help="EDM's .pkl, a released .pth, the folder of a diffusers model, or a URL")
     sub.add_argument("out", type=Path, help="the .safetensors file to write")
     sub.add_argument("--network", help="for a .pth: cifar10, afhq, ffhq, imagenet64, or a .json configuration")
     sub.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="for a .pth: replace one of its arguments"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="for a .pth: set an argument of its network"
     )
-    sub.add_argument("--weights", help="for a training state: ema or model; ema by default where it has them")
-    sub.add_argument("--sha256", help="for a URL: what the file must be")
+    sub.add_argument("--weights", help="for a training state: ema or model; by default ema, if the file has it")
+    sub.add_argument("--sha256", help="for a URL: the SHA-256 that the file must have")
     sub.set_defaults(function=_import)
-    text = "take over pairs that the paper's released code made"
+    text = "import pairs that the paper's released code made"
     sub = commands.add_parser("import-pairs", help=text, description=text)
     sub.add_argument("samples", type=Path, help="samples.zip")
     sub.add_argument("z", type=Path, help="z.zip")
     sub.add_argument("out", type=Path, help="the folder to write")
     sub.add_argument("--labels", type=Path, help="images_labels.csv")
     sub.set_defaults(function=_import_pairs)
-    text = "take new claims, and amendments of others, into the ledger's lock"
+    text = "add new claims and amendments to the ledger's lock"
     commands.add_parser("lock", help=text, description=text).set_defaults(function=_lock)
     sub = commands.add_parser("retrain", help="train the shipped networks again")
-    sub.add_argument("names", nargs="*", help="which; all by default")
+    sub.add_argument("names", nargs="*", help="names of these networks; all by default")
     sub.set_defaults(function=_retrain)
 
 
 def _add_standard(sub: argparse.ArgumentParser) -> None:
     """The options of the standard evaluation."""
     sub.add_argument("--standard", action="store_true", help="FID, inception score, precision, recall on Inception")
-    sub.add_argument("--n", type=int, default=None, help="with --standard: images; the preset's number by default")
-    sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; else made of the dataset's images")
-    sub.add_argument("--reference-count", type=int, help="with --reference: images it is of, if the file does not say")
-    sub.add_argument("--weights", help="with --standard: Inception's, a file or a URL; else downloaded")
+    sub.add_argument("--n", type=int, default=None, help="with --standard: number of images; the preset's by default")
+    sub.add_argument("--reference", type=Path, help="with --standard: EDM's .npz; by default the dataset's images")
+    sub.add_argument("--reference-count", type=int, help="with --reference: its number of images, if it does not say")
+    sub.add_argument("--weights", help="with --standard: file or URL of Inception's weights; downloaded by default")
 
 
 def _add_jobs(sub: argparse.ArgumentParser) -> None:
@@ -268,11 +274,11 @@ def _add_jobs(sub: argparse.ArgumentParser) -> None:
 
 def _add_sampler(sub: argparse.ArgumentParser) -> None:
     """The options of :func:`_sampler`."""
-    sub.add_argument("--nfe", type=int, default=1, help="evaluations; odd with --solver heun")
+    sub.add_argument("--nfe", type=int, default=1, help="number of evaluations; odd with --solver heun")
     sub.add_argument("--solver", default="euler", help="euler or heun")
     sub.add_argument("--update", default="standard", help="standard or straight")
     sub.add_argument(
-        "--times", type=float, nargs="+", metavar="T", help="when the steps after the first begin; the paper: 0.8"
+        "--times", type=float, nargs="+", metavar="T", help="start times of the steps after the first; in the paper 0.8"
     )
 
 
@@ -280,12 +286,12 @@ def _add_doctor(command: Callable[..., Any], model: Callable[..., None]) -> None
     """The commands that examine pairs and trainings, and that record the curves for comparison."""
     sub = command("doctor", _doctor, "examine pairs or a training: what may be wrong with a reflow, and what to do")
     model(sub, seeds="the preset's first")
-    sub.add_argument("place", nargs="?", type=Path, help="pairs, or a step of the store; else a training by --config")
+    sub.add_argument("place", nargs="?", type=Path, help="pairs, or a step of the store; else the training of --config")
     sub.add_argument("--teacher", help="with pairs: the denoiser that made them, a file or the name of a shipped one")
-    sub.add_argument("--rows", type=int, default=4096, help="pairs that are read, of a set that has more")
+    sub.add_argument("--rows", type=int, default=4096, help="how many pairs to read from a larger set")
     sub.add_argument("--json", action="store_true", help="print records instead of lines")
     sub.set_defaults(config=None)
-    sub = command("curves", _curves, "keep what trainings are worth on the way, for doctor to compare others with")
+    sub = command("curves", _curves, "record how good trainings are along the way, for doctor to compare others with")
     sub.add_argument("--config", nargs="+", default=["A", "F"], help="A and F of Table 1 by default")
     _add_jobs(sub)
 
@@ -322,23 +328,23 @@ def parser() -> argparse.ArgumentParser:
     sub = command("sample", _sample, "draw a picture of samples")
     model(sub, seeds="0")
     _add_sampler(sub)
-    sub.add_argument("--n", type=int, default=100, help="how many")
-    sub.add_argument("--out", type=Path, default=Path("samples.png"), help="where to")
+    sub.add_argument("--n", type=int, default=100, help="number of samples")
+    sub.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture to write")
     sub = command("evaluate", _evaluate, "grade a flow with a sampler")
     model(sub)
     _add_jobs(sub)
     _add_sampler(sub)
     _add_standard(sub)
     sub = command("run", _run, "run notebooks", settings=False)
-    sub.add_argument("notebooks", nargs="*", help="parts of their names; all by default")
+    sub.add_argument("notebooks", nargs="*", help="parts of the notebooks' names; all by default")
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
     sub.add_argument("--jobs", type=int, help="how many side by side; one for each core or GPU by default")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
-    sub.add_argument("--pdf", action="store_true", help="as one PDF, which Chromium prints")
-    sub = command("status", _status, "what of a preset is there, what is left, and what that takes on this machine")
+    sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")
+    sub = command("status", _status, "show what is finished of a preset, what is left, and what it costs here")
     sub.add_argument("--config", nargs="+", default=None, help="A to G of Table 1, all by default")
     sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
     sub.add_argument("--repeats", type=int, default=5, help="steps that are timed")
@@ -376,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print(str(stopped) or "interrupted; finished steps are kept, run the same command to go on", file=sys.stderr)
+        print(str(stopped) or "interrupted; finished steps are kept. Run the same command to go on", file=sys.stderr)
         return processes.Stopped.EXIT
     return status or 0
 

@@ -71,9 +71,9 @@ class Configuration:
             )
         one_of("pairs", self.pairs, PAIRS)
         if self.pairs == "own" and not isinstance(self.start, Configuration):
-            raise ValueError(f"pairs='own' are those of the flow in start, but start={self.start!r}; name a flow there")
+            raise ValueError(f"pairs='own' needs a Configuration whose flow makes them, but start={self.start!r}")
         if not 0 <= self.real_share <= 1:
-            raise ValueError(f"real_share={self.real_share} is no probability; a number from 0 to 1 is needed")
+            raise ValueError(f"real_share={self.real_share} is not a probability; a number from 0 to 1 is needed")
         if not isinstance(self.schedule, Optimisation):
             one_of("schedule", self.schedule, SCHEDULES)
 
@@ -189,7 +189,10 @@ def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise ValueError(f"{name} gives {found} for {_PROBES} images; one value for each, shape (B,), is needed")
     if not (values >= 0).all() or not values.isfinite().all():
-        raise ValueError(f"{name} gives {values.min():g} for different images; finite numbers of at least 0 are needed")
+        raise ValueError(
+            f"{name} gives {values.min():g} to {values.max():g} for different images; finite numbers of at least 0 are "
+            "needed"
+        )
 
 
 def check(configuration: Configuration, shape: tuple[int, ...]) -> None:

@@ -226,7 +226,7 @@ class GaussianMixtureDenoiser(nn.Module):
         if labels is not None and self.classes is not None:
             missing = labels[~torch.isin(labels, self.classes)]
             if len(missing):
-                raise ValueError(f"labels contain {missing[0].item()}, a class of no component")
+                raise ValueError(f"labels contain {missing[0].item()}, which is the class of no component")
             logits = logits.masked_fill(self.classes[None] != labels[:, None], -torch.inf)
         mean = (logits.softmax(dim=1) @ means).reshape(x.shape)
         shrink = self.std**2 / (sigma**2 + self.std**2) if self.std else torch.zeros_like(sigma)

@@ -227,7 +227,7 @@ def log_density(
     at_least("batch_size", batch_size, 1)
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if not tolerance > 0:
-            raise ValueError(f"{name}={tolerance} is no tolerance; a number above 0 is needed")
+            raise ValueError(f"{name}={tolerance} is not a tolerance; a number above 0 is needed")
     divergence = divergence or Exact()
     drawn, parts, spent = divergence.directions(x), [], 0
     for rows in torch.arange(len(x)).split(batch_size):
@@ -284,7 +284,7 @@ def stepwise(
     """
     grid = [float(t) for t in times]
     if len(grid) < 2 or not all(t < s for t, s in pairwise(grid)):
-        raise ValueError(f"times={grid} must be at least two and rise")
+        raise ValueError(f"times={grid} must be at least two numbers, each above the one before")
     _check(x, labels, grid[0], grid[-1])
     with torch.no_grad():
         state, d = (1 - grid[0]) * x, x[0].numel()

@@ -91,7 +91,10 @@ class LPIPSHuber:
 
 
 class LPIPSHuberOverT(LPIPSHuber):
-    """``(1 - t) pseudo_huber(a, b) + LPIPS(x_t - t a, x_t - t b) / t``: its gradient does not vanish as ``t -> 0``."""
+    """``(1 - t) pseudo_huber(a, b) + LPIPS(x_t - t a, x_t - t b) / t``.
+
+    The weight makes up for one of the two factors of ``t`` that the gradient of LPIPS has near ``t = 0``.
+    """
 
     def weight(self, t: Tensor) -> Tensor | float:
         return 1 / t

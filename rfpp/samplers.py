@@ -104,7 +104,7 @@ def integrate(
     if len(grid) < 2 or not (falling or rising) or not all(0 <= t <= 1 for t in grid):
         raise ValueError(f"times={grid} must be at least two, strictly falling or strictly rising, within [0, 1]")
     if update == "straight" and rising:
-        raise ValueError("update='straight' needs the initial noise, so it generates only: pass falling times")
+        raise ValueError("update='straight' needs the initial noise, so it can only generate; pass falling times")
     z = x
 
     def velocity(x_t: Tensor, t: float) -> Tensor:

@@ -115,7 +115,7 @@ def test_a_preset_file_is_found_from_the_folder_of_the_notebook(checkout, tmp_pa
 
 
 def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout):
-    path = checkout("01_one", "print('good')")
+    checkout("01_one", "print('good')")
     (good,) = book.run("laptop", terminal=Terminal())
     checkout("01_one", "print('good')", "1 / 0")
     with pytest.raises(NotebookFailed, match="01_one.ipynb failed in cell .*ZeroDivisionError"):
@@ -123,8 +123,10 @@ def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout):
     assert len(nbformat.read(good, as_version=4).cells) == 2
     assert "ZeroDivisionError" in good.with_suffix(".failed.ipynb").read_text()
     assert not [other for other in good.parent.iterdir() if "partial" in other.name]
+    with pytest.raises(FileNotFoundError, match="01_one.ipynb failed when it was last run at preset 'laptop'"):
+        book.build("laptop", terminal=Terminal())
+    good.with_suffix(".failed.ipynb").unlink()
     with pytest.raises(FileNotFoundError, match="01_one.ipynb was changed since it was run"):
-        (path.parent.parent / "_config.yml").touch(), (path.parent.parent / "_toc.yml").touch()
         book.build("laptop", terminal=Terminal())
 
 
@@ -136,11 +138,32 @@ def test_outputs_are_written_back_for_the_defaults_only(checkout):
     assert nbformat.read(path, as_version=4).cells[-1].outputs[0].text == "3\n"
 
 
-def test_the_book_wants_notebooks_that_were_run(checkout, tmp_path):
+def test_the_book_wants_notebooks_that_were_run(checkout):
     checkout("01_one")
-    (tmp_path / "_config.yml").touch(), (tmp_path / "_toc.yml").touch()
     with pytest.raises(FileNotFoundError, match="01_one.ipynb was not run at preset 'laptop'; run: python -m rfpp run"):
         book.build("laptop", terminal=Terminal())
+
+
+def test_the_book_wants_a_record_of_each_verdict(checkout):
+    checkout("01_one", "print('c14 reproduced (one run): a difference; rule: below 1')\nprint('c15 not judged: none')")
+    book.run("laptop", terminal=Terminal())
+    with pytest.raises(FileNotFoundError, match=r"01_one.ipynb judged c14 without a record in .*claims at preset"):
+        book.build("laptop", terminal=Terminal())
+
+
+def test_the_book_has_the_outputs_of_the_run_and_the_prose_of_today(checkout):
+    """Markdown and captions need no new run; the parameters that were given stay on the page."""
+    path = checkout("01_one", "steps")
+    book.run("smoke", terminal=Terminal())
+    newer = nbformat.read(path, as_version=4)
+    newer.cells.insert(0, nbformat.v4.new_markdown_cell("# Of today"))
+    newer.cells[-1].metadata["caption"] = "new"
+    nbformat.write(newer, path)
+    cells = book._executed("smoke")["01_one"].cells
+    assert [cell.source.partition("\n")[0] for cell in cells] == [
+        "# Of today", "preset: str = 'laptop'  # scale", "# Parameters", "steps"
+    ]  # fmt: skip
+    assert cells[-1].metadata["caption"] == "new" and cells[-1].outputs[0]["data"]["text/plain"] == "3"
 
 
 FEWER = {

@@ -201,6 +201,32 @@ def test_nothing_fails_and_nothing_is_fetched(view: Visit) -> None:
     assert not view.requests
 
 
+FOLDED = """() => {
+    const height = (node) => node.getBoundingClientRect().height;
+    const code = [...document.querySelectorAll("article div.cell_input, article details.hide")];
+    const outermost = code.filter((node) => !node.parentElement.closest("div.cell_input, details.hide"));
+    return outermost.map(height).reduce((a, b) => a + b, 0) / height(document.querySelector("article"));
+}"""
+FIRST = "() => document.querySelector('article figure img').getBoundingClientRect().top + window.scrollY"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if path.parent.name == "notebooks"], ids=lambda path: path.stem
+)
+def test_a_chapter_shows_more_than_code(browser: Any, path: Path) -> None:
+    """Folded code takes a tenth of its height at most, and the first figure begins within a screen and a half."""
+    page = browser.new_page(offline=True, viewport={"width": 1280, "height": 800})
+    page.goto(path.as_uri())
+    page.evaluate(TYPESET)
+    assert page.evaluate(FOLDED) < 0.1
+    assert page.evaluate(FIRST) < 1.5 * 800
+    page.close()
+
+
+def test_the_pages_are_small() -> None:
+    assert sum(path.stat().st_size for path in ROOT.rglob("*.html")) < 30e6
+
+
 @pytest.mark.parametrize("words", ["premetric", "autocorrelated", "Lipschitz", "SIGTERM"])
 def test_search_finds_words_of_the_body(browser: Any, words: str) -> None:
     page = browser.new_page(offline=True)

@@ -34,26 +34,26 @@ def own_runs(tmp_path, monkeypatch):
         ("evaluate --preset smoke --nfe 4 --solver heun", "use nfe=3 or 5"),
         ("evaluate --preset smoke --nfe 2 --times 1.5", "inner=(1.5,): times must fall from first_time=0.999 to 0"),
         ("evaluate --preset smoke --nfe 3 --times 0.5 0.8", "inner=(0.5, 0.8): times must fall"),
-        ("evaluate --preset smoke --nfe 2 --times 0.8 0.5", "has 1 inner times"),
+        ("evaluate --preset smoke --nfe 2 --times 0.8 0.5", "needs 1 inner times"),
         ("sample --preset smoke --solver huen", "did you mean 'heun'"),
         ("sample --preset smoke --n 0", "n=0 is too small; an integer of at least 1 is needed"),
         ("sample --preset smoke --n -3", "n=-3 is too small; an integer of at least 1 is needed"),
         ("evaluate --preset smoke --config H", "config='H' is unknown"),
         ("train --preset smoke --set training.step=3", "did you mean 'training.steps'"),
         ("train --preset smoke --set training.steps=many", "training.steps='many'"),
-        ("train --preset smoke --set training.steps", "not of the form name=value"),
-        ("evaluate --preset smoke --n 5", "--n belongs to --standard"),
-        ("evaluate --preset smoke --standard --weights no.pth", "weights='no.pth' is not there"),
+        ("train --preset smoke --set training.steps", "--set 'training.steps' is not of the form NAME=VALUE"),
+        ("evaluate --preset smoke --n 5", "--n=5 works only with --standard"),
+        ("evaluate --preset smoke --standard --weights no.pth", "weights='no.pth' does not exist"),
         ("run nosuch", "notebook 'nosuch' is unknown"),
         ("run training --set stepz=1", "no parameter 'stepz'"),
         ("run training --set shown=many", "shown='many' is a str"),
         ("book --preset smoke", "was not run at preset 'smoke'"),
         ("retrain digit-teacher", "did you mean 'digits-teacher'"),
         ("import nowhere.pkl out.safetensors", "no checkpoint at nowhere.pkl"),
-        ("import nowhere.pth out.safetensors", "--network is needed to read a state dict"),
+        ("import nowhere.pth out.safetensors", "is read as a state dict, which needs --network"),
         ("import nowhere.pth out.safetensors --network cifar", "did you mean 'cifar10'"),
         ("import nowhere.pkl out.pkl", "out='out.pkl' must end in .safetensors"),
-        ("import nowhere.pkl out.safetensors --sha256 abc", "--sha256 belongs to a URL"),
+        ("import nowhere.pkl out.safetensors --sha256 abc", "--sha256 works only with a URL, but source='nowhere.pkl'"),
         ("import https://127.0.0.1/a.pkl out.safetensors --sha256 abc", "64 hexadecimal digits are needed"),
         ("import-pairs samples.zip z.zip out", "no archive at samples.zip"),
     ],
@@ -109,7 +109,7 @@ def test_a_plan_is_made_before_anything_is_fetched(own_runs, tmp_path, monkeypat
     shown = capsys.readouterr().out
     settings = presets.load(preset)
     images, side = {"cifar10": (50_000, 32), "paper-cifar10": (50_000, 32)}.get(preset, (None, 64))
-    assert "the images are not here yet" in shown and f"of 3 x {side} x {side}" in shown
+    assert "the images are not on this machine yet" in shown and f"of 3 x {side} x {side}" in shown
     assert images is None or f"{images:,} training images" in shown
     pairs = next(line for line in shown.splitlines() if f"{settings.pairs.train:,} pairs, train" in line)
     assert f"{settings.pairs.train * (2 * settings.pairs.num_steps - 1):,}" in pairs
@@ -118,7 +118,7 @@ def test_a_plan_is_made_before_anything_is_fetched(own_runs, tmp_path, monkeypat
 def test_a_plan_for_missing_images_of_unknown_number_says_what_is_needed(own_runs, tmp_path, capsys):
     arguments = ["status", "--preset", "paper-afhq", f"--set=data.path={tmp_path / 'no.zip'}", "--set=data.count=null"]
     assert cli.main(arguments) == 2
-    assert "no.zip' is not there" in (error := capsys.readouterr().err) and "data.count=None must say" in error
+    assert "no.zip' does not exist" in (error := capsys.readouterr().err) and "data.resolution and data.count" in error
 
 
 @pytest.mark.parametrize(("raised", "setting"), [("engine", "machinery.micro_batch"), ("else", "pairs.batch_size")])
@@ -165,7 +165,7 @@ def test_a_signal_outside_of_training_ends_the_command_with_the_same_status(monk
         assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
     finally:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
-    assert "finished steps are kept, run the same command to go on" in capsys.readouterr().err
+    assert "finished steps are kept. Run the same command to go on" in capsys.readouterr().err
 
 
 def test_published_files_become_ours(tmp_path, capsys):

@@ -69,8 +69,9 @@ def inside(balls, points):
 def test_precision_and_recall_are_shares_in_balls(experiment):
     """By brute force, of the samples that are graded."""
     names, count = ["F", "meanflow-pairs", "ct"], experiment.preset.evaluation.samples
-    found = arena.coverage(experiment, names, [0, 1], 2)
-    assert list(found) == [*names, "teacher"]
+    found = arena.coverage(experiment, names, [0, 1], [1, 2])
+    assert list(found) == [*names, "teacher"] and all(len(each) == 4 for each in found.values())
+    assert found["teacher"]["recall, 1 NFE"] == found["teacher"]["recall, 2 NFE"]
     known, plan, network = arena.contenders(experiment), experiment.plan, experiment.embedding
     real = network(experiment.data.train.floats()).detach().numpy()
     for seed in (0, 1):
@@ -78,8 +79,8 @@ def test_precision_and_recall_are_shares_in_balls(experiment):
             step = plan.samples(known[name].config, seed, plan.own_sampler(known[name].config, 2), count)
             drawn = step.load(experiment.run).read(torch.arange(count))["images"]
             made = network(to_float(drawn)).detach().numpy()
-            assert found[name]["precision"][seed] == pytest.approx(inside(real, made), abs=1.5 / count), name
-            assert found[name]["recall"][seed] == pytest.approx(inside(made, real), abs=1.5 / len(real)), name
+            assert found[name]["precision, 2 NFE"][seed] == pytest.approx(inside(real, made), abs=1.5 / count), name
+            assert found[name]["recall, 2 NFE"][seed] == pytest.approx(inside(made, real), abs=1.5 / len(real)), name
 
 
 def test_those_who_are_entered_are_known(experiment):

@@ -350,11 +350,11 @@ def test_a_readers_class_is_known_by_its_code_and_what_that_names(old, new, chan
     ("source", "complaint"),
     [
         ("mine = lambda a, b, x_t, t: a", "a lambda .* cannot be identified"),
-        ("class Mine:\n    pass", "its source cannot be had|has no functions"),
+        ("class Mine:\n    pass", "its source is not available|has no functions"),
         ("mine = open", "cannot be identified"),
         ("f = lambda x: x\ndef mine(a):\n    return f(a)", "a lambda"),
         ("thing = object()\ndef mine(a):\n    return thing", "cannot be identified"),
-        ("def mine(a):\n    return nowhere", "it names nowhere, which is not there"),
+        ("def mine(a):\n    return nowhere", "it names nowhere, which is not defined"),
     ],
 )
 def test_what_cannot_be_identified_is_refused(source, complaint):

@@ -333,7 +333,7 @@ def test_curves_have_all_that_was_kept(experiment, known):
 
 def test_curves_of_too_few_seeds_are_refused(capsys):
     assert cli.main(["curves", "--preset", "smoke"]) == 2
-    assert "seeds=[0, 1] are too few for a range; at least 3 are needed" in capsys.readouterr().err
+    assert "seeds=[0, 1] are too few for a range; list at least 3 in seeds" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_graded_as_a_finished_flow(experiment):
@@ -457,20 +457,20 @@ def test_released_archives_are_read(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("nowhere", "nothing at nowhere; expected a folder of pairs"),
+        ("nowhere", "nowhere does not exist; expected a folder of pairs"),
         ("{empty}", "holds neither pairs nor a training; expected a folder of pairs"),
         ("{empty}/file.txt", "is a .txt file; expected a folder of pairs"),
         ("{empty}/other.safetensors", "holds weights; expected"),
         ("{empty}/odd.safetensors", "x is (2, 1, 8, 8), z is (3, 1, 8, 8); both must be (n, C, H, W)"),
         ("{pairs} --teacher nobody.pkl", "no checkpoint at nobody.pkl"),
         ("{pairs} --teacher digits-classifier", "teacher='digits-classifier' is a Classifier; a denoiser is needed"),
-        ("{colour} --teacher digits-teacher", "the teacher makes images of (1, 8, 8) with classes, the pairs have"),
+        ("{colour} --teacher digits-teacher", "the teacher makes images of (1, 8, 8) with classes, but the pairs have"),
         ("{pairs} --rows 0", "rows=0 is too small"),
         ("{pairs} --config F", "--config, --seed or --set both say what to examine"),
         ("{evaluation}", "='evaluation' is unknown; allowed: 'pairs'"),
         ("--preset smoke --config H", "config='H' is unknown"),
         ("--preset smoke --config A --seed 7", "config='A', seed=7 was not trained"),
-        ("--teacher digits-teacher", "--teacher belongs to a place with pairs"),
+        ("--teacher digits-teacher", "--teacher=digits-teacher needs a place with pairs"),
     ],
 )
 def test_bad_input_is_refused(experiment, tmp_path, capsys, arguments, complaint):

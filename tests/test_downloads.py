@@ -156,7 +156,7 @@ def test_weights_come_from_a_file_or_a_mirror(tmp_path, server, monkeypatch):
     with pytest.raises(ValueError, match=f"expected {DIGEST[::-1]}; what was downloaded is deleted"):
         downloads.weights(url, "https://original/w.pth", DIGEST[::-1])
     own = tmp_path / "own.pth"
-    with pytest.raises(FileNotFoundError, match=f"weights='{own}' is not there; put https://original/w.pth there, or"):
+    with pytest.raises(FileNotFoundError, match=f"weights='{own}' does not exist; put https://original/w.pth there"):
         downloads.weights(own, "https://original/w.pth", DIGEST)
     own.write_bytes(b"1")
     assert downloads.weights(str(own), "https://original/w.pth", DIGEST) == own

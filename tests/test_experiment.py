@@ -339,7 +339,7 @@ def test_snapshots_do_not_depend_on_the_evaluation(folder, others):
 
 @pytest.mark.parametrize(("nfe", "solver", "inner"), [(2, "euler", ()), (2, "euler", (0.8, 0.5)), (1, "euler", (0.8,))])
 def test_inner_times_that_do_not_fit_are_refused(others, nfe, solver, inner):
-    with pytest.raises(ValueError, match="inner=.* has . inner times"):
+    with pytest.raises(ValueError, match="inner=.* needs . inner times"):
         others.sampler(nfe, solver, inner=inner)
 
 

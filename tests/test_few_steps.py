@@ -120,7 +120,7 @@ def test_pairs_that_choose_do_not_judge(tmp_path):
     choosing, judging = few_steps.split(experiment, 20)
     assert len(choosing.z) == 20 and len(judging.z) == 12
     assert not (choosing.z[:, None] == judging.z[None]).flatten(2).all(dim=2).any()
-    with pytest.raises(ValueError, match="pairs_used=32: 32 pairs are held out"):
+    with pytest.raises(ValueError, match="pairs_used=32 leaves none of the 32 held-out pairs to judge by"):
         few_steps.split(experiment, 32)
 
 
@@ -140,10 +140,10 @@ def test_gains_by_hand():
 @pytest.mark.parametrize(
     ("times", "weights", "complaint"),
     [
-        ((), (), "at least one"),
-        ((1.0, 0.5), (0, 0), "fall within"),
-        ((0.5, 0.5), (0, 0), "fall within"),
-        ((0.5, 0.0), (0, 0), "fall within"),
+        ((), (), "one or more"),
+        ((1.0, 0.5), (0, 0), "falling numbers within"),
+        ((0.5, 0.5), (0, 0), "falling numbers within"),
+        ((0.5, 0.0), (0, 0), "falling numbers within"),
         ((0.9, 0.5), (0,), r"weights=\(0,\): one for each of 2"),
         ((0.9,), (1.5,), r"weights=\(1.5,\) must lie within \[0, 1\]"),
         ((0.9,), (float("nan"),), "must lie within"),

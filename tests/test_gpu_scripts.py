@@ -250,5 +250,5 @@ def test_images_of_either_kind(script, tmp_path, monkeypatch):
     assert chosen() == {"data.path": str(tmp_path / "cifar")}
     archive = str(tmp_path / "images.tar")
     assert chosen("--data", archive) == {"data.path": archive, "data.name": "images"}
-    with pytest.raises(SystemExit, match="--data .*nowhere is not there"):
+    with pytest.raises(SystemExit, match="--data=.*nowhere does not exist"):
         chosen("--data", str(tmp_path / "nowhere"))

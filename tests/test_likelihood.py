@@ -198,8 +198,8 @@ GOOD = {"start": START}
         (randn(0, 2), GOOD, r"x has shape \(0, 2\)"),
         (torch.zeros(3, 2, dtype=torch.uint8), GOOD, "type torch.uint8"),
         (torch.full((3, 2), torch.nan), GOOD, "not finite"),
-        (randn(3, 2), {**GOOD, "rtol": 0.0}, "rtol=0.0 is no tolerance"),
-        (randn(3, 2), {**GOOD, "atol": math.nan}, "atol=nan is no tolerance"),
+        (randn(3, 2), {**GOOD, "rtol": 0.0}, "rtol=0.0 is not a tolerance"),
+        (randn(3, 2), {**GOOD, "atol": math.nan}, "atol=nan is not a tolerance"),
         (randn(3, 2), {**GOOD, "batch_size": 0}, "batch_size=0 is too small"),
     ],
 )
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused(x, given, complaint):
 
 def test_other_values_are_refused():
     for times in ([0.5], [0.5, 0.2], [0.1, 0.1]):
-        with pytest.raises(ValueError, match="must be at least two and rise"):
+        with pytest.raises(ValueError, match="must be at least two numbers, each above the one before"):
             likelihood.stepwise(RectifiedFlow(mixture()), randn(2, 2), times)
     with pytest.raises(ValueError, match="probes=1 is too small"):
         Hutchinson(1)

@@ -61,6 +61,7 @@ REFUSED = [
     ("arena", {"entered": ["gan"]}, ValueError, r"entered=\['gan'\]: 'gan' is no contender; allowed: A, B"),
     ("arena", {"entered": "F"}, TypeError, "entered='F' is a str"),
     ("arena", {"evaluations": []}, ValueError, r"evaluations=\[\] is empty"),
+    ("arena", {"covered": [0]}, ValueError, "an entry of covered=0 is too small"),
     ("pairs_help", {"batches": 1}, ValueError, "batches=1 is too small"),
     ("pairs_help", {"couples": 4}, ValueError, "couples=4 is too small; an integer of at least 20"),
     ("pairs_help", {"powers": [2]}, ValueError, r"powers=\[2\]: numbers from 0 to 1"),

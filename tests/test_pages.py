@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from rfpp.base import paths
-from rfpp.book import pages
+from rfpp.book import pages, results
 from rfpp.claims import ledger
 
 CLAIMS = ledger()
@@ -123,6 +123,30 @@ def test_the_result_in_a_sentence_has_every_scale():
     said = pages.summary(BY_SCALE, CLAIMS).replace(pages.NARROW_SPACE, " ")
     assert "- `small`: **80 % [55, 105]** (3 seeds)" in said and "- `big`: **50 % [-77, 177]** (2 seeds)" in said
     assert CLAIMS["c13"].paper in said and pages.summary({"small": {}}, CLAIMS) == ""
+
+
+def test_what_the_first_rung_alone_does_is_said_beside_the_result():
+    found = {"small": {"c06": record("reproduced", [0.6]), **BY_SCALE["small"]}, "big": BY_SCALE["big"]}
+    said = pages.summary(found, CLAIMS).replace(pages.NARROW_SPACE, " ")
+    assert said.rstrip().endswith("removes 60 % at `small`.") and pages.carried(BY_SCALE, CLAIMS) == []
+
+
+def test_a_card_says_that_the_terms_were_changed(executed):
+    """c04's rule was, c14's was not; a control that was added changes no verdict."""
+    assert pages.changes(CLAIMS["c04"]) and not pages.changes(CLAIMS["c14"])
+    executed.cells[2].outputs[0].text = "c04 reproduced (3 seeds): x; rule: below 0.2\nc14 reproduced (one run): x; r\n"
+    page = pages.chapter(executed, "training", "other", BY_SCALE, CLAIMS)
+    cards = text(page.cells[3]).split("\n")
+    assert ["the terms were changed" in card for card in cards] == [True, False]
+
+
+def test_the_tally_tells_claims_of_the_paper_from_the_books_own():
+    """c31 is about MeanFlow, of which the paper does not speak."""
+    assert CLAIMS["c31"].own and not CLAIMS["c13"].own
+    found = {"small": {**BY_SCALE["small"], "c31": record("reproduced", [0.5, 0.6])}}
+    rows = [re.sub("<[^>]*>", "", line).split(" | ") for line in results._tally(found, CLAIMS) if "`small`" in line]
+    assert [row[1:6] for row in rows] == [["the paper's", "1", "1", "0", "0"], ["this book's", "1", "0", "0", "0"]]
+    assert sum(int(row[6]) for row in rows) == sum(claim.only_at is None for claim in CLAIMS.values()) - 3
 
 
 @pytest.mark.parametrize(

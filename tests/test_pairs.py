@@ -218,7 +218,7 @@ def test_a_store_is_read_with_the_generator_it_was_made_with(tmp_path, teacher):
     with pytest.raises(ValueError, match="made with other settings.*generator: 1 instead of 2"):
         generate(teacher, 5, tmp_path, **OPTIONS)
     change_index(tmp_path, generator=3)
-    with pytest.raises(ValueError, match="noise of generator 3, this version knows 1 to 2"):
+    with pytest.raises(ValueError, match="noise of generator 3, but this version knows 1 to 2"):
         PairDataset(tmp_path)
 
 
@@ -367,7 +367,7 @@ def test_a_folder_of_an_older_format_is_named(tmp_path, teacher):
     index = json.loads((tmp_path / "pairs.json").read_text())
     del index["format"]
     (tmp_path / "pairs.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="has pairs of format 1, this version reads 2; delete it and make them again"):
+    with pytest.raises(ValueError, match="has pairs of format 1, but this version reads 2; delete it"):
         PairDataset(tmp_path)
 
 
@@ -633,7 +633,7 @@ def test_a_truncated_archive_is_named(tmp_path, which, keep):
     archives = released_pairs(tmp_path / "in", 5)[:2]
     content = archives[which].read_bytes()
     archives[which].write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    with pytest.raises(ValueError, match=f"{archives[which]} is not a whole zip archive"):
+    with pytest.raises(ValueError, match=f"{archives[which]} is not a complete zip archive"):
         import_released(*archives, tmp_path / "out")
 
 
@@ -654,7 +654,7 @@ def test_a_damaged_entry_is_named(tmp_path):
         ("00000.png,1\n00001.png,cat\n", {}, "line 2: '00001.png,cat' is not a name and a class"),
         ("00000.png,-1\n", {}, "line 1: '00000.png,-1' is not a name and a class"),
         ("00000.png,1\n", {}, "has no class for 2 of 3 images: 00001, 00002"),
-        ("00000.png,1\n00000.png,2\n", {}, "line 2: 00000.png has class 2, and 1 further up"),
+        ("00000.png,1\n00000.png,2\n", {}, "line 2: 00000.png has class 2, but 1 further up"),
         ("00000.png,1\n00001.png,7\n00002.png,0\n", {"classes": 7}, "has class 7, but classes=7; allowed: 0..6"),
     ],
 )
@@ -825,5 +825,5 @@ def test_what_does_not_mix_is_refused(both, tmp_path, teacher):
     plain = PairDataset(generate(teacher, 12, tmp_path / "plain", **{**OPTIONS, "classes": None}))
     with pytest.raises(ValueError, match="do not mix"):
         Mixture(both[0], plain, 0.5)
-    with pytest.raises(ValueError, match="share=1.5 is no probability"):
+    with pytest.raises(ValueError, match="share=1.5 is not a probability"):
         Mixture(*both, 1.5)

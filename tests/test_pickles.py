@@ -193,12 +193,12 @@ BY_HAND = {
     "global, then dropped": (name("os", "system") + b"0N", "os.system"),
     "stack global": (text("os") + text("system") + b"\x93", "os.system"),
     "stack global from the memo": (text("os") + b"\x940" + text("system") + b"\x940h\x00h\x01\x93", "os.system"),
-    "stack global without names": (b"K\x01K\x02\x93", "a global without a name"),
+    "stack global without names": (b"K\x01K\x02\x93", "it names a global without a module or a name"),
     "stack global with a dotted name": (text("torch") + text("os.system") + b"\x93", "torch.os.system"),
     "a dotted name of something allowed": (name("collections", "OrderedDict.fromkeys"), "OrderedDict.fromkeys"),
     "an allowed name, elsewhere": (name("torch.serialization", "_load_from_bytes"), "torch.serialization"),
     "old class": (b"(" + text(COMMAND) + b"ios\nsystem\n", "os.system"),
-    "old class of an allowed name": (b"(icollections\nOrderedDict\n", "in the manner of Python 1"),
+    "old class of an allowed name": (b"(icollections\nOrderedDict\n", "with the old instruction INST"),
     "object instruction": (b"(" + name("collections", "OrderedDict") + b"o", "instruction OBJ"),
     "extension code of one byte": (b"\x82\x07", "extension code 7"),
     "extension code of two bytes": (b"\x83\x07\x01", "extension code 263"),
@@ -219,14 +219,14 @@ BY_HAND = {
     "keywords for an instance": (name("dnnlib.util", "EasyDict") + b")}\x92", "instruction NEWOBJ_EX"),
     "attributes for a class": (
         name("torch.nn.modules.container", "ModuleDict") + b"}" + text("__init__") + name("builtins", "set") + b"sb",
-        "attributes for torch.nn.modules.container.ModuleDict",
+        "sets attributes of torch.nn.modules.container.ModuleDict",
     ),
     "attributes for a class, in slots": (
-        name("builtins", "set") + b"N}" + text("a") + b"K\x01s\x86b", "attributes for builtins.set"
+        name("builtins", "set") + b"N}" + text("a") + b"K\x01s\x86b", "sets attributes of builtins.set"
     ),
-    "attributes for a function": (name("torch._utils", "_rebuild_parameter") + b"}b", "attributes for torch._utils"),
-    "attributes for a list": (b"]}b", "attributes for list"),
-    "attributes that are a list": (MODULE_DICT + b"]b", "attributes for Object"),
+    "attributes for a function": (name("torch._utils", "_rebuild_parameter") + b"}b", "attributes of torch._utils"),
+    "attributes for a list": (b"]}b", "sets attributes of list"),
+    "attributes that are a list": (MODULE_DICT + b"]b", "sets attributes of Object"),
     "encoding by another name": (name("_codecs", "encode") + text("a") + text("idna") + b"\x86R", "'idna'"),
     "object dtype": (name("numpy", "dtype") + text("O8") + b"\x85R", "numpy.dtype.'O8'"),
     "a dtype of records": (name("numpy", "dtype") + b"]\x85R", "numpy.dtype.a list"),
@@ -252,8 +252,8 @@ BY_HAND = {
     "an empty stack": (b"0", "damaged"),
     "no end to the list": (b"(K\x01K\x02", "ends in the middle"),
     "two values": (b"K\x01K\x02", "ends in the middle"),
-    "items for a tuple": (b")K\x01a", "items for a tuple"),
-    "keys for a list": (b"]K\x01K\x02s", "keys and values for a list"),
+    "items for a tuple": (b")K\x01a", "it adds items to a tuple"),
+    "keys for a list": (b"]K\x01K\x02s", "it adds keys and values to a list"),
     "a key without a value": (b"}(K\x01u", "damaged"),
     "a number of 4,400 digits": (b"I" + b"9" * 4400 + b"\n", "damaged"),
     "a length of four gigabytes": (b"B\xff\xff\xff\xffabc", "damaged"),
@@ -395,7 +395,7 @@ ARCHIVES = {
     "big-endian": (
         lambda name, content: (b"big" if "byteorder" in name else content, STORED), "not little-endian"
     ),
-    "no pickle": (lambda name, content: None if "data.pkl" in name else (content, STORED), "not a file of torch.save"),
+    "no pickle": (lambda name, content: None if "data.pkl" in name else (content, STORED), "not one of torch.save"),
     "a command": (
         lambda name, content: (pickle.dumps(Calls(os.system, COMMAND)) if "data.pkl" in name else content, STORED),
         "posix.system",

@@ -30,7 +30,7 @@ def test_without_chromium_it_says_what_to_install(monkeypatch):
     with pytest.raises(BuildFailed, match="none of chromium, .* is on the path; install it .*apt install chromium"):
         printing.chromium()
     monkeypatch.setenv("CHROMIUM", "/nowhere/chrome")
-    with pytest.raises(BuildFailed, match="CHROMIUM=/nowhere/chrome is no program"):
+    with pytest.raises(BuildFailed, match="CHROMIUM=/nowhere/chrome is not a program"):
         printing.chromium()
 
 
@@ -44,8 +44,8 @@ def test_the_pages_are_printed(document, tmp_path):
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
-        (f'{TYPESET}<span class="math">y</span>', "2 formulas, 1 of them typeset, 0 with an error"),
-        (f"{TYPESET}<mjx-merror>z</mjx-merror>", "1 formulas, 1 of them typeset, 1 with an error"),
+        (f'{TYPESET}<span class="math">y</span>', "1 of 2 formulas were typeset, 0 of them with an error"),
+        (f"{TYPESET}<mjx-merror>z</mjx-merror>", "1 of 1 formulas were typeset, 1 of them with an error"),
     ],
 )
 def test_an_equation_that_is_not_typeset_stops_it(document, tmp_path, body, complaint):

@@ -195,7 +195,7 @@ def test_a_teacher_of_other_images_is_refused(images, tmp_path):
     edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(network()))})
     changes = {"data.path": images, "teacher.file": str(tmp_path / "edm.pkl")}
     experiment = Experiment("paper-cifar10", changes, runs=tmp_path)
-    with pytest.raises(PresetError, match=r"teacher.file makes images of shape \(1, 8, 8\), data.name='cifar10' has"):
+    with pytest.raises(PresetError, match=r"teacher.file makes images of shape \(1, 8, 8\), but data.name='cifar10'"):
         experiment.pairs("train")
 
 
@@ -203,7 +203,7 @@ def test_a_teacher_of_other_classes_is_refused(images, tmp_path):
     other = network(img_resolution=32, in_channels=3, out_channels=3, label_dim=7, attn_resolutions=[16])
     edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(EDMPrecond(other))})
     changes = {"data.path": images, "teacher.file": str(tmp_path / "edm.pkl")}
-    with pytest.raises(PresetError, match="the teacher knows 7 classes, data.name='cifar10' has 10; choose others"):
+    with pytest.raises(PresetError, match="the teacher knows 7 classes, but data.name='cifar10' has 10; choose"):
         Experiment("paper-cifar10", changes, runs=tmp_path).pairs("train")
 
 
@@ -217,7 +217,7 @@ def test_networks_that_cannot_be_had_are_missed_before_any_work(images, tmp_path
         "features.vgg": nowhere, "features.inception": nowhere,
     }  # fmt: skip
     experiment = Experiment("paper-cifar10", changes, runs=tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere.pth' is not there; put https://.*(vgg16|inception)"):
+    with pytest.raises(FileNotFoundError, match="nowhere.pth' does not exist; put https://.*(vgg16|inception)"):
         experiment.train(["F"]) if call == "train" else experiment.evaluate("A")
     assert not list(tmp_path.rglob("pairs.json"))
 
@@ -234,8 +234,8 @@ def test_what_is_finished_needs_no_networks(images, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"teacher.file": "x.pkl"}, "a teacher has exactly one of name, file, train"),
-        ({"features.kind": "standard"}, "features.train belongs to kind: trained"),
+        ({"teacher.file": "x.pkl"}, "a teacher needs exactly one of name, file, train"),
+        ({"features.kind": "standard"}, "features: kind='standard' does not take train"),
         ({"data.name": "digits"}, "the shipped teacher and features are for digits"),
         ({"machinery.precision": "fp8"}, "machinery.precision='fp8' is unknown; allowed: 'fp32', 'bf16' or 'fp16'"),
         ({"machinery.micro_batch": 0}, "machinery.micro_batch=0"),
@@ -250,7 +250,7 @@ def test_settings_that_do_not_go_together_are_refused(changes, complaint):
 
 def test_a_network_that_cannot_be_made_is_named(images, tmp_path):
     changes = {**SHRUNK, "data.path": images, "teacher.train.network": {"model_chanels": 8}}
-    with pytest.raises(PresetError, match="teacher.train.network makes no network: .*model_chanels"):
+    with pytest.raises(PresetError, match="teacher.train.network does not describe a network: .*model_chanels"):
         Experiment("cifar10", changes, runs=tmp_path).train(["A"])
 
 

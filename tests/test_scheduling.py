@@ -107,7 +107,7 @@ def test_a_worker_that_dies_is_named_and_its_step_made_again(alone, tmp_path):
     killer.join()
     assert killed
     named = [str(warning.message) for warning in caught if "a worker died" in str(warning.message)]
-    assert all("begun again" in message for message in named)
+    assert all("started again" in message for message in named)
     assert same(results(made), alone)
 
 
@@ -181,7 +181,7 @@ def test_a_signal_ends_all_workers_with_their_checkpoints(runs, number):
     [
         ("0", "jobs=0 is too small; an integer of at least 1"),
         ("-2", "jobs=-2 is too small; an integer of at least 1"),
-        ("100000", r"jobs=100000 need 100000 GiB of memory; \d+ fit into what is free"),
+        ("100000", r"jobs=100000 need 100000 GiB of memory; \d+ fit into the free memory"),
     ],
 )
 def test_an_impossible_number_of_jobs_is_refused_before_any_work(runs, capsys, given, complaint):

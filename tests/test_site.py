@@ -74,6 +74,22 @@ def test_long_constants_are_left_out():
     assert list(made.findall(addnodes.desc_annotation)) == [short]
 
 
+def test_places_of_the_paper_lead_to_the_sections_that_explain_them():
+    """Every label is on the method page; other equations, other pages and code stay as they are."""
+    method = (ROOT / "book" / "method.md").read_text()
+    assert all(f"({label})=" in method for label in site.EXPLAINED.values())
+    labels = {label: ("book/method", label, "A section") for label in site.EXPLAINED.values()}
+    builder = SimpleNamespace(get_relative_uri=lambda page, to: f"{to}.html")
+    app = SimpleNamespace(builder=builder, env=SimpleNamespace(domains={"std": SimpleNamespace(labels=labels)}))
+    text = "By Eq. 4 and Algorithm 1, not Eq. 41, Eq. 4.1 or Section 31; see Section 4.1."
+    for page, linked in (("book/api/flows", ["Eq. 4", "Algorithm 1", "Section 4.1"]), ("book/method", [])):
+        made = nodes.document(None, None, "", nodes.paragraph("", "", nodes.Text(text), nodes.literal("", "Eq. 4")))
+        site.link_places(app, made, page)
+        links = list(made.findall(nodes.reference))
+        assert [link.astext() for link in links] == linked and made.astext() == text + "Eq. 4"
+        assert all(link["refuri"].startswith("book/method.html#method-") for link in links)
+
+
 def test_settings_show_names_and_defaults():
     shown, _ = site.plain_signature(None, "class", "x", presets.ThirdRound, None, "(**data)", "")
     assert shown == "(*, pairs, nfe, steps)"

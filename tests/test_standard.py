@@ -194,7 +194,7 @@ def test_other_weights_are_refused(tmp_path, content, complaint):
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"weights='{tmp_path}/no.pth' is not there; put https://.* there, or"):
+    with pytest.raises(FileNotFoundError, match=f"weights='{tmp_path}/no.pth' does not exist; put https://.* there"):
         metrics.inception(tmp_path / "no.pth")
 
 
@@ -256,11 +256,11 @@ def test_moments_name_the_image_whose_features_are_not_finite(bad):
 
 def test_moments_refuse_other_features():
     for shape in ((5, 4), (5,), (0, 3), (5, 3, 1)):
-        with pytest.raises(ValueError, match=r"features of shape \(.*\) where \(B, 3\) is needed"):
+        with pytest.raises(ValueError, match=r"features have shape \(.*\); \(B, 3\) with B of 1 or more is needed"):
             Moments(3).add(torch.zeros(shape))
     with pytest.raises(ValueError, match="moments of 4 features cannot be merged with those of 3"):
         Moments(3).merge(Moments(4))
-    with pytest.raises(ValueError, match="there are 1; at least 2"):
+    with pytest.raises(ValueError, match="there are 1 images; at least 2"):
         Moments(3).add(torch.zeros(1, 3)).statistics("one")
 
 
@@ -311,7 +311,7 @@ GOOD = {"mu": np.zeros(3), "sigma": np.eye(3)}
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"mu": None}, "arrays called mu and sigma are needed, it has .*sigma.npy"),
+        ({"mu": None}, "arrays called mu and sigma are needed, but it has .*sigma.npy"),
         ({"sigma": None, "cov": np.eye(3)}, "arrays called mu and sigma are needed"),
         ({"mu": np.zeros(4)}, r"mu \(4,\) and sigma \(3, 3\); shapes \(F,\) and \(F, F\)"),
         ({"mu": np.zeros((3, 1))}, r"mu \(3, 1\) and sigma"),
@@ -350,7 +350,7 @@ def test_damaged_files_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="bad.npz is not a file of statistics"):
             Statistics.load(path)
-    with pytest.raises(FileNotFoundError, match="no.npz' is not there; EDM publishes such files"):
+    with pytest.raises(FileNotFoundError, match="no.npz' does not exist; EDM publishes such files"):
         Statistics.load(tmp_path / "no.npz")
 
 
@@ -359,10 +359,10 @@ def test_a_file_that_unfolds_or_claims_to_be_huge_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(statistics, "MAX_BYTES", 100_000)
     np.savez_compressed(path, mu=np.zeros(200), sigma=np.zeros((200, 200)))
     assert path.stat().st_size < 10_000
-    with pytest.raises(ValueError, match="it takes 3[0-9]{5} bytes, more than 100000"):
+    with pytest.raises(ValueError, match="it takes 3[0-9]{5} bytes; at most 100000 are allowed"):
         Statistics.load(path)
     np.savez(path, **GOOD, other=np.zeros(20_000))
-    with pytest.raises(ValueError, match="it takes 1[0-9]{5} bytes, more than 100000"):
+    with pytest.raises(ValueError, match="it takes 1[0-9]{5} bytes; at most 100000 are allowed"):
         Statistics.load(path)
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000, 10000000), }"
     header += b" " * (53 - len(header) % 64 + 64) + b"\n"
@@ -394,7 +394,7 @@ def test_the_distance_of_gaussians_that_do_not_commute_is_scipys():
 
 
 def test_the_distance_needs_the_same_features():
-    with pytest.raises(ValueError, match="normal has 3 features and normal 4; use one extractor"):
+    with pytest.raises(ValueError, match="normal has 3 features, but normal has 4; use one extractor"):
         metrics.frechet_distance(reference(3), reference(4))
 
 
@@ -411,7 +411,7 @@ def test_the_inception_score_is_its_definition():
 
 def test_the_inception_score_of_images_that_are_all_alike_is_one():
     assert metrics.inception_score(randn(1, 6).repeat(40, 1)) == pytest.approx(1)
-    with pytest.raises(ValueError, match="there are 9; at least 10 are needed"):
+    with pytest.raises(ValueError, match="there are 9 images; at least 10 are needed"):
         metrics.inception_score(randn(9, 6))
 
 
@@ -458,14 +458,14 @@ def test_no_inception_score_without_logits_or_with_too_few_images():
 @pytest.mark.parametrize(
     ("images", "options", "complaint"),
     [
-        (pixels(1), {}, "images: there are 1; at least 2 are needed"),
-        (pixels(3), {"reference_features": randn(9, 12)}, "images: there are 3; at least 4 are needed"),
+        (pixels(1), {}, "there are 1 images; at least 2 are needed"),
+        (pixels(3), {"reference_features": randn(9, 12)}, "there are 3 images; at least 4 are needed"),
         (randn(5, 3, 2, 2), {}, r"torch.float32 of shape \(5, 3, 2, 2\); uint8 .* is needed; rfpp.data.to_uint8"),
         (pixels(5)[0], {}, r"torch.uint8 of shape \(3, 2, 2\)"),
         (pixels(5, 4, 2, 2), {}, r"of shape \(5, 4, 2, 2\); uint8 \(N, 3, H, W\)"),
         (pixels(0), {}, r"of shape \(0, 3, 2, 2\)"),
         ([np.zeros((5, 3, 2, 2), np.uint8)], {}, "images is or yields a ndarray"),
-        (pixels(5), {"reference": reference(13)}, "reference=normal has 13 features, flat 12"),
+        (pixels(5), {"reference": reference(13)}, "reference=normal has 13 features, but flat has 12"),
         (pixels(5), {"reference_features": randn(9, 13)}, r"reference_features of shape \(9, 13\): at least 4 finite"),
         (pixels(5), {"reference_features": randn(3, 12)}, r"reference_features of shape \(3, 12\): at least 4 finite"),
         (pixels(5), {"reference_features": randn(9, 12).log()}, "at least 4 finite rows of 12 are needed"),
@@ -489,9 +489,9 @@ def test_a_misspelt_setting_is_refused_before_any_work():
 def test_batches_are_checked_and_counted_as_they_come():
     with pytest.raises(ValueError, match="images is or yields torch.float32"):
         quietly([pixels(5), randn(5, 3, 2, 2)], Flat(), reference())
-    with pytest.raises(ValueError, match="there are 1; at least 2"):
+    with pytest.raises(ValueError, match="there are 1 images; at least 2"):
         quietly(iter([pixels(1)]), Flat(), reference())
-    with pytest.raises(ValueError, match="there are 0; at least 2"):
+    with pytest.raises(ValueError, match="there are 0 images; at least 2"):
         quietly([], Flat(), reference())
 
 

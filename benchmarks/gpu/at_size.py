@@ -61,7 +61,7 @@ def run(command: list[str], changes: dict[str, Any], folder: Path, left: float) 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Work through the commands, then look at what there is."""
     top = options(parser(__doc__))
-    top.add_argument("--minutes", type=float, default=25, help="when to stop; writing a checkpoint comes on top")
+    top.add_argument("--minutes", type=float, default=25, help="minutes until it stops and writes a checkpoint")
     top.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a setting of the preset")
     top.add_argument("--runs", type=Path, default=paths.runs(), help="the folder of results")
     arguments = top.parse_args(argv)

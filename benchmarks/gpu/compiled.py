@@ -40,7 +40,7 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compare D and F, whose losses lack and have LPIPS."""
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=40, help="of each training")
+    options.add_argument("--steps", type=int, default=40, help="steps of each training")
     choice(options, "configs", ["D", "F"])
     arguments = options.parse_args(argv)
     report, small = Report(__file__, arguments), arguments.small

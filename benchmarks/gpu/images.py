@@ -37,6 +37,6 @@ def settings(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         return {"data.path": coloured_digits(place)}
     data = arguments.data.expanduser().resolve()
     if not data.exists():
-        raise SystemExit(f"--data {data} is not there")
+        raise SystemExit(f"--data={data} does not exist; give a folder or an archive of images")
     binary = any(data.rglob("data_batch_1.bin")) if data.is_dir() else "binary" in data.name
     return {"data.path": str(data), **({} if binary else {"data.name": "images"})}

@@ -60,8 +60,8 @@ class Always(engine.Objective):
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure a teacher's training, and flows with small and with large batches."""
     options = parser(__doc__)
-    options.add_argument("--workers", type=int, help="processes that draw; the preset's number by default")
-    options.add_argument("--steps", type=int, default=300, help="of each training, of which a third warms up")
+    options.add_argument("--workers", type=int, help="processes that draw batches; the preset's number by default")
+    options.add_argument("--steps", type=int, default=300, help="steps of each training; the first third is warm-up")
     choice(options, "trainings", ["teacher", "A", "F"])
     arguments = options.parse_args(argv)
     report, small = Report(__file__, arguments), arguments.small

@@ -37,7 +37,7 @@ def traceback(folder: Path) -> list[str]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run them one after the other, on to the next where one fails."""
     top = options(parser(__doc__))
-    top.add_argument("notebooks", nargs="*", help="parts of their names; all by default, with --small one")
+    top.add_argument("notebooks", nargs="*", help="parts of the notebooks' names; by default all, with --small one")
     arguments = top.parse_args(argv)
     report = Report(__file__, arguments)
     slugs = arguments.notebooks or (["timesteps"] if arguments.small else list(LIGHT))

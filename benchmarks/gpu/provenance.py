@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def parser(text: str | None) -> argparse.ArgumentParser:
     """The options of every script."""
     top = argparse.ArgumentParser(description=text)
-    top.add_argument("--small", action="store_true", help="shrunk, so that it runs on a CPU in seconds")
+    top.add_argument("--small", action="store_true", help="run a small version that takes seconds on a CPU")
     top.add_argument("--out", type=Path, help="the JSON file to write; in the folder of results by default")
     return top
 
@@ -68,7 +68,7 @@ class Report:
         if not (arguments.small or torch.cuda.is_available()):
             raise SystemExit(
                 f"{script}: torch {torch.__version__} sees no CUDA GPU here, and the measurement needs one; "
-                "--small runs it shrunk on the CPU, to no other end than to try it out"
+                "--small runs a small version on the CPU, only to try the script out"
             )
         self.name = Path(script).stem
         default = paths.runs() / "gpu" / f"{self.name}{'-small' if arguments.small else ''}.json"

@@ -60,8 +60,8 @@ def seconds(teacher: EDMPrecond, folder: Path, batch: int, machinery: engine.Mac
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure each network in each precision."""
     options = parser(__doc__)
-    options.add_argument("--eager", action="store_true", help="without compilation")
-    options.add_argument("--steps", type=int, default=30, help="of each training, of which a third warms up")
+    options.add_argument("--eager", action="store_true", help="do not compile the networks")
+    options.add_argument("--steps", type=int, default=30, help="steps of each training; the first third is warm-up")
     choice(options, "networks", list(SIZES))
     choice(options, "precisions", ["bf16", "fp16", "fp32"])
     choice(options, "presets", ["cifar10", "paper-cifar10"])

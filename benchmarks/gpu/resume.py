@@ -82,7 +82,7 @@ def deviation(a: Path, b: Path, steps: int) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compare in each precision, with torch's own kernels and with deterministic ones."""
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=40, help="of each training")
+    options.add_argument("--steps", type=int, default=40, help="steps of each training")
     options.add_argument("--config", default="F", help="the configuration that is trained")
     choice(options, "cases", list(CASES))
     arguments = options.parse_args(argv)

@@ -1,8 +1,9 @@
 """Simple ReFlow (Kim et al., 2025): its changes to the loss, one by one and together, as configurations.
 
 The changes are weights that level the losses of samples, times drawn closer to the noise, and a distance that weighs
-fine detail more. Simple ReFlow uses no perceptual distance. Its other changes are available elsewhere: less dropout is
-a setting of the preset, and configuration G trains on pairs of inverted images.
+fine detail more. Simple ReFlow uses no perceptual distance. Of its other changes, two are available elsewhere: less
+dropout is a setting of the preset, and configuration G trains on pairs of inverted images. Its projected pairs, its
+times for sampling and its guidance are not in this package.
 """
 
 from __future__ import annotations

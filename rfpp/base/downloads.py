@@ -63,7 +63,7 @@ def weights(source: str | Path, published: str, sha256: str) -> Path:
         return fetch(str(source), sha256)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"weights={str(source)!r} is not there; put {published} there, or leave it out")
+        raise FileNotFoundError(f"weights={str(source)!r} does not exist; put {published} there, or leave weights out")
     return path
 
 

@@ -24,7 +24,7 @@ def repository() -> Path:
     found = _search(Path.cwd())
     if found is None:
         raise FileNotFoundError(
-            f"{LEDGER} is neither at or above {Path.cwd()} nor beside the package; work in a checkout"
+            f"{LEDGER} is not in {Path.cwd()}, in a folder above it, or next to the package; run this in a checkout"
         )
     return found
 

@@ -249,7 +249,7 @@ def terminable() -> Iterator[None]:
     """
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped by SIGTERM; finished steps are kept, run the same command to go on")
+        raise Stopped("stopped by SIGTERM; finished steps are kept. Run the same command to go on")
 
     if not _hears_signals():
         yield

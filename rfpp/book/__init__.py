@@ -101,7 +101,7 @@ def run(
     for source in sources:
         check_parameters(source, given)
     if write_back and given:
-        raise ParameterError(f"write_back keeps what the defaults show; drop the parameters {', '.join(given)}")
+        raise ParameterError(f"write_back stores the outputs of the default parameters; leave out {', '.join(given)}")
     changed = {name: value for name, value in given.items() if name != "preset"}
     folder = paths.runs() / settings.name / (f"variants/{digest(changed)[:6]}" if changed else "notebooks")
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,33 +220,55 @@ def shown_progress(title: str, terminal: TextIO) -> Iterator[None]:
                 terminal.write("\r\033[K")
 
 
-def _code(notebook: Path) -> list[str]:
+def _is_code(cell: Any) -> bool:
+    return bool(cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", []))
+
+
+def _with_outputs(source: Any, executed: Any) -> Any:
+    """A notebook with the outputs of its run, and prose and captions as they are now; ``None`` if its code changed."""
+    code, done = (list(filter(_is_code, notebook.cells)) for notebook in (source, executed))
+    if [cell.source for cell in code] != [cell.source for cell in done]:
+        return None
+    for cell, finished in zip(code, done, strict=True):
+        cell.outputs, cell.execution_count = finished.outputs, finished.execution_count
+    given = [cell for cell in executed.cells if cell.cell_type == "code" and not _is_code(cell)]
+    place = 1 + source.cells.index(code[0]) if code else 0  # the parameters, which the given ones replace
+    source.cells[place:place] = given
+    return source
+
+
+def _executed(preset: str) -> dict[str, Any]:
+    """The notebooks that were executed at ``preset``, by name.
+
+    Raises ``FileNotFoundError`` for one that was not run, failed when it was last run, was changed since, or printed
+    verdicts of which there is no record.
+    """
     import nbformat
 
-    cells = nbformat.read(notebook, as_version=4).cells
-    return [
-        cell.source
-        for cell in cells
-        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
+    from rfpp.book import pages
+    from rfpp.claims import records
 
-
-def _executed(preset: str) -> dict[str, Path]:
-    """The notebooks that were executed at ``preset``, by name; raises ``FileNotFoundError`` for one that is not."""
-    found = {}
+    folder, found = paths.runs() / presets.load(preset).name, {}
+    recorded = records(folder / "claims").keys()
     for notebook in notebooks():
-        executed = paths.runs() / presets.load(preset).name / "notebooks" / notebook.name
-        if not executed.is_file() or _code(executed) != _code(notebook):
-            what = "was changed since it was run" if executed.is_file() else "was not run"
-            raise FileNotFoundError(
-                f"{notebook.name} {what} at preset {preset!r}; "
-                f"run: python -m rfpp run --preset {preset} {notebook.stem}"
-            )
-        found[notebook.stem] = executed
+        path, page, lost = folder / "notebooks" / notebook.name, None, list[str]()
+        what = "was not run"
+        if path.with_suffix(".failed.ipynb").is_file():
+            what = "failed when it was last run"
+        elif path.is_file():
+            source, executed = (nbformat.read(each, as_version=4) for each in (notebook, path))
+            what, lost = "was changed since it was run", sorted(pages.judged(executed) - recorded)
+            if lost:
+                what = f"judged {', '.join(lost)} without a record in {folder / 'claims'}"
+            page = _with_outputs(source, executed)
+        if page is None or lost:
+            again = f"python -m rfpp run --preset {preset} {notebook.stem}"
+            raise FileNotFoundError(f"{notebook.name} {what} at preset {preset!r}; run: {again}")
+        found[notebook.stem] = page
     return found
 
 
-def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
+def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
     """Write the pages that are generated from the run: chapters, the results, and the first page's result."""
     import nbformat
 
@@ -267,10 +289,10 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     run_folder, claims = paths.runs() / name, ledger()
     by_scale, experiment = scales(run_folder), Experiment(preset)
     in_colour = experiment.data.train.shape[0] > 1
-    for stem, path in executed.items():
-        slug, content = stem.partition("_")[2], nbformat.read(path, as_version=4)
+    for stem, content in executed.items():
+        slug = stem.partition("_")[2]
         page = pages.chapter(content, slug, name, by_scale, claims, in_colour)
-        nbformat.write(page, source / "notebooks" / path.name)
+        nbformat.write(page, source / "notebooks" / f"{stem}.ipynb")
         if slug == "training":
             (source / "book" / "one-step.png").write_bytes(pages.picture(content, "fig-one-step"))
     (source / "book" / "results.md").write_text(results.page(run_folder))
@@ -278,7 +300,9 @@ def _lay_out(preset: str, executed: Mapping[str, Path], source: Path) -> None:
     (source / "book" / "summary.txt").write_text(pages.summary(by_scale, claims))
     (source / "book" / "asked.txt").write_text(sizes.asked()._repr_markdown_())
     (source / "book" / "taken.txt").write_text(sizes.taken()._repr_markdown_())
-    (source / "book" / "status.md").write_text(status.page(name, run_folder, list(executed.values())))
+    (source / "book" / "status.md").write_text(
+        status.page(name, run_folder, [run_folder / "notebooks" / f"{stem}.ipynb" for stem in executed])
+    )
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
     benchmarks.write(source / "book")
     doctor.write(experiment, source / "book")

@@ -54,6 +54,11 @@ def badge(verdict: str, text: str | None = None) -> str:
     return f'<span class="verdict-sign {kind}">{SIGNS[verdict]} {html.escape(verdict if text is None else text)}</span>'
 
 
+def changes(claim: Claim) -> int:
+    """How many times the claim's terms were changed, other than by adding a control."""
+    return sum(set(amendment.before) != {"control"} for amendment in claim.amendments)
+
+
 def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str:
     """A verdict with its value, shown where the notebook printed it."""
     lines = [f"{badge(verdict)} {html.escape(claim.statement)} <span class='where'>({html.escape(claim.where)})</span>"]
@@ -66,6 +71,8 @@ def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str
             f"The paper: {html.escape(claim.paper)}."
         )
     lines[-1] += f' <a href="../book/results.html#{claim.id}">All scales</a>'
+    if changes(claim):
+        lines[-1] += '; <a href="../book/results.html#results-amendments">the terms were changed</a>'
     body = "".join(f"<p>{line}</p>" for line in lines)
     return f'<div class="verdict {verdict.replace(" ", "-")}" id="{claim.id}">{body}</div>'
 
@@ -135,6 +142,18 @@ def picture(executed: NotebookNode, name: str) -> bytes:
     raise ValueError(f"no figure {name!r} in the notebook")
 
 
+def carried(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
+    """A line on how much of c13, A to F, its first rung B does alone (c06); nothing where that was not judged."""
+    first = claims["c06"]
+    shares = [
+        f"{value(first, found[first.id].measured)} at `{preset}`"
+        for preset, found in by_scale.items()
+        if first.id in found
+    ]
+    said = "Configuration B, which only starts from the teacher's weights with a larger batch, removes"
+    return [f"{said} {', '.join(shares)}."] if shares else []
+
+
 def summary(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> str:
     """The main result at each scale, as Markdown."""
     claim, lines = claims["c13"], []
@@ -145,4 +164,12 @@ def summary(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, C
     if not lines:
         return ""
     said = "The improved training removes this share of the vanilla flow's Fréchet distance, in one step:"
-    return "\n".join([said, "", *lines, f"- the paper: FID {claim.paper}", ""])
+    return "\n".join([said, "", *lines, f"- the paper: FID {claim.paper}", "", *carried(by_scale, claims), ""])
+
+
+def judged(executed: NotebookNode) -> set[str]:
+    """The claims whose verdict a notebook printed."""
+    outputs = (output for cell in executed.cells for output in cell.get("outputs", []))
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    found = filter(None, map(_PRINTED.match, printed.splitlines()))
+    return {match["id"] for match in found if match["verdict"] in SIGNS and match["verdict"] != "not judged"}

@@ -25,10 +25,10 @@ def chromium() -> str:
     given = os.environ.get(VARIABLE)
     found = next(filter(None, map(shutil.which, [given] if given else _NAMES)), None)
     if found is None:
-        what = f"{VARIABLE}={given} is no program" if given else f"none of {', '.join(_NAMES)} is on the path"
+        what = f"{VARIABLE}={given} is not a program" if given else f"none of {', '.join(_NAMES)} is on the path"
         raise BuildFailed(
             f"a PDF is printed by Chromium, and {what}; install it (Debian and Ubuntu: apt install chromium), "
-            f"or name it by the variable {VARIABLE}"
+            f"or set the variable {VARIABLE} to its path"
         )
     return found
 
@@ -53,7 +53,7 @@ def write(document: Path, target: Path) -> Path:
             page.wait_for_function("() => window.MathJax?.startup?.promise", timeout=120_000)
             formulas, typeset, broken = page.evaluate(_TYPESET)
             if broken or typeset < formulas:
-                raise BuildFailed(f"{formulas} formulas, {typeset} of them typeset, {broken} with an error")
+                raise BuildFailed(f"{typeset} of {formulas} formulas were typeset, {broken} of them with an error")
             page.emulate_media(media="print")
             printed = page.pdf(
                 format="A4", margin={"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},

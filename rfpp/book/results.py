@@ -21,7 +21,7 @@ from rfpp.presets import PresetError, load
 
 PROTOCOL = Path("book") / "protocol.yml"
 GROUPS = {
-    "why": "Why one round of reflow is enough",
+    "why": "Why one round of reflow should be enough",
     "ladder": "What each change is worth",
     "sampling": "Samplers",
     "inversion": "Inversion",
@@ -86,23 +86,18 @@ def tally(run: Path) -> str:
 def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
     rows = []
     for preset, found in by_scale.items():
-        counts = Counter[str](record.verdict for id, record in found.items() if id in claims)
-        about = sum(_in_scope(claim, preset) for claim in claims.values())
         after = corrected(found, claims)
-        decided = [id for id in after if found[id].verdict in ("reproduced", "not reproduced")]
-        kept = sum(survives(after[id]) for id in decided)
-        rows.append(
-            [f"`{preset}`", *(str(counts[verdict]) for verdict in _VERDICTS), str(about - sum(counts.values())),
-             f"{kept} of {len(decided)}"]
-        )  # fmt: skip
-    columns = ["scale", *(pages.badge(verdict) for verdict in _VERDICTS), "not run", "after correction"]
+        for own, whose in ((False, "the paper's"), (True, "this book's")):
+            counted = {id: claim for id, claim in claims.items() if claim.own == own and _in_scope(claim, preset)}
+            counts = Counter[str](found[id].verdict for id in counted if id in found)
+            decided = [id for id in counted if id in after and found[id].verdict in ("reproduced", "not reproduced")]
+            kept = sum(survives(after[id]) for id in decided)
+            rows.append(
+                [f"`{preset}`", whose, *(str(counts[verdict]) for verdict in _VERDICTS),
+                 str(len(counted) - sum(counts.values())), f"{kept} of {len(decided)}"]
+            )  # fmt: skip
+    columns = ["scale", "claims", *(pages.badge(verdict) for verdict in _VERDICTS), "not run", "after correction"]
     return _table(columns, rows)
-
-
-def _note(claim: Claim) -> str:
-    """Whether the terms were changed other than by adding a control."""
-    changes = sum(set(amendment.before) != {"control"} for amendment in claim.amendments)
-    return "" if not changes else ". Amended" + ("" if changes == 1 else f" {changes} times") + ", see below"
 
 
 def _folded(title: str, lines: Iterable[str]) -> list[str]:
@@ -126,6 +121,8 @@ def _verdicts(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str,
                 for claim in members
             )
             lines += [f"## {title}", *_table(["no.", "claim", *scale_names, "paper"], rows)]
+            if group == "ladder":
+                lines += [*pages.carried(by_scale, claims), ""]
             lines += _folded("Rules and controls", _rules(by_scale, members))
     return lines
 
@@ -134,10 +131,14 @@ def _rules(by_scale: Mapping[str, Mapping[str, Record]], members: Iterable[Claim
     def shown(record: Record | None, claim: Claim) -> str:
         return "" if record is None or record.control is None else pages.value(claim, record.control)
 
+    def changed(claim: Claim) -> str:
+        times = pages.changes(claim)
+        return "" if not times else ". Amended" + ("" if times == 1 else f" {times} times") + ", see below"
+
     rows = (
         [
             claim.id,
-            f"{_escape(claim.quantity)}: {pages.rule(claim)}{_note(claim)}",
+            f"{_escape(claim.quantity)}: {pages.rule(claim)}{changed(claim)}",
             _escape(claim.control or "none: nothing here is random"),
             *(shown(found.get(claim.id), claim) for found in by_scale.values()),
         ]
@@ -325,12 +326,12 @@ def page(run: Path) -> str:
 
 
 _INTRODUCTION = """
-Each row is a claim of the paper, and each column after it a scale at which the claim was tested. A value is the
-mean over seeds, with its 95 % interval in brackets. A claim is *reproduced* when all of the interval obeys its rule,
-*not reproduced* when none of it does, and *inconclusive* otherwise. Every claim about the method has a control, the
-same measurement on something that lacks what the claim is about. If the control obeys the rule as well, the verdict
-is *vacuous*. One run of a random quantity decides nothing. {numref}`fig-rungs-over-training` shows how much each
-change of Table 1 is worth after a longer training.
+Each row is a claim, and each column after it a scale at which the claim was tested. Most claims are the paper's; those
+of this book ask what the paper does not. A value is the mean over seeds, with its 95 % interval in brackets. A claim is
+*reproduced* when all of the interval obeys its rule, *not reproduced* when none of it does, and *inconclusive*
+otherwise. Every claim about the method has a control, the same measurement on something that lacks what the claim is
+about. If the control obeys the rule as well, the verdict is *vacuous*. One run of a random quantity decides nothing.
+{numref}`fig-rungs-over-training` shows how much each change of Table 1 is worth after a longer training.
 """
 _FOREST = """
 ```{figure} forest.svg

@@ -33,8 +33,23 @@ WRONG = (
 )
 """Wrong output: docutils marks a bibliography as a list, whose entries are no list items; MyST-NB labels the line that
 folds code, and the label would be read instead of the line; Sphinx lists a source that has no page."""
+EXPLAINED = {
+    "Algorithm 1": "method-reflow",
+    "Appendix D": "method-sampling",
+    "Eq. 1": "method-flow",
+    "Eq. 4": "method-decomposition",
+    "Proposition 1": "method-initialisation",
+    "Section 3": "method-intersections",
+    "Section 4.1": "method-timesteps",
+    "Section 4.2": "method-premetrics",
+    "Section 5.4": "method-inversion",
+    "Table 1": "method-configurations",
+    "Table 6": "method-cost",
+}
+"""Places of the paper that docstrings name, and the sections of this book that explain them, by their labels."""
 LONG = 120
 """The most characters of a constant that are shown."""
+_PLACE = re.compile(rf"\b({'|'.join(map(re.escape, EXPLAINED))})(?![\w.]*\d)")
 _NAME = re.compile(r"\.?([A-Za-z_][\w.]*)(\(.*\))?")
 
 
@@ -132,6 +147,23 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
                 node.parent.replace(node, link)
 
 
+def link_places(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Link each place of the paper on the library's pages to the section of this book that explains it."""
+    if not page.startswith("book/api/"):
+        return
+    labels = app.env.domains["std"].labels
+    for text in list(doctree.findall(nodes.Text)):
+        parts = _PLACE.split(text.astext())  # every other one is a place
+        if len(parts) > 1 and isinstance(text.parent, nodes.paragraph):
+            made: list[nodes.Node] = []
+            for between, place in zip(parts[::2], [*parts[1::2], ""], strict=True):
+                made += [nodes.Text(between)] if between else []
+                if place:
+                    document, target, title = labels[EXPLAINED[place]]
+                    made.append(make_refnode(app.builder, page, document, target, nodes.Text(place), title))
+            text.parent.replace(text, made)
+
+
 def drop_wrong(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Remove attributes that contradict the page, and a link that leads nowhere."""
     for attribute in WRONG:
@@ -146,5 +178,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", name_columns)
     app.connect("doctree-read", drop_long_values)
     app.connect("doctree-resolved", link_names)
+    app.connect("doctree-resolved", link_places)
     app.connect("html-page-context", drop_wrong)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

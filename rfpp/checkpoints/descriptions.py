@@ -76,7 +76,7 @@ def _check_size(value: Any, name: str = "") -> None:
     """Raise ``ValueError`` if a configuration contains a number beyond that of any network."""
     most = _MOST_BLOCKS if name in ("num_blocks", "layers_per_block") else _MOST_CHANNELS
     if isinstance(value, int) and not -1 <= value <= most:
-        raise ValueError(f"{name} is not within 0..{most}")
+        raise ValueError(f"{name}={value} is too large or too small; allowed: -1..{most}")
     if isinstance(value, dict):
         for key, item in value.items():
             _check_size(item, key)

@@ -40,7 +40,7 @@ def load_diffusers(folder: str | Path) -> VPPrecond:
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     config = read_json(unet / "config.json")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"{unet / 'config.json'} is of a {config['_class_name']}; allowed: UNet2DModel")
+        raise ValueError(f"{unet / 'config.json'} describes a {config['_class_name']}; allowed: UNet2DModel")
     in_folder = folder / "scheduler" / "scheduler_config.json"
     scheduler_file = in_folder if in_folder.is_file() else folder / "scheduler_config.json"
     scheduler = read_json(scheduler_file)

@@ -113,7 +113,7 @@ def load_edm_pickle(path: str | Path, key: str = "ema") -> EDMPrecond | VPPrecon
         def number(name: str, default: float) -> float:
             value = root.state.get(name, default)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-                raise pickles.Refused(f"its {name} is not a positive number")
+                raise pickles.Refused(f"its {name} is not a number above 0 and below 1e9")
             return float(value)
 
         description: dict[str, Any] = {"type": root.class_name, "network": _edm_network(root, network)}
@@ -139,9 +139,7 @@ def export_edm(obj: RectifiedFlow | EDMPrecond | VPPrecond, path: str | Path) ->
     path = Path(path)
     denoiser = obj.denoiser if isinstance(obj, RectifiedFlow) else obj
     if not isinstance(denoiser, EDMPrecond | VPPrecond) or isinstance(denoiser.model, DiffusersUNet):
-        raise TypeError(
-            f"a {type(obj).__name__} has no EDM network; allowed: a flow or denoiser on one of its networks"
-        )
+        raise TypeError(f"a {type(obj).__name__} has no network of EDM; allowed: a flow or denoiser that has one")
     one_of("path's ending", path.suffix, (".pth", ".safetensors"))
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}

@@ -77,7 +77,7 @@ def _averaged(state: Mapping[str, Tensor], optimizer: Any) -> dict[str, Tensor] 
     averaged = dict(state)
     for number, entry in entries.items():
         if not isinstance(number, int) or not 0 <= number < len(parameters):
-            raise ValueError(f"the optimizer has a parameter number {number}, the model {len(parameters)} parameters")
+            raise ValueError(f"the optimizer has a parameter number {number}, but the model has only {len(parameters)}")
         if isinstance(entry, dict) and isinstance(entry.get("ema"), Tensor):
             name = parameters[number]
             if entry["ema"].shape != state[name].shape:
@@ -115,7 +115,7 @@ def load_released(
         state = {f"model.{name}": tensor for name, tensor in state.items()}  # the file holds the network alone
     if weights is not None and not is_training:
         raise ValueError(
-            f"weights={weights!r}, but {path} is no training state; it holds one set of weights: leave it out"
+            f"weights={weights!r}, but {path} is not a training state: it holds one set of weights; leave weights out"
         )
     averaged = None
     if is_training and weights != "model":

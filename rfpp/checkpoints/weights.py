@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a configuration, with names, is needed")
+        raise ValueError(f"{path} holds a {type(content).__name__}; a JSON object is needed")
     return content
 
 
@@ -108,4 +108,4 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); delete it and make it again") from error
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); delete it and make it again") from error

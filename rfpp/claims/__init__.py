@@ -1,4 +1,4 @@
-"""The claims ledger: what the paper says, what we measured, and the verdict of a rule that was fixed beforehand.
+"""The claims ledger: what the paper says, what was measured, and the verdict of the rule in the ledger.
 
 ``book/claims.yml`` lists the claims. A notebook ends with ``claims.check("c13", measured=[...], seeds=[...],
 control=[...], experiment=...)``, which prints one line and leaves a JSON record under ``runs/<preset>/claims/``. The

@@ -41,9 +41,9 @@ class Rule(BaseModel):
     @model_validator(mode="after")
     def _one(self) -> Rule:
         if sum(bound is not None for bound in (self.above, self.below, self.between)) != 1:
-            raise ValueError("a rule has exactly one of above, below, between")
+            raise ValueError("a rule needs exactly one of above, below, between")
         if self.between is not None and not self.between[0] < self.between[1]:
-            raise ValueError(f"between={self.between} must rise")
+            raise ValueError(f"between={self.between} must be a lower and a higher bound")
         return self
 
     @property
@@ -118,6 +118,8 @@ class Claim(Terms):
     nothing of what is computed."""
     code: list[str] = []
     """Import paths of the functions that compute the quantity."""
+    own: bool = False
+    """Whether this book makes the statement, and not the paper."""
     amendments: list[Amendment] = []
 
     @model_validator(mode="after")
@@ -136,6 +138,12 @@ class Claim(Terms):
             values = {**values, **amendment.before}
             found.append(values)
         return [Terms.model_validate(each) for each in reversed(found)]
+
+    def judging(self) -> set[str]:
+        """The digests of the terms that judge like the current ones, which differ from them in their wording alone."""
+        versions = self.versions()
+        since = max((place for place, each in enumerate(self.amendments, start=1) if not each.wording), default=0)
+        return {terms.digest() for terms in versions[since:]}
 
     def configurations(self) -> list[Configuration | Method]:
         """The configurations and methods that the claim rests on."""
@@ -182,16 +190,16 @@ def check_lock(claims: Mapping[str, Claim]) -> None:
     for id in sorted({*claims, *kept}):
         if id not in claims:
             raise ValueError(
-                f"{id} is gone from {paths.LEDGER}; a claim that is no longer tested stays, with its reason"
+                f"{id} is missing from {paths.LEDGER}; a claim that is no longer tested stays there, with the reason"
             )
         versions, known = [terms.digest() for terms in claims[id].versions()], kept.get(id, [])
         if versions[: len(known)] != known:
             raise ValueError(
                 f"{id} was changed without an amendment, or an amendment of it was: {paths.LEDGER} does not give the "
-                f"{len(known)} versions of {LOCK}; put the terms back, and write what stood before into a new amendment"
+                f"{len(known)} versions of {LOCK}; add an amendment with the former terms, or restore the old amendment"
             )
         if len(versions) > len(known):
-            raise ValueError(f"{id} has {len(versions)} versions, {LOCK} knows {len(known)}; run: python -m rfpp lock")
+            raise ValueError(f"{id} has {len(versions)} versions, but {LOCK} {len(known)}; run: python -m rfpp lock")
 
 
 def lock() -> list[str]:

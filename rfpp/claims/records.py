@@ -53,8 +53,8 @@ class Record:
         return self.provenance["device"], self.provenance["torch"], self.provenance["rfpp"], self.commit
 
     def stale(self, claim: Claim) -> bool:
-        """Whether the claim or the code changed since this was measured."""
-        return self.claim != claim.digest() or self.code != claim.code_digest()
+        """Whether the claim, beyond its wording, or the code changed since this was measured."""
+        return self.claim not in claim.judging() or self.code != claim.code_digest()
 
 
 def _values(name: str, id: str, given: Values, seeds: Sequence[int] | None) -> list[float]:
@@ -85,7 +85,9 @@ def _control(claim: Claim, control: Values | None, seeds: Sequence[int] | None, 
 def _former(claim: Claim, former: Mapping[int, Values] | None, seeds: Sequence[int] | None) -> dict[str, list[float]]:
     for place in former or {}:
         if place not in range(len(claim.amendments)):
-            raise ValueError(f"{claim.id}: former={place}: the entry has {len(claim.amendments)} amendments, from 0")
+            raise ValueError(
+                f"{claim.id}: former={place} is not the number of one of its {len(claim.amendments)} amendments, from 0"
+            )
     return {str(place): _values(f"former[{place}]", claim.id, given, seeds) for place, given in (former or {}).items()}
 
 

@@ -48,7 +48,7 @@ def load(
     one_of("data.name", name, NAMES)
     if name == "images":
         if path is None:
-            raise ValueError("data.path=None, but data.name='images' needs the folder, zip or tar where they lie")
+            raise ValueError("data.path=None, but data.name='images' needs the folder, zip or tar of the images")
         return images(path, resolution=resolution, crop=crop, held_out=held_out, folder=folder)
     if path is not None and name in ("digits", "photos"):
         raise ValueError(f"data.path={str(path)!r}, but data.name={name!r} comes with scikit-learn; leave it out")

@@ -109,7 +109,7 @@ def _in_tar(source: Path, wanted: Callable[[str], bool]) -> Iterator[Member]:
 def read(member: Member) -> bytes:
     """Return a member's content; raises ``OSError`` if it is too large, and one of :data:`BROKEN` if it is damaged."""
     if member.size > _LARGEST_FILE:
-        raise OSError(f"it would unfold to {member.size} bytes, at most {_LARGEST_FILE} are allowed")
+        raise OSError(f"it would unfold to {member.size} bytes; at most {_LARGEST_FILE} are allowed")
     return member.read()
 
 

@@ -97,7 +97,7 @@ def _array(path: Path, shape: tuple[int, ...]) -> _Array:
     needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
     if free < needed:
         # Writing to a mapped file on a full disk ends the process without an error message.
-        raise OSError(f"{path.parent.parent} has {free} bytes left, {needed} are needed; pass another folder")
+        raise OSError(f"{path.parent.parent} has {free} bytes left, but {needed} are needed; pass another folder")
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
@@ -126,7 +126,7 @@ def _decode(content: bytes, resolution: int | None, crop: str | None) -> NDArray
     with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP", "BMP"]) as opened:
         _check(opened.width, opened.height)
         if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"its mode is {opened.mode}, 8 bits for a pixel are needed")
+            raise ValueError(f"its mode is {opened.mode}; 8 bits for each channel are needed")
         opened.info.pop("transparency", None)
         image = opened.convert("L" if opened.mode in ("1", "L", "LA") else "RGB")
     return np.asarray(image if resolution is None else _resized(image, resolution, crop))
@@ -134,7 +134,7 @@ def _decode(content: bytes, resolution: int | None, crop: str | None) -> NDArray
 
 def _check(width: int, height: int) -> None:
     if max(width, height) > LARGEST_SIDE:
-        raise ValueError(f"it is {width}x{height}, a side of at most {LARGEST_SIDE} pixels is allowed")
+        raise ValueError(f"it is {width}x{height}; at most {LARGEST_SIDE} pixels a side are allowed")
 
 
 def _resized(image: Image.Image, resolution: int, crop: str | None) -> Image.Image:

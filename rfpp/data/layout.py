@@ -40,14 +40,14 @@ def arrange(source: Path, held_out: float) -> Layout:
     table = None
     for member in members(source, lambda name: is_image(name) or name == LABELS):
         if member.name in seen:
-            raise ValueError(f"{source} has two files called {member.name}")
+            raise ValueError(f"{source} has two files called {member.name}; remove one")
         seen.add(member.name)
         if member.name == LABELS:
             table = _table(member, source)
     names = sorted(seen - {LABELS})
     if not names:
         raise ValueError(
-            f"data.path={str(source)!r} has no images; files called {first_few(ENDINGS, len(ENDINGS))} are"
+            f"data.path={str(source)!r} has no images; their names must end in {first_few(ENDINGS, len(ENDINGS))}"
         )
     # Archives are often sorted by class; after shuffling, the first images represent the others.
     mixed = [names[i] for i in torch.randperm(len(names), generator=rng.generator(0, "held out")).tolist()]

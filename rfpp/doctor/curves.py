@@ -145,7 +145,7 @@ def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Seq
     """
     path, seeds = paths.repository() / FILE, list(seeds or experiment.preset.seeds)
     if len(seeds) < FEWEST:
-        raise ValueError(f"seeds={seeds} are too few for a range; at least {FEWEST} are needed: set seeds to more")
+        raise ValueError(f"seeds={seeds} are too few for a range; list at least {FEWEST} in seeds")
     kept = json.loads(path.read_text()) if path.is_file() else {}
     made, images = {}, targets(experiment.teacher)
     for config in configs:

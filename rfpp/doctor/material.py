@@ -66,7 +66,9 @@ class Pairs:
             if (made, bool(network.label_dim)) != (own, self.labels is not None):
                 kinds = [f"{shape} {'with' if has else 'without'} classes" for shape, has in
                          ((made, network.label_dim), (own, self.labels is not None))]  # fmt: skip
-                raise ValueError(f"the teacher makes images of {kinds[0]}, the pairs have {kinds[1]}; choose another")
+                raise ValueError(
+                    f"the teacher makes images of {kinds[0]}, but the pairs have {kinds[1]}; choose another teacher"
+                )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -156,7 +158,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text())
         _ = found["step"], found["inputs"], found["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no manifest of a step ({error}); {_EXPECTED}") from error
+        raise ValueError(f"{path} is not the manifest of a step ({error}); {_EXPECTED}") from error
     return found
 
 
@@ -238,7 +240,7 @@ def read(place: str | Path, teacher: str | None = None, rows: int = ROWS) -> Pai
     at_least("rows", rows, 1)
     place, model = Path(place), None if teacher is None else load_teacher(teacher)
     if not place.exists():
-        raise FileNotFoundError(f"nothing at {place}; {_EXPECTED}")
+        raise FileNotFoundError(f"{place} does not exist; {_EXPECTED}")
     if place.is_file():
         if place.suffix != ".safetensors":
             raise ValueError(f"{place} is a {place.suffix or 'plain'} file; {_EXPECTED}")
@@ -248,7 +250,7 @@ def read(place: str | Path, teacher: str | None = None, rows: int = ROWS) -> Pai
         one_of(f"step of {place}", manifest["step"], (*_PAIRS, TrainFlow.name))
     if manifest.get("step") == TrainFlow.name or (place / STATES).is_dir():
         if teacher is not None:
-            raise ValueError(f"teacher={teacher!r} goes with pairs; {place} holds a training, which names its own")
+            raise ValueError(f"teacher={teacher!r} is only for pairs; {place} holds a training, which names its own")
         return of_training(place, rows=rows)
     if (place / pairs.INDEX).is_file():
         return _stored_pairs(place, rows, model)

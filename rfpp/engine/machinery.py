@@ -70,7 +70,7 @@ class Optimisation:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr={self.lr} is not a learning rate; a finite number above 0 is needed")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema} is not a decay; a number from 0 up to 1 is needed")
+            raise ValueError(f"ema={self.ema} is not a decay; a number of at least 0 and below 1 is needed")
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a zero-based ``step``."""
@@ -104,7 +104,9 @@ def learning_rate(step: int, lr: float, warmup: int, total: int, decay: bool) ->
 def check(batch_size: int, machinery: Machinery) -> None:
     """Raise ``ValueError`` if the processes cannot share the batch evenly, or if TensorBoard is needed but missing."""
     if machinery.tensorboard and find_spec("tensorboard") is None:
-        raise ValueError("machinery.tensorboard=True, but it is not installed: pip install 'rfpp[tensorboard]'")
+        raise ValueError(
+            "machinery.tensorboard=True, but tensorboard is not installed; run: pip install 'rfpp[tensorboard]'"
+        )
     world = processes.count()
     if batch_size % world:
         raise ValueError(f"batch_size={batch_size} cannot be shared by {world} processes; use a multiple of {world}")

@@ -85,7 +85,7 @@ class Checkpoints:
                 return self.read(step)
             except (OSError, ValueError) as error:
                 path = self._files(step)[0]
-                warnings.warn(f"{path} cannot be used ({error}); going back to the one before", stacklevel=2)
+                warnings.warn(f"{path} cannot be used ({error}); going back to the checkpoint before it", stacklevel=2)
                 if isinstance(error, ValueError | FileNotFoundError):
                     self._delete(step)
         return None

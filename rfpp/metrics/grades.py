@@ -146,7 +146,7 @@ def _check_reference(reference: Statistics, features: Tensor | None, extractor: 
     dim = extractor.num_features
     if reference.mu.size != dim:
         raise ValueError(
-            f"reference={reference.name} has {reference.mu.size} features, {extractor.name} {dim}; "
+            f"reference={reference.name} has {reference.mu.size} features, but {extractor.name} has {dim}; "
             "use statistics made with this extractor"
         )
     if features is not None:

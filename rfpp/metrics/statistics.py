@@ -91,18 +91,18 @@ class Statistics:
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
-                f"path={str(path)!r} is not there; EDM publishes such files (https://nvlabs-fi-cdn.nvidia.com/edm/"
+                f"path={str(path)!r} does not exist; EDM publishes such files (https://nvlabs-fi-cdn.nvidia.com/edm/"
                 "fid-refs/), and Moments.statistics(...).save(path) makes one"
             )
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked = {info.filename: info.file_size for info in archive.infolist()}
             if not {"mu.npy", "sigma.npy"} <= unpacked.keys():
-                raise ValueError(f"arrays called mu and sigma are needed, it has {sorted(unpacked)}"[:300])
+                raise ValueError(f"arrays called mu and sigma are needed, but it has {sorted(unpacked)}"[:300])
             members = [name for name in ("mu.npy", "sigma.npy", "count.npy") if name in unpacked]
             size = max(path.stat().st_size, sum(unpacked[name] for name in members))
             if size > MAX_BYTES:
-                raise ValueError(f"it takes {size} bytes, more than {MAX_BYTES}")
+                raise ValueError(f"it takes {size} bytes; at most {MAX_BYTES} are allowed")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name.removesuffix(".npy"): file[name] for name in members}
             found = operator.index(arrays.pop("count").item()) if "count" in arrays else None
@@ -130,7 +130,7 @@ class Moments:
         """Add features ``(B, dim)``; raises ``ValueError`` for another shape, NaN or infinity."""
         dim = self.mean.size
         if features.ndim != 2 or features.shape[1] != dim or not len(features):
-            raise ValueError(f"features of shape {tuple(features.shape)} where (B, {dim}) is needed")
+            raise ValueError(f"features have shape {tuple(features.shape)}; (B, {dim}) with B of 1 or more is needed")
         if not features.isfinite().all():
             row = self.count + int((~features.isfinite()).any(dim=1).nonzero()[0])
             raise ValueError(f"the features of image {row} hold NaN or infinity; check the extractor's weights")
@@ -160,7 +160,7 @@ class Moments:
 def check_count(n: int, needed: int) -> None:
     """Raise ``ValueError`` for fewer images than are needed."""
     if n < needed:
-        raise ValueError(f"images: there are {n}; at least {needed} are needed")
+        raise ValueError(f"there are {n} images; at least {needed} are needed")
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
@@ -170,7 +170,7 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
     """
     if first.mu.size != second.mu.size:
         raise ValueError(
-            f"{first.name} has {first.mu.size} features and {second.name} {second.mu.size}; use one extractor"
+            f"{first.name} has {first.mu.size} features, but {second.name} has {second.mu.size}; use one extractor"
         )
     a, b = ({"mu": statistics.mu, "sigma": statistics.sigma} for statistics in (first, second))
     return float(fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID])

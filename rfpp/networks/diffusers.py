@@ -48,7 +48,9 @@ class DiffusersUNet(nn.Module):
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         if self.label_dim and (class_labels is None or not bool(class_labels.any(dim=1).all())):
-            raise ValueError("labels=None: this model has no unconditional mode; pass a class for each image")
+            raise ValueError(
+                "labels=None or a row of zeros: this model has no unconditional mode; pass a class for each image"
+            )
         classes = None if class_labels is None or not self.label_dim else class_labels.argmax(dim=1)
         output: Tensor = self.unet(x, noise_labels, class_labels=classes, return_dict=False)[0]
         return output

@@ -52,12 +52,14 @@ def generate(
     network = getattr(denoiser, "model", None)
     if shape is None:
         if network is None:
-            raise ValueError("shape=None, and the denoiser has no network to read it off; pass shape=(C, H, W)")
+            raise ValueError("shape=None, and the denoiser has no network to read it from; pass shape=(C, H, W)")
         shape = (network.in_channels, network.img_resolution, network.img_resolution)
     if classes is None:
         classes = getattr(network, "label_dim", 0)
     elif classes and network is not None and classes != getattr(network, "label_dim", classes):
-        raise ValueError(f"classes={classes}, but the denoiser's network has label_dim={network.label_dim}")
+        raise ValueError(
+            f"classes={classes}, but the denoiser's network has label_dim={network.label_dim}; leave classes out"
+        )
     index = {
         "n": n, "seed": seed, "num_steps": None if sampler else num_steps, "shape": list(shape), "classes": classes,
         "shard_size": shard_size, "generator": GENERATOR, "denoiser": _fingerprint(denoiser),

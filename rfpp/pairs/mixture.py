@@ -27,7 +27,7 @@ class Mixture:
         if one != two:
             raise ValueError(f"pairs of shape and classes {one} do not mix with those of {two}")
         if not 0 <= self.share <= 1:
-            raise ValueError(f"share={self.share} is no probability; a number from 0 to 1 is needed")
+            raise ValueError(f"share={self.share} is not a probability; a number from 0 to 1 is needed")
 
     def __len__(self) -> int:
         return len(self.pairs) + len(self.others)

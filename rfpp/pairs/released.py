@@ -53,7 +53,7 @@ def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a whole zip archive ({error})") from error
+        raise ValueError(f"{path} is not a complete zip archive ({error})") from error
 
 
 def _some(names: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ def _read_labels(path: Path, names: Sequence[str], classes: int | None) -> tuple
                 raise ValueError(f"{path}, line {number}: {','.join(row)[:100]!r} is not a name and a class")
             name, label = str(PurePosixPath(row[0]).with_suffix("")), int(row[1])
             if found.setdefault(name, label) != label:
-                raise ValueError(f"{path}, line {number}: {row[0]} has class {label}, and {found[name]} further up")
+                raise ValueError(f"{path}, line {number}: {row[0]} has class {label}, but {found[name]} further up")
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{path} has no class for {len(missing)} of {len(names)} images: {_some(missing)}")

@@ -86,7 +86,7 @@ def fill(
             tell(made)
             if stop:
                 raise Stopped(
-                    f"{desc}: stopped by {stop.asked}; finished pairs are kept in {out_dir}, run again to go on"
+                    f"{desc}: stopped by {stop.asked}; finished pairs are kept in {out_dir}. Run again to go on"
                 )
 
         for number in own:
@@ -158,12 +158,12 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         index = _read_index(self.folder)
         if index.get("format") != FORMAT:
             raise ValueError(
-                f"{out_dir} has pairs of format {index.get('format', 1)}, this version reads {FORMAT}; "
+                f"{out_dir} has pairs of format {index.get('format', 1)}, but this version reads {FORMAT}; "
                 "delete it and make them again"
             )
         if index["generator"] not in range(1, GENERATOR + 1):
             raise ValueError(
-                f"{out_dir} has noise of generator {index['generator']}, this version knows 1 to {GENERATOR}; "
+                f"{out_dir} has noise of generator {index['generator']}, but this version knows 1 to {GENERATOR}; "
                 "use a newer version"
             )
         self.seed: int = index.get("seed", 0)
@@ -175,7 +175,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         self._is_small = sum(there.values()) <= IN_MEMORY
         for number in range(-(-self._n // self._shard_size)):
             if (path := _shard(self.folder, number)).name not in there:
-                raise FileNotFoundError(f"{path} is missing; make the pairs again, the other shards are kept")
+                raise FileNotFoundError(f"{path} is missing; make the pairs again (the other shards are kept)")
 
     def __len__(self) -> int:
         return self._n
@@ -215,14 +215,14 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
                     places = rows.tolist()
                     found = {name: torch.cat([part[i : i + 1] for i in places]) for name, part in slices.items()}
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path} is missing; make the pairs again, the other shards are kept") from error
+            raise FileNotFoundError(f"{path} is missing; make the pairs again (the other shards are kept)") from error
         except (SafetensorError, IndexError) as error:
             raise Damaged(f"{path} is damaged ({error}); delete it and make the pairs again") from error
         expected = found.pop("crc", None)
         if expected is None or not torch.equal(expected, _checksums(found)):
             raise Damaged(
-                f"{path} is damaged: rows differ from their checksums; delete it and make the pairs again, "
-                "the other shards are kept"
+                f"{path} is damaged: rows differ from their checksums; delete it and make the pairs again "
+                "(the other shards are kept)"
             )
         return found
 

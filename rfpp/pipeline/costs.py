@@ -90,8 +90,8 @@ def expected(preset: Preset) -> data.Dataset | None:
         side, train, held_out, classes = 32, 50_000, 10_000, 10
     elif settings.resolution is None or settings.count is None:
         raise PresetError(
-            f"data.path={settings.path!r} is not there; data.resolution={settings.resolution} and data.count="
-            f"{settings.count} must say how large and how many images are, to plan without them"
+            f"data.path={settings.path!r} does not exist; to plan without the images, set data.resolution "
+            f"and data.count, which are {settings.resolution} and {settings.count}"
         )
     else:
         side, held_out = settings.resolution, max(1, round(settings.count * settings.held_out))

@@ -131,7 +131,7 @@ def _source(thing: Any) -> ast.AST:
         first = code.co_firstlineno
         named = [node for node in named if node.lineno - len(node.decorator_list) <= first <= (node.end_lineno or 0)]
     if not named:
-        raise Unidentified(f"{_name(thing)} cannot be identified: its source cannot be had; {_ADVICE}")
+        raise Unidentified(f"{_name(thing)} cannot be identified: its source is not available; {_ADVICE}")
     return named[-1]
 
 
@@ -188,7 +188,7 @@ def _read(thing: Any, found: dict[str, str]) -> None:
         if parts[0] in namespace and namespace[parts[0]] is not getattr(builtins, parts[0], _NOTHING):
             _follow(parts, namespace, found)
         elif not hasattr(builtins, parts[0]) and parts[0] != "__class__":
-            raise Unidentified(f"{name} cannot be identified: it names {parts[0]}, which is not there")
+            raise Unidentified(f"{name} cannot be identified: it names {parts[0]}, which is not defined")
 
 
 def reader_code(thing: Any) -> dict[str, str]:

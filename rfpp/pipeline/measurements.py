@@ -67,7 +67,7 @@ def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
     if dataclasses.is_dataclass(value) and is_own(kind):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {f"{kind.__module__}:{kind.__qualname__}": _taken_apart(parts, tensors)}
-    raise TypeError(f"a {kind.__name__} cannot be kept; numbers, strings, tensors and dataclasses of rfpp can be")
+    raise TypeError(f"a {kind.__name__} cannot be stored; allowed: numbers, strings, tensors and dataclasses of rfpp")
 
 
 def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -83,6 +83,6 @@ def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tuple(items) if kind == "tuple" else items
     made: Any = imported(kind, "class")
     if not (is_own(made) and dataclasses.is_dataclass(made)):
-        raise ValueError(f"class={kind!r} is no dataclass of rfpp; delete the measurement, and it is made again")
+        raise ValueError(f"class={kind!r} is not a dataclass of rfpp; delete the measurement to make it again")
     found: Any = made(**_put_together(content, tensors))  # type: ignore[operator]
     return found

@@ -193,7 +193,7 @@ class TrainTeacher(Step):
         try:
             network = networks.SongUNet(**config, generator=rng.generator(self.recipe.seed, "initialisation"))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise PresetError(f"teacher.train.network makes no network: {error}") from error
+            raise PresetError(f"teacher.train.network does not describe a network: {error}") from error
         return EDMPrecond(network, self.recipe.sigma_data)
 
     def compute(self, folder: Path, run: Run) -> None:

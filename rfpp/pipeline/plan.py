@@ -82,12 +82,12 @@ class Plan:
         if shape != dataset.train.shape:
             raise PresetError(
                 f"teacher.{'name' if settings.name else 'file'} makes images of shape {shape}, "
-                f"data.name={dataset.name!r} has {dataset.train.shape}; choose others that fit"
+                f"but data.name={dataset.name!r} has {dataset.train.shape}; choose a teacher and data that fit"
             )
         if teacher.label_dim not in (0, dataset.classes):
             raise PresetError(
-                f"the teacher knows {teacher.label_dim} classes, data.name={dataset.name!r} has "
-                f"{dataset.classes}; choose others that fit"
+                f"the teacher knows {teacher.label_dim} classes, but data.name={dataset.name!r} has "
+                f"{dataset.classes}; choose a teacher and data that fit"
             )
 
     def run(self, store: Store) -> Run:

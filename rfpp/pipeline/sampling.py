@@ -53,7 +53,7 @@ class Sampler:
             return samplers.generation_times(steps, self.first_time)
         if len(self.inner) != steps - 1:
             raise ValueError(
-                f"inner={self.inner}: nfe={self.nfe} with solver={self.solver!r} has {steps - 1} inner times"
+                f"inner={self.inner}: nfe={self.nfe} with solver={self.solver!r} needs {steps - 1} inner times"
             )
         grid = torch.tensor([self.first_time, *self.inner, 0.0], dtype=torch.float64)
         if not (grid.diff() < 0).all():

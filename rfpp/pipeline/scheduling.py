@@ -59,7 +59,9 @@ def jobs(asked: int | None = None) -> int:
         return min(torch.cuda.device_count() or _cores(), fit)
     at_least("jobs", asked, 1)
     if asked > fit:
-        raise ValueError(f"jobs={asked} need {asked * MEMORY / 2**30:.0f} GiB of memory; {fit} fit into what is free")
+        raise ValueError(
+            f"jobs={asked} need {asked * MEMORY / 2**30:.0f} GiB of memory; {fit} fit into the free memory"
+        )
     return asked
 
 
@@ -151,7 +153,7 @@ class _Work:
                 bar.set_postfix_str("; ".join(self._news()))
                 if stop:
                     self._end()
-                    raise Stopped(f"stopped by {stop.asked}; finished steps are kept, run the same command to go on")
+                    raise Stopped(f"stopped by {stop.asked}; finished steps are kept. Run the same command to go on")
 
     def _begin(self) -> None:
         """Give ready steps to free workers; steps that the most work waits for come first."""
@@ -173,7 +175,7 @@ class _Work:
             title = self.steps[key].title
             if self.attempts[key] == ATTEMPTS:
                 raise RuntimeError(f"{title}: its worker died {ATTEMPTS} times ({error})") from error
-            warnings.warn(f"a worker died while {title!r} was computed; it is begun again", stacklevel=4)
+            warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=4)
             self.ready.append(key)
             return False
         self.graph.done(key)
@@ -250,7 +252,7 @@ def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ImportError("a scheduler needs dask; pip install 'rfpp[cluster]'") from error
+        raise ImportError("a scheduler needs dask; run: pip install 'rfpp[cluster]'") from error
     try:
         client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
@@ -262,7 +264,8 @@ def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
         others = [worker for worker, version in versions.items() if version != _version()]
         if others:
             raise ValueError(
-                f"scheduler={scheduler!r}: {', '.join(others)} have another version of this package's code"
+                f"scheduler={scheduler!r}: {', '.join(others)} have another version of this package's code; "
+                "install this one there"
             )
         pool = client.get_executor(pure=False)
         yield lambda: pool

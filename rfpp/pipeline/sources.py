@@ -96,6 +96,6 @@ def checked(dataset: Any) -> data.Dataset:
             )
     if dataset.train.shape != dataset.held_out.shape:
         raise ValueError(
-            f"data.train has images of shape {dataset.train.shape}, data.held_out {dataset.held_out.shape}"
+            f"data.train has images of shape {dataset.train.shape}, but data.held_out has {dataset.held_out.shape}"
         )
     return dataset

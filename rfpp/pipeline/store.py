@@ -71,7 +71,7 @@ def _why(error: OSError, folder: Path) -> StorageError:
     reason = reasons.get(error.errno or 0, str(error))
     return StorageError(
         error.errno, f"{folder} cannot be written: {reason}. Earlier results are intact; "
-        "free the place or set RFPP_RUNS to another folder, and run again"
+        "fix this or set RFPP_RUNS to another folder, and run again"
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class Teacher(_Settings):
     @model_validator(mode="after")
     def _one(self) -> Teacher:
         if sum(value is not None for value in (self.name, self.file, self.train)) != 1:
-            raise ValueError("a teacher has exactly one of name, file, train")
+            raise ValueError("a teacher needs exactly one of name, file, train")
         return self
 
 
@@ -120,7 +120,7 @@ class Features(_Settings):
     @model_validator(mode="after")
     def _fits(self) -> Features:
         if (self.kind == "trained") != (self.train is not None):
-            raise ValueError("features.train belongs to kind: trained, which needs it")
+            raise ValueError(f"kind={self.kind!r} {'needs' if self.kind == 'trained' else 'does not take'} train")
         return self
 
 
@@ -204,7 +204,7 @@ class Preset(_Settings):
     @model_validator(mode="after")
     def _fits(self) -> Preset:
         if self.data.function is not None and self.data.name != "custom":
-            raise ValueError("data.function belongs to data.name: custom")
+            raise ValueError(f"data.function works only with data.name='custom', not with data.name={self.data.name!r}")
         digits = self.data.name == "digits"
         if self.data.name == "custom":  # whether a teacher fits is checked once the images exist
             return self

@@ -138,33 +138,34 @@ def compete(experiment: Experiment, names: Sequence[str], evaluations: Sequence[
     return Arena(graded, seeds)
 
 
-COVERAGE = ("precision", "recall")
-
-
 def coverage(
-    experiment: Experiment, names: Sequence[str], seeds: Sequence[int], nfe: int = 1
+    experiment: Experiment, names: Sequence[str], seeds: Sequence[int], evaluations: Sequence[int] = (1,)
 ) -> dict[str, dict[str, list[float]]]:
-    """``"precision"`` and ``"recall"`` of each contender's samples among the training images, one value for each seed.
+    """``"precision, 1 NFE"`` and ``"recall, 1 NFE"`` of each contender's samples among the training images, and so on.
 
-    They are computed by :func:`rfpp.metrics.precision_recall` in the grading features. ``"teacher"``: those of the
-    images in the pairs, for comparison.
+    There is one value for each seed. They are computed by :func:`rfpp.metrics.precision_recall` in the grading
+    features. ``"teacher"``: those of the images in the pairs, for comparison, the same at each number of evaluations.
     """
     known, plan = contenders(experiment), experiment.plan
     real = experiment.data.train.floats()
     count = min(len(real), experiment.preset.evaluation.samples)
 
-    def drawn(name: str, seed: int) -> torch.Tensor:
+    def drawn(name: str, seed: int, nfe: int) -> torch.Tensor:
         if name == TEACHER:
             return experiment.pairs("train", seed).batch(torch.arange(count))[0]
         z = pairs.noise(plan.noise_seed(seed), range(count), experiment.data.train.shape)
         sampler, flow = plan.own_sampler(known[name].config, nfe), experiment.flow(known[name].config, seed)
         return sampler(flow, z, labels_in_turn(count, experiment.classes))
 
-    found = {}
-    for name in (*names, TEACHER):
-        images = (to_float(to_uint8(drawn(name, seed))) for seed in seeds)
-        graded = [metrics.precision_recall(real, each, experiment.embedding) for each in images]
-        found[name] = {quantity: [each[place] for each in graded] for place, quantity in enumerate(COVERAGE)}
+    def graded(name: str, seed: int, nfe: int) -> tuple[float, float]:
+        images = to_float(to_uint8(drawn(name, seed, nfe)))
+        return metrics.precision_recall(real, images, experiment.embedding)
+
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in (*names, TEACHER)}
+    for name, columns in found.items():
+        values = {nfe: [graded(name, seed, nfe) for seed in seeds] for nfe in evaluations}
+        for place, quantity in enumerate(("precision", "recall")):
+            columns |= {f"{quantity}, {nfe} NFE": [each[place] for each in values[nfe]] for nfe in evaluations}
     return found
 
 

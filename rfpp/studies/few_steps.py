@@ -62,7 +62,7 @@ class Blended:
     def __post_init__(self) -> None:
         grid = (*self.times, 0.0)
         if not self.times or not self.times[0] < 1 or not all(t > s for t, s in pairwise(grid)):
-            raise ValueError(f"times={self.times} must be at least one and fall within (0, 1)")
+            raise ValueError(f"times={self.times} must be one or more falling numbers within (0, 1)")
         if len(self.weights) != len(self.times):
             raise ValueError(f"weights={self.weights}: one for each of {len(self.times)} times is needed")
         if not all(0 <= w <= 1 for w in self.weights):
@@ -116,7 +116,7 @@ def split(experiment: Experiment, n: int) -> tuple[Pairs, Pairs]:
     at_least("pairs_used", n, 1)
     held_out = experiment.pairs("held_out")
     if n >= len(held_out):
-        raise ValueError(f"pairs_used={n}: {len(held_out)} pairs are held out, and some of them have to judge")
+        raise ValueError(f"pairs_used={n} leaves none of the {len(held_out)} held-out pairs to judge by; use fewer")
     parts = torch.arange(n), torch.arange(n, min(2 * n, len(held_out)))
     chosen, judging = (Pairs(*held_out.batch(rows)) for rows in parts)
     return chosen, judging

@@ -53,7 +53,7 @@ def check_evaluations(experiment: Experiment, evaluations: Sequence[int]) -> Non
     if first <= 1 - 1 / max(evaluations):
         raise ValueError(
             f"evaluations={list(evaluations)}: generation starts at evaluation.first_time={first}, which leaves no "
-            f"room for {max(evaluations)} steps; leave it out, or raise the preset's first_time"
+            f"room for {max(evaluations)} steps; leave {max(evaluations)} out, or raise first_time"
         )
 
 

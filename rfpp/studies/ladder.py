@@ -64,7 +64,7 @@ class Ladder:
                 if len(runs) != len(self.seeds):
                     raise ValueError(
                         f"{config}, {title}: {len(runs)} evaluations for seeds={list(self.seeds)}; "
-                        "what is compared needs one for each of the same seeds"
+                        "a comparison needs one for each of the same seeds"
                     )
 
     def values(self, title: str, configs: Iterable[str], quantity: str = "frechet") -> dict[str, list[float]]:

@@ -35,6 +35,7 @@ rfpp.page = (() => {
 rfpp.digits = (() => {
   const { start, whole, few, count } = rfpp.page;
   const CLOSE = 31; // evaluations, by Heun, that follow an ODE closely
+  const AGREES = 1e-3; // the most by which a pixel may differ from PyTorch's; damaged weights differ by more
 
   /* An image as ink: the darker, the larger the number. Its size on the page is the style sheet's. */
   function tile(values, name) {
@@ -91,6 +92,12 @@ rfpp.digits = (() => {
       return;
     }
     const models = Object.fromEntries(Object.entries(rfpp.data.models).map(([k, v]) => [k, rfpp.network.load(v)]));
+    const differs = check(models);
+    if (!(differs < AGREES)) { // NaN, too
+      section.hidden = true;
+      document.getElementById("live-digits-wrong").hidden = false;
+      return;
+    }
     const form = section.querySelector("form"), size = models.teacher.network.img_resolution ** 2;
     const classes = section.querySelector(".live-classes");
     for (let label = 0; label < models.teacher.classes; label++) {
@@ -100,8 +107,8 @@ rfpp.digits = (() => {
     }
     classes.hidden = !models.teacher.classes;
     const closely = { key: "", image: null }; // the image of the pair, kept while noise and class stay
-    const weights = models.teacher.count.toLocaleString("en"), differs = check(models).toExponential(0);
-    const facts = `Two networks of ${weights} weights each. In this browser a pixel differs by ${differs} at most from ` +
+    const weights = models.teacher.count.toLocaleString("en"), largest = differs.toExponential(0);
+    const facts = `Two networks of ${weights} weights each. In this browser a pixel differs by ${largest} at most from ` +
       "what PyTorch drew. An evaluation takes";
 
     const refresh = start(section, () => {

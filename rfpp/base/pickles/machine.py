@@ -28,7 +28,7 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 def _look_up(names: Mapping[str, StandIn], module: Any, name: Any) -> StandIn:
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise Refused("a global without a name")
+        raise Refused("it names a global without a module or a name")
     full = f"{_PYTHON_2.get(module, module)}.{name}"
     if full not in names:
         shown = full if len(full) <= 100 else full[:100] + "..."
@@ -57,11 +57,11 @@ class Machine:
 
     def storage(self, identity: Any) -> Tensor:
         if self.persistent is None or not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
-            raise Refused("a persistent id that is not a storage")
+            raise Refused("it has a persistent id that is not a storage")
         _, kind, key, _, numel, *view = identity
         short = kind.name.removeprefix("torch.").removesuffix("Storage") if isinstance(kind, StandIn) else ""
         if short not in DTYPES or not isinstance(key, str) or type(numel) is not int or numel < 0 or any(view):
-            raise Refused("a storage of an unknown kind")
+            raise Refused("it has a storage of an unknown kind")
         return self.persistent(DTYPES[short], key, numel)
 
     def fill(self, target: Any, items: list[Any]) -> None:
@@ -70,24 +70,24 @@ class Machine:
         elif isinstance(target, set):
             target.update(as_set(items))
         else:
-            raise Refused(f"items for a {type(target).__name__}")
+            raise Refused(f"it adds items to a {type(target).__name__}, which is not a list or a set")
 
     def fill_dict(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, dict):
-            raise Refused(f"keys and values for a {type(target).__name__}")
+            raise Refused(f"it adds keys and values to a {type(target).__name__}, which is not a dictionary")
         target.update(plain_keys(zip(items[::2], items[1::2], strict=True)))
 
     def build(self, target: Any, state: Any) -> None:
         """Set the attributes of a record; nothing else may be changed."""
         if isinstance(target, np.dtype):
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
-                raise Refused("numpy numbers that are not little-endian")
+                raise Refused("it has numpy numbers that are not little-endian")
             return
         if isinstance(target, dict):
             return  # the version numbers beside a state dict
         if not isinstance(target, Object) or not isinstance(state, dict):
             name = target.name if isinstance(target, StandIn) else type(target).__name__
-            raise Refused(f"attributes for {name}")
+            raise Refused(f"it sets attributes of {name}, which weights do not need")
         target.state.update(plain_keys(state.items()))
 
     def step(self, name: str, argument: Any) -> None:
@@ -136,7 +136,7 @@ class Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
                 if len(self.stack) < count:
-                    raise Refused("a tuple of more than there is")
+                    raise Refused("it makes a tuple of more values than it has")
                 self.stack[-count:] = [tuple(self.stack[-count:])]
             case "DICT":
                 items = self.since_mark()
@@ -169,18 +169,18 @@ class Machine:
                 stack.append(_look_up(self.names, module, attribute))
             case "INST":
                 _look_up(self.names, *argument.split(" ", 1))
-                raise Refused(f"it makes an instance of {argument.replace(' ', '.')} in the manner of Python 1")
+                raise Refused(f"it makes an instance of {argument.replace(' ', '.')} with the old instruction INST")
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 if not isinstance(function, StandIn) or function.call is None or not isinstance(arguments, tuple):
                     called = function.name if isinstance(function, StandIn) else f"a {type(function).__name__}"
-                    raise Refused(f"it calls {called}, which is not a function")
+                    raise Refused(f"it calls {called}, which is not a function, or without a tuple of arguments")
                 self.spend(*arguments)
                 stack.append(function.call(*arguments))
             case "NEWOBJ":
                 arguments, kind = stack.pop(), stack.pop()
                 if arguments != ():
-                    raise Refused("an instance with arguments")
+                    raise Refused("it makes an instance with arguments, which weights do not need")
                 stack.append(new_instance(kind))
             case "BUILD":
                 state = stack.pop()
@@ -228,5 +228,5 @@ def interpret(file: IO[bytes], persistent: Persistent | None, names: Mapping[str
     except Refused:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
-        raise Refused(f"it is damaged, or no pickle ({type(error).__name__}: {str(error)[:200]})") from error
+        raise Refused(f"it is damaged or not a pickle ({type(error).__name__}: {str(error)[:200]})") from error
     raise Refused("it ends in the middle")

@@ -26,7 +26,7 @@ def _plain(file: IO[bytes]) -> Any:
 def _read_legacy(file: IO[bytes], size: int) -> Any:
     """Read a file of ``torch.save`` from before zip archives: five pickles, then the numbers of each storage."""
     if _plain(file) != _MAGIC or _plain(file) != _PROTOCOL:
-        raise Refused("this is not a file of torch.save")
+        raise Refused("it is not a file of torch.save")
     system = _plain(file)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("numbers that are not little-endian")
@@ -38,18 +38,18 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
         if key not in storages:
             left -= numel * dtype.itemsize
             if left < 0:
-                raise Refused(f"storage {brief(key)} should have {numel} numbers, more than the file; is it whole?")
+                raise Refused(f"storage {brief(key)} should have {numel} numbers, more than the file; is it complete?")
             storages[key] = torch.zeros(numel, dtype=dtype)
         return storages[key]
 
     result = interpret(file, persistent, STAND_INS)
     keys = _plain(file)
     if not isinstance(keys, list) or set(as_set(keys)) != set(storages):
-        raise Refused("storages that are announced are not those that are used")
+        raise Refused("its list of storages differs from those that it uses")
     for key in keys:
         storage = storages[key]
         if int.from_bytes(file.read(8), "little") != len(storage):
-            raise Refused(f"storage {brief(key)} does not have its {len(storage)} numbers; is the file whole?")
+            raise Refused(f"storage {brief(key)} does not have its {len(storage)} numbers; is the file complete?")
         content = file.read(len(storage) * storage.itemsize)
         if len(content) != len(storage) * storage.itemsize:
             raise Refused(f"the file ends within storage {brief(key)}")
@@ -61,10 +61,10 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
 def load_from_bytes(content: bytes) -> Any:
     """Read a storage inside a pickle: a complete file that holds nothing else."""
     if not isinstance(content, bytes):
-        raise Refused(f"a storage made of a {type(content).__name__}")
+        raise Refused(f"it makes a storage from a {type(content).__name__}; bytes are needed")
     storage = _read_legacy(io.BytesIO(content), len(content))
     if not isinstance(storage, Tensor):
-        raise Refused("a storage that is something else")
+        raise Refused("it has bytes of a storage that hold something else")
     return storage
 
 
@@ -73,7 +73,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise Refused("this zip archive is not a file of torch.save: it has no data.pkl, or several")
+        raise Refused("it is a zip archive, but not one of torch.save: it has no data.pkl, or several")
     root = pickles[0].removesuffix("data.pkl")
     storages: dict[str, Tensor] = {}
     left = size
@@ -82,12 +82,12 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
         nonlocal left
         info = entries.get(root + name)
         if info is None:
-            raise Refused(f"{root}{name} is missing; is the file whole?")
+            raise Refused(f"{root}{name} is missing; is the file complete?")
         if info.compress_type != zipfile.ZIP_STORED:
             raise Refused(f"{root}{name} is compressed, which torch.save never does")
         left -= info.file_size
         if left < 0:
-            raise Refused("its entries hold more than the file: an archive that unfolds")
+            raise Refused("its entries hold more bytes than the file itself")
         return archive.read(info)
 
     def persistent(dtype: torch.dtype, key: str, numel: int) -> Tensor:

@@ -58,5 +58,8 @@ def as_set(items: Iterable[Any] = ()) -> set[Any]:
 def new_instance(kind: Any) -> Any:
     """Make an instance of a stand-in without arguments; raises ``Refused`` for anything that makes no instances."""
     if not isinstance(kind, StandIn) or kind.new is None:
-        raise Refused(f"an instance of {kind.name if isinstance(kind, StandIn) else type(kind).__name__}")
+        raise Refused(
+            f"it makes an instance of {kind.name if isinstance(kind, StandIn) else type(kind).__name__}, which weights "
+            "do not need"
+        )
     return kind.new()
