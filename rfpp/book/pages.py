@@ -163,7 +163,7 @@ def summary(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, C
             lines.append(f"- `{preset}`: **{value(claim, found[claim.id].measured)}** ({of_seeds})")
     if not lines:
         return ""
-    said = "The improved training removes this share of the vanilla flow's Fréchet distance, in one step:"
+    said = "The improved training removes this share of the vanilla flow's {term}`Fréchet distance`, in one step:"
     return "\n".join([said, "", *lines, f"- the paper: FID {claim.paper}", "", *carried(by_scale, claims), ""])
 
 
