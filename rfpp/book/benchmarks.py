@@ -147,12 +147,16 @@ def gpu_rates() -> Table:
     return Table(columns, rows)
 
 
+OPERATION = "scaled_dot_product_"
+"""With what the names of all operations for attention begin."""
+
+
 def gpu_attention() -> Table:
-    """A row for each attention: which operation torch chose."""
+    """A row for each attention: which operation torch chose, by the end of its name."""
     rows = [
         (
             row["network"], row["precision"], f"{row['resolution']} x {row['resolution']}", row["heads"],
-            f"`{row['forward'][0].strip('_')}`", "yes" if row["fused"] else "no",
+            f"`{row['forward'][0].strip('_').removeprefix(OPERATION)}`", "yes" if row["fused"] else "no",
         )
         for row in _gpu("attention")
     ]  # fmt: skip
