@@ -61,6 +61,10 @@ CUT_OFF = """() => {
         .filter((node) => node.getBoundingClientRect().right > wide + 1 || (hides(node) && narrow(node)))
         .map((node) => node.outerHTML.slice(0, 120));
 }"""
+SQUEEZED = """() => [...document.querySelectorAll("article figure img")]
+    .filter((image) => image.checkVisibility() && image.naturalWidth)
+    .filter((image) => Math.abs(image.width / image.height / (image.naturalWidth / image.naturalHeight) - 1) > 0.05)
+    .map((image) => image.src.slice(-60))"""
 OUT_OF_REACH = """() => {
     const scrolls = (node) => ["auto", "scroll"].includes(getComputedStyle(node).overflowX);
     const reached = (node) => node.tabIndex >= 0 || node.querySelector("a[href], button, [tabindex='0']");
@@ -195,6 +199,7 @@ def test_every_equation_and_every_image_is_there(view: Visit) -> None:
     assert (view.typeset, view.broken) == (view.formulas, 0)
     images = view.page.evaluate("[...document.images].map(image => [image.src, image.alt, image.naturalWidth])")
     assert [image for image in images if not (image[1].strip() and image[2])] == []
+    assert view.page.evaluate(SQUEEZED) == []
 
 
 def test_nothing_fails_and_nothing_is_fetched(view: Visit) -> None:
