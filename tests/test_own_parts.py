@@ -194,7 +194,7 @@ def failing(a, b, x_t=None, t=None):
         ({"timesteps": Late()}, ValueError, r"timesteps=Late.* draws times from .* to 1\..*; all must lie in \[0, 1\]"),
         ({"timesteps": "uniform"}, TypeError, "timesteps='uniform' is a str"),
         ({"start": "techer"}, ValueError, "start='techer' is unknown; .*did you mean 'teacher'"),
-        ({"pairs": "own"}, ValueError, "pairs='own' are those of the flow in start"),
+        ({"pairs": "own"}, ValueError, "pairs='own' needs a Configuration whose flow makes them, but start='teacher'"),
         ({"batch": 0}, ValueError, "batch=0 is too small"),
         ({"schedule": "long"}, ValueError, "schedule='long' is unknown"),
     ],
