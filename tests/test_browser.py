@@ -219,11 +219,11 @@ FOLDED = """() => {
     "path", [path for path in PAGES if path.parent.name == "notebooks"], ids=lambda path: path.stem
 )
 def test_a_chapter_shows_more_than_code(browser: Any, path: Path) -> None:
-    """Folded code takes a tenth of its height at most; a fifth where a reader's own code is the subject."""
+    """Folded code takes a tenth of its height at most; an eighth where a reader's own code is the subject."""
     page = browser.new_page(offline=True, viewport={"width": 1280, "height": 800})
     page.goto(path.as_uri())
     page.evaluate(TYPESET)
-    assert page.evaluate(FOLDED) < (0.2 if path.stem.endswith("try_your_own") else 0.1)
+    assert page.evaluate(FOLDED) < (0.125 if path.stem.endswith("try_your_own") else 0.1)
     page.close()
 
 

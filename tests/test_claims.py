@@ -504,6 +504,12 @@ def test_a_record_is_stale_when_what_it_rests_on_changes(checkout, experiment, m
     assert "stale" in rows["c01"] and ("stale" in rows["c02"]) == (what == "code")
 
 
+@pytest.mark.parametrize("before", [{"rule": {"above": 0.4}}, {"quantity": "x", "only_at": None}])
+def test_what_decides_a_verdict_is_more_than_wording(before):
+    with pytest.raises(ValueError, match="which is more than wording"):
+        claims.Amendment(date="2026-01-01", before=before, seen=False, reason="x", wording=True)
+
+
 def test_other_words_for_the_same_make_no_record_stale(checkout, experiment):
     """Unless what is computed changed after them."""
     check("c01", [0.7, 0.71], control=[0.0, 0.1], experiment=experiment)

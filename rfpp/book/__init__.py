@@ -251,17 +251,19 @@ def _executed(preset: str) -> dict[str, Any]:
     folder, found = paths.runs() / presets.load(preset).name, {}
     recorded = records(folder / "claims").keys()
     for notebook in notebooks():
-        path, page, lost = folder / "notebooks" / notebook.name, None, list[str]()
-        what = "was not run"
+        path, what = folder / "notebooks" / notebook.name, ""
         if path.with_suffix(".failed.ipynb").is_file():
             what = "failed when it was last run"
-        elif path.is_file():
+        elif not path.is_file():
+            what = "was not run"
+        else:
             source, executed = (nbformat.read(each, as_version=4) for each in (notebook, path))
-            what, lost = "was changed since it was run", sorted(pages.judged(executed) - recorded)
-            if lost:
-                what = f"judged {', '.join(lost)} without a record in {folder / 'claims'}"
             page = _with_outputs(source, executed)
-        if page is None or lost:
+            if lost := sorted(pages.judged(executed) - recorded):
+                what = f"judged {', '.join(lost)} without a record in {folder / 'claims'}"
+            elif page is None:
+                what = "was changed since it was run"
+        if what:
             again = f"python -m rfpp run --preset {preset} {notebook.stem}"
             raise FileNotFoundError(f"{notebook.name} {what} at preset {preset!r}; run: {again}")
         found[notebook.stem] = page

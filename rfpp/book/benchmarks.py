@@ -193,12 +193,20 @@ def gpu_resume() -> Table:
     """A row for each way to train: how far a training that was stopped half-way ends from one that was not."""
     rows = [
         (
-            row["precision"], "yes" if row["compile"] else "no", "yes" if row["deterministic kernels"] else "no",
+            run["provenance"]["device"], row["precision"], "yes" if row["compile"] else "no",
+            "yes" if row["deterministic kernels"] else "no",
             *(_distance(max(row[name].values())) for name in ("two runs apart", "resumed apart")),
         )
-        for row in _gpu("resume")
+        for run in _gpu_runs("resume") for row in run["rows"]
     ]  # fmt: skip
-    columns = ("precision", "compiled", "deterministic kernels", "two whole trainings", "a resumed and a whole one")
+    columns = (
+        "GPU",
+        "precision",
+        "compiled",
+        "deterministic kernels",
+        "two whole trainings",
+        "a resumed and a whole one",
+    )
     return Table(columns, rows)
 
 
@@ -219,20 +227,22 @@ def gpu_findings() -> str:
     """Where and when the scripts for a GPU ran, and which notebooks did."""
     notebooks = [row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished"]
     return (
-        f"Rates, attention and notebooks were measured {_device('rates')}; compiled trainings, waiting and resumed "
-        f"trainings {_device('compiled')}. These notebooks ran to completion on the first, at a reduced `cifar10`: "
-        f"{', '.join(notebooks)}.\n"
+        f"Rates, attention and notebooks were measured {_device('rates')}; compiled trainings and waiting "
+        f"{_device('compiled')}; resumed trainings on the GPUs that their table names. These notebooks ran to "
+        f"completion on the first, at a reduced `cifar10`: {', '.join(notebooks)}.\n"
     )
 
 
 def gpu_preset() -> str:
     """How long the trainings and samples of ``cifar10`` take at the pace of the measured steps, in a sentence."""
-    plan, row = sizes.plan("cifar10"), _gpu("loading")[-1]
+    plan, run = sizes.plan("cifar10"), _gpu_runs("loading")[-1]
+    row, device = run["rows"][-1], run["provenance"]["device"]
     passes = costs.bill(plan).passes
     seconds = passes * row["seconds a step"] / (3 * row["batch"])
     return (
-        f"At the pace of training {row['training']}, {duration(row['seconds a step'])} for {row['batch']} images, the "
-        f"{sizes.large(passes)} forward passes of A to G at the `cifar10` preset take {costs.duration(seconds)}.\n"
+        f"At the pace of training {row['training']} on one {device}, {duration(row['seconds a step'])} for "
+        f"{row['batch']} images, the {sizes.large(passes)} forward passes of A to G at the `cifar10` preset take "
+        f"{costs.duration(seconds)}.\n"
     )
 
 

@@ -77,14 +77,19 @@ def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str
     return f'<div class="verdict {verdict.replace(" ", "-")}" id="{claim.id}">{body}</div>'
 
 
+def _printed_verdict(line: str) -> re.Match[str] | None:
+    match = _PRINTED.match(line)
+    return match if match and match["verdict"] in SIGNS else None
+
+
 def _verdicts(cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[str, Claim]) -> Iterator[str]:
     """Remove the verdicts from what a cell printed, and yield a card for each."""
     for output in cell.get("outputs", []):
         if output.output_type == "stream" and output.name == "stdout":
             kept = []
             for line in output.text.splitlines(keepends=True):
-                match = _PRINTED.match(line.rstrip("\n"))
-                if match and match["id"] in claims and match["verdict"] in SIGNS:
+                match = _printed_verdict(line.rstrip("\n"))
+                if match and match["id"] in claims:
                     record = found.get(match["id"]) if match["verdict"] != "not judged" else None
                     yield _card(claims[match["id"]], record, match["verdict"], match["rest"])
                 else:
@@ -171,5 +176,5 @@ def judged(executed: NotebookNode) -> set[str]:
     """The claims whose verdict a notebook printed."""
     outputs = (output for cell in executed.cells for output in cell.get("outputs", []))
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
-    found = filter(None, map(_PRINTED.match, printed.splitlines()))
-    return {match["id"] for match in found if match["verdict"] in SIGNS and match["verdict"] != "not judged"}
+    found = filter(None, map(_printed_verdict, printed.splitlines()))
+    return {match["id"] for match in found if match["verdict"] != "not judged"}

@@ -99,6 +99,8 @@ class Amendment(BaseModel):
     def _known(self) -> Amendment:
         if not self.before or not self.before.keys() <= Terms.model_fields.keys():
             raise ValueError(f"before holds {sorted(self.before)}; allowed: {', '.join(Terms.model_fields)}")
+        if self.wording and (decisive := self.before.keys() & {"rule", "only_at"}):
+            raise ValueError(f"wording=true, but before holds {sorted(decisive)}, which is more than wording")
         return self
 
 

@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from rfpp import metrics, pairs
 from rfpp.arena import METHODS, PLAIN, SIMPLE_REFLOW, Method, find
 from rfpp.configurations import ALL, TEACHER, Configuration
-from rfpp.data import to_float, to_uint8
+from rfpp.data import to_uint8
 from rfpp.experiment import Config, Experiment
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.sampling import labels_in_turn
+from rfpp.studies.grading import batched
 
 LPIPS = 0.45
 """The time that LPIPS adds to a row of a training step with the digits' networks, in units of a network pass;
@@ -147,8 +149,8 @@ def coverage(
     features. ``"teacher"``: those of the images in the pairs, for comparison, the same at each number of evaluations.
     """
     known, plan = contenders(experiment), experiment.plan
-    real = experiment.data.train.floats()
-    count = min(len(real), experiment.preset.evaluation.samples)
+    pixels = experiment.data.train.pixels
+    count, real = min(len(pixels), experiment.preset.evaluation.samples), batched(experiment.embedding, pixels)
 
     def drawn(name: str, seed: int, nfe: int) -> torch.Tensor:
         if name == TEACHER:
@@ -158,8 +160,8 @@ def coverage(
         return sampler(flow, z, labels_in_turn(count, experiment.classes))
 
     def graded(name: str, seed: int, nfe: int) -> tuple[float, float]:
-        images = to_float(to_uint8(drawn(name, seed, nfe)))
-        return metrics.precision_recall(real, images, experiment.embedding)
+        made = batched(experiment.embedding, to_uint8(drawn(name, seed, nfe)))
+        return metrics.precision_recall(real, made, nn.Identity())
 
     found: dict[str, dict[str, list[float]]] = {name: {} for name in (*names, TEACHER)}
     for name, columns in found.items():

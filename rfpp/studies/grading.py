@@ -138,7 +138,7 @@ def _has_classifier(experiment: Experiment) -> bool:
 
 
 @torch.no_grad()
-def _batched(network: nn.Module, pixels: Tensor) -> Tensor:
+def batched(network: nn.Module, pixels: Tensor) -> Tensor:
     """A network's output for 8-bit images, on the CPU."""
     return torch.cat([network(data.to_float(rows)).cpu() for rows in pixels.split(NETWORK_BATCH)])
 
@@ -150,7 +150,7 @@ def classifier_score(experiment: Experiment, pixels: Tensor) -> float:
     """
     if not _has_classifier(experiment) or len(pixels) < metrics.SPLITS:
         return float("nan")
-    return metrics.inception_score(_batched(experiment.classifier, pixels))
+    return metrics.inception_score(batched(experiment.classifier, pixels))
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ class _Real:
     def of(cls, experiment: Experiment) -> _Real:
         pixels = experiment.data.train.pixels
         rows = torch.randperm(len(pixels), generator=rng.generator(0, "manifold"))[: compared(experiment)]
-        return cls(experiment, _batched(experiment.embedding, pixels[rows]))
+        return cls(experiment, batched(experiment.embedding, pixels[rows]))
 
     def score(self, pixels: Tensor, graded: Evaluation) -> Scores:
-        found = _batched(self.experiment.embedding, pixels)
+        found = batched(self.experiment.embedding, pixels)
         precision, recall = metrics.precision_recall(self.features, found, nn.Identity())
         return Scores(graded.frechet, precision, recall, classifier_score(self.experiment, pixels))
 

@@ -191,4 +191,6 @@ def quantities(
 def _variance(images: Tensor, weights: Tensor) -> Tensor:
     """Mean over rows of ``weights`` ``(n, K)`` of the images' variance under them, per pixel."""
     flat = images.flatten(1)
-    return (weights * torch.cdist(weights @ flat, flat).square()).sum(dim=1).mean() / flat.shape[1]
+    # By products of matrices, as cdist computes many distances by default, the distance of equal images is not 0.
+    apart = torch.cdist(weights @ flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    return (weights * apart.square()).sum(dim=1).mean() / flat.shape[1]
