@@ -184,7 +184,7 @@ def test_a_damaged_file_is_named_and_the_step_computed_anew(root, name, how):
     found = Store(root).get("fit", {}, step)
     whole = (found / name).read_bytes()
     damage(found / name, how)
-    with pytest.warns(UserWarning, match=f"damaged.*{found / name}.*computing fit again"):
+    with pytest.warns(UserWarning, match=f"damaged.*{found / name}.*fit is computed again"):
         again = Store(root).get("fit", {}, step)
     assert step.calls == 2 and (again / name).read_bytes() == whole
     with warnings.catch_warnings():
@@ -200,6 +200,25 @@ def test_a_damaged_manifest_is_named_and_the_step_computed_anew(root, text):
     with pytest.warns(UserWarning, match=f"damaged.*{found / MANIFEST}"):
         Store(root).get("fit", {}, step)
     assert step.calls == 2
+
+
+def test_without_a_manifest_only_files_with_own_checksums_are_kept(root):
+    """Nobody can tell whether the others are whole. A training takes them for its result if they are there."""
+    names = ["model.safetensors", "history.json", "shard-00000.safetensors", "states/step-10.json"]
+
+    def compute(folder):
+        (folder / "states").mkdir(exist_ok=True)
+        found.append({str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()})
+        for name in names:
+            (folder / name).write_text("whole")
+
+    found = []
+    made = Store(root).get("fit", {}, compute, resumable=True)
+    for name in (MANIFEST, "model.safetensors"):
+        (made / name).write_text('{"dam')
+    with pytest.warns(UserWarning, match="damaged"):
+        again = Store(root).get("fit", {}, compute, resumable=True)
+    assert found[1] == set(names[2:]) and (again / "model.safetensors").read_text() == "whole"
 
 
 def test_a_folder_without_a_manifest_is_not_a_result(root):

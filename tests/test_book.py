@@ -3,6 +3,11 @@
 import io
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import inprocess
 import nbformat
@@ -233,6 +238,22 @@ def test_notebooks_run_side_by_side_as_one_after_the_other(tmp_path, monkeypatch
     inprocess.use(monkeypatch)
     alone = book.run("smoke", ["timesteps", "training"], jobs=1, terminal=Terminal())
     assert [printed(path) for path in alone] == both and list(tmp_path.rglob("flow/*/manifest.json")) == flows
+
+
+def test_a_signal_ends_notebooks_that_run_side_by_side(checkout, tmp_path):
+    """It comes while the cells of both still have minutes to go."""
+    names = ["01_long", "02_longer"]
+    for name in names:
+        checkout(name, f"open('../{name}', 'x').close()", "import time; time.sleep(600)")
+    shutil.copy(paths.LEDGER, tmp_path / paths.LEDGER)
+    command = [sys.executable, "-m", "rfpp", "run", "--preset", "smoke", "--jobs", "2"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not all((tmp_path / name).exists() for name in names) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 75 and "stopped by SIGTERM" in said, said
 
 
 def test_a_notebook_that_fails_beside_others_is_named(monkeypatch):

@@ -307,6 +307,20 @@ def test_a_damaged_shard_is_found(copied, capsys):
         assert record["check"] == "files" and record["status"] == "found" and "checksums" in record["what"]
 
 
+def test_a_damaged_manifest_is_found_where_it_matters(copied, capsys):
+    """A training's own is; one of other pairs beside its pairs is not its fault."""
+    pairs_folder = copied.parents[1] / "pairs"
+    other = pairs_folder / "0123456789abcdef"
+    other.mkdir()
+    for text in ('{"step": "pa', "[]"):
+        (other / "manifest.json").write_text(text)
+        assert isinstance(doctor.read(copied), doctor.Training)
+    (copied / "manifest.json").write_text('{"step": "fl')
+    assert cli.main(["doctor", str(copied), "--json"]) == 1
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["check"] == "files" and str(copied / "manifest.json") in record["what"]
+
+
 # On course
 
 

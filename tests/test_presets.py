@@ -9,13 +9,13 @@ from rfpp.presets import PresetError, load, parse
 
 @pytest.fixture
 def file(tmp_path):
-    """A function that writes the smoke preset with some text replaced, and returns where."""
+    """A function that writes the smoke preset under a name, with some text replaced, and returns where."""
 
-    def write(old="", new=""):
-        text = (presets.FOLDER / "smoke.yaml").read_text()
+    def write(old="", new="", name="mine"):
+        text = (presets.FOLDER / "smoke.yaml").read_text().replace("name: smoke", f"name: {name}", 1)
         assert old in text
         path = tmp_path / "mine.yaml"
-        path.write_text(text.replace(old, new, 1) if old else text)
+        path.write_text(text.replace(old, new, 1))
         return path
 
     return write
@@ -38,9 +38,8 @@ def test_the_default_ships():
 
 
 def test_a_file_of_ones_own(file):
-    preset = load(file("name: smoke", "name: mine"))
+    preset = load(str(file()))
     assert preset.name == "mine" and preset.training == load("smoke").training
-    assert load(str(file())) == load("smoke")
 
 
 @pytest.mark.parametrize(
@@ -68,8 +67,8 @@ def test_a_file_of_ones_own(file):
         ("seeds: [0, 1]", "seeds: 0", "seeds=0"),
         ("seeds: [0, 1]", "seeds: [0, -1]", r"seeds\.1=-1"),
         ("name: digits-teacher", "name: digit", "teacher.name='digit' is unknown.*did you mean 'digits"),
-        ("name: smoke", "name: ../smoke", "name='../smoke'"),
-        ("name: smoke", "name: a+b", r"name='a\+b'"),
+        ("name: mine", "name: ../smoke", "name='../smoke'"),
+        ("name: mine", "name: a+b", r"name='a\+b'"),
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_named_with_what_would(file, old, new, complaint):
@@ -129,6 +128,13 @@ def test_numbers_are_read_as_everywhere_else(text, value):
 
 def test_a_short_float_in_a_file(file):
     assert load(file("lr: 1.0e-3", "lr: 2e-4")).training.lr == 2e-4
+
+
+def test_a_file_may_not_take_the_name_of_a_shipped_preset(file):
+    """Both would keep results and claims under one name."""
+    assert load(file(name="smoke")) == load("smoke")
+    with pytest.raises(PresetError, match=r"mine.yaml: name='smoke' belongs to a preset of this library.*another name"):
+        load(file("lr: 1.0e-3", "lr: 2e-4", name="smoke"))
 
 
 def test_the_reader_of_others_is_left_alone():

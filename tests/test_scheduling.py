@@ -77,12 +77,12 @@ def test_side_by_side_is_the_same_bit_by_bit(alone, tmp_path):
     assert same(results(made), alone)
 
 
-def workers():
-    """This process's workers that compute something."""
+def workers(process=None):
+    """The workers of a process, by default this one."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process(process).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it may be gone by now
-            if "loky" in " ".join(child.cmdline()):
+            if "popen_loky" in " ".join(child.cmdline()):
                 found.append(child)
     return found
 
@@ -142,38 +142,37 @@ def broken(a, b, x_t=None, t=None):
 # Signals, and how many there are
 
 
+def started(runs, until):
+    """A long training of two configurations, side by side in a process group of its own, once ``until(process)``."""
+    command = [sys.executable, "-m", "rfpp", "train", "--preset", "smoke", "--config", "A", "B", "--seed", "0"]
+    long = subprocess.Popen(
+        [*command, "--jobs", "2", "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "RFPP_RUNS": str(runs)}, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not until(long) and long.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return long
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_workers_with_their_checkpoints(runs, number):
     """The same command goes on from there; SIGINT as a terminal sends it, to all processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "rfpp",
-        "train",
-        "--preset",
-        "smoke",
-        "--config",
-        "A",
-        "B",
-        "--seed",
-        "0",
-        "--jobs",
-        "2",
-    ]
-    environment = {**os.environ, "RFPP_RUNS": str(runs)}
-    long = subprocess.Popen(
-        [*command, "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True, env=environment,
-        start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while (
-        len(list(runs.rglob("flow/.*.partial/samples-*"))) < 2 and long.poll() is None and time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
+    long = started(runs, lambda process: len(list(runs.rglob("flow/.*.partial/samples-*"))) >= 2)
     (os.killpg if number == signal.SIGINT else os.kill)(long.pid, number)
     _, message = long.communicate(timeout=60)
     assert long.returncode == 75 and f"stopped by {number.name}" in message, message
     assert len(list(runs.rglob("flow/.*.partial/states/step-*"))) >= 2
+
+
+def test_a_signal_reaches_workers_that_have_not_begun(runs):
+    """They still import what they need when it comes, for trainings whose pairs are there."""
+    Experiment("smoke", runs=runs).pairs("train")
+    long = started(runs, lambda process: len(workers(process.pid)) == 2)
+    long.send_signal(signal.SIGTERM)
+    _, message = long.communicate(timeout=60)
+    assert long.returncode == 75 and "stopped by SIGTERM" in message, message
+    assert not list(runs.rglob("flow/.*.partial/samples-*"))
 
 
 @pytest.mark.parametrize(

@@ -51,14 +51,14 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
             return "".join(line for line in lines if not line.startswith("[1/1] ")).removeprefix("error: ").strip()
         return ""
 
-    try:
-        with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(count) as pool:
+        try:
             complaints = [complaint for complaint in pool.map(execute, order) if complaint]
-    except BaseException:
-        failed.set()
-        for process in working:
-            process.terminate()
-        raise
+        except BaseException:  # the pool waits for those that run, so they must end first
+            failed.set()
+            for process in working:
+                process.terminate()
+            raise
     if complaints:
         raise NotebookFailed("\n".join(complaints))
 

@@ -23,8 +23,9 @@ def examine(material: Pairs | Training) -> list[Finding]:
 
 
 def damage(error: Damaged) -> Finding:
-    """The finding for pairs with a row that differs from its checksum."""
-    return Finding("files", f"damaged shards, the first: {error}", "make the pairs again", 1, 0, 0)
+    """The finding for a row that differs from its checksum, or a manifest that cannot be read."""
+    remedy = "delete the folder and run the command that made it again"
+    return Finding("files", f"damaged files, the first: {error}", remedy, 1, 0, 0)
 
 
 def of_experiment(experiment: Experiment, config: str, seed: int, rows: int = ROWS) -> Training:

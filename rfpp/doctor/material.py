@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,14 +151,19 @@ def of_file(path: Path, teacher: Any = None) -> Pairs:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What the store wrote beside a step; empty elsewhere. Raises ``ValueError`` for a damaged one."""
+    """What the store wrote beside a step; empty elsewhere.
+
+    Raises :class:`rfpp.pairs.Damaged` for a file that cannot be read, and ``ValueError`` for one of another kind.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return {}
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         _ = found["step"], found["inputs"], found["files"]
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        raise pairs.Damaged(f"{path} cannot be read ({error})") from error
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the manifest of a step ({error}); {_EXPECTED}") from error
     return found
 
@@ -192,10 +198,11 @@ def _held_out(source: Path, rows: int) -> Pairs | None:
     """The smallest set of pairs beside ``source`` made in the same way from other noise; ``None`` if there is none."""
     of, others = _manifest(source)["inputs"], []
     for path in source.parent.glob(f"[!.]*/{MANIFEST}"):
-        inputs = _manifest(path.parent)["inputs"]
-        alike = all(inputs[key] == of[key] for key in ("num_steps", "teacher"))
-        if alike and inputs["seed"] != of["seed"]:
-            others.append((inputs["n"], path.parent))
+        with suppress(ValueError):  # a manifest of theirs that is damaged says nothing about this training
+            inputs = _manifest(path.parent)["inputs"]
+            alike = all(inputs[key] == of[key] for key in ("num_steps", "teacher"))
+            if alike and inputs["seed"] != of["seed"]:
+                others.append((inputs["n"], path.parent))
     return of_dataset(PairDataset(min(others)[1]), rows) if others else None
 
 

@@ -38,6 +38,7 @@ MEMORY = 1 << 30
 ATTEMPTS = 3
 """How many times a step whose worker dies is started."""
 _LOOK = 1.0
+_STOP = "stop"
 _SIZE = Size(pixels=1, parameters=1, images=1000)
 
 
@@ -182,7 +183,11 @@ class _Work:
         return True
 
     def _end(self) -> None:
-        """Ask the workers to stop, and wait until their checkpoints are written."""
+        """Ask the workers to stop, and wait until their checkpoints are written.
+
+        A worker that has not begun finds the mark; one that has, and left its number, is sent a signal.
+        """
+        (self.notes / _STOP).touch()
         for key in self.begun.values():
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(self._note(key, "worker").read_text()), signal.SIGTERM)
@@ -205,15 +210,19 @@ class _Work:
 def _compute(step: Step, run: Run, place: int, note: Path) -> None:
     """Compute a step in a worker. ``place``: a number that no other worker has now; ``note``: a file for its bars."""
     os.environ[progress.VARIABLE], os.environ[VARIABLE] = str(note), "1"
-    if note.parent.is_dir():  # this worker is on the same machine
+    is_near = note.parent.is_dir()  # on the same machine
+    if is_near:
         note.touch()
-        note.with_suffix(".worker").write_text(str(os.getpid()))
     else:
         os.environ[progress.VARIABLE] = os.devnull
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not torch.cuda.is_initialized() and (found := visible.split(",") if visible else _gpus()):
         os.environ["CUDA_VISIBLE_DEVICES"] = found[place % len(found)]
     with processes.terminable():
+        if is_near:
+            note.with_suffix(".worker").write_text(str(os.getpid()))
+            if note.with_name(_STOP).exists():
+                raise Stopped("stopped before it began")
         run.get(step)
 
 

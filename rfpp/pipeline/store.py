@@ -80,6 +80,10 @@ HASHED = 1 << 30
 with millions of pairs, only file sizes are compared: their shards have row checksums, compared when rows are read."""
 
 
+CHECKED = ("shard-*.safetensors", "states/*")
+"""The files with checksums of their own: shards of pairs, and checkpoints of trainings."""
+
+
 def _prepare(final: Path, partial: Path, damaged: list[Path], resumable: bool) -> None:
     """Make the folder where a step is computed; for a resumable step, it keeps the undamaged files."""
     if not resumable:
@@ -176,11 +180,18 @@ class Store:
         manifest = {
             "step": step, "key": key, "inputs": inputs, "files": written, "seconds": round(seconds, 1), **provenance()
         }  # fmt: skip
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        with (folder / MANIFEST).open("w") as file:
+            json.dump(manifest, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _find(self, step: str, key: str) -> tuple[Artifact | None, list[Path]]:
-        """Return the finished step, or ``None`` and its damaged files."""
+        """Return the finished step, or ``None`` and its damaged files.
+
+        Without a readable manifest, files that have no checksum of their own count as damaged, too.
+        """
         folder = self.root / step / key
+        unknown: list[Path] = []
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             content = sum(entry["bytes"] for entry in manifest["files"].values()) <= HASHED
@@ -191,12 +202,16 @@ class Store:
             return None, []
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
             damaged = [MANIFEST]
+            rest = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+            unknown = [path for path in rest if not any(path.match(pattern) for pattern in CHECKED)]
         if damaged:
             if (step, key) not in self._named:
                 self._named.add((step, key))
                 names = ", ".join(str(folder / name) for name in damaged)
-                warnings.warn(f"damaged (checksum differs): {names}; computing {step} again", stacklevel=5)
-            return None, [folder / name for name in damaged]
+                warnings.warn(
+                    f"damaged (checksum differs): {names}; {step} is computed again when it is needed", stacklevel=5
+                )
+            return None, [*(folder / name for name in damaged), *unknown]
         return Artifact(step, key, folder, manifest), []
 
     @staticmethod

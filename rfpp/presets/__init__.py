@@ -292,7 +292,8 @@ def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = Non
 
     A changed preset is named after its origin and its changes (``laptop+3fa2b1``), so that its notebooks and claims
     are kept apart.
-    Raises :class:`PresetError` for an unknown preset or setting, or a value of the wrong type or range.
+    Raises :class:`PresetError` for an unknown preset or setting, a value of the wrong type or range, or a file that has
+    the name of a shipped preset but other settings.
     """
     text = str(preset)
     path = Path(text) if text.endswith((".yaml", ".yml")) else FOLDER / f"{text}.yaml"
@@ -312,6 +313,11 @@ def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = Non
         original = Preset.model_validate(values)
     except ValidationError as error:
         raise PresetError(_explain(error, str(path))) from None
+    if path.parent != FOLDER and original.name in names() and original != load(original.name):
+        raise PresetError(
+            f"{path}: name={original.name!r} belongs to a preset of this library, whose settings are others; choose "
+            "another name, because results and claims are kept under it"
+        )
     if not overrides:
         return original
     values = original.model_dump()
