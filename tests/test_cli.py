@@ -8,12 +8,13 @@ import sys
 import time
 
 import edm
+import psutil
 import pytest
 import torch
 from truth import network, released_pairs
 
-from rfpp import __main__ as cli
 from rfpp import checkpoints, presets, samplers, training
+from rfpp import commands as cli
 from rfpp.base import downloads
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
@@ -152,6 +153,20 @@ def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
     assert long.returncode == 75 and "stopped by SIGINT after step" in message and "run again to go on" in message
     assert len(made) == 1 and list(own_runs.glob("*/pairs/*/manifest.json")) == made
     assert not list(own_runs.glob("*/flow/*/manifest.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_while_it_imports(number):
+    """The first import takes seconds; torch is among the first to be loaded."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rfpp", "status", "--preset", "smoke"], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
+    while not any("torch" in part.path for part in psutil.Process(process.pid).memory_maps()):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75 and said == f"interrupted by {number.name}; run the same command to go on\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

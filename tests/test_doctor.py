@@ -13,7 +13,7 @@ from scipy import stats
 from torch.optim.swa_utils import AveragedModel
 from truth import randn, released_pairs
 
-from rfpp import __main__ as cli
+from rfpp import commands as cli
 from rfpp import doctor, presets
 from rfpp.base import paths
 from rfpp.book import doctor as page

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rfpp import __main__ as cli
+from rfpp import commands as cli
 from rfpp import data, samplers
 from rfpp.configurations import Configuration
 from rfpp.engine import Optimisation

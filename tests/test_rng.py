@@ -462,7 +462,7 @@ CALLS = {
 QUIET = {
     # without numbers: files, folders, bars, messages, signals, and what reads programs or draws the book
     *("rfpp.base." + name for name in ("checks", "downloads", "files", "paths", "processes", "progress")),
-    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__"),
+    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__", "rfpp.commands"),
     *(
         "rfpp.book" + name
         for name in (

@@ -25,8 +25,8 @@ from sklearn.datasets import load_digits
 from torch.nn import functional
 from truth import network
 
-from rfpp import __main__ as cli
 from rfpp import book, metrics, presets
+from rfpp import commands as cli
 from rfpp.base.processes import Stopped
 from rfpp.checkpoints import load
 from rfpp.data import load as load_data

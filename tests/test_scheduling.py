@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rfpp import __main__ as cli
+from rfpp import commands as cli
 from rfpp.configurations import Configuration
 from rfpp.experiment import Experiment
 from rfpp.pipeline import scheduling
