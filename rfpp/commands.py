@@ -23,7 +23,10 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not (name and equals):
             raise presets.PresetError(f"--set {pair!r} is not of the form NAME=VALUE")
-        values[name] = presets.parse(text)
+        try:
+            values[name] = presets.parse(text)
+        except presets.PresetError as error:
+            raise presets.PresetError(f"--set {name}: {error}") from error
     return values
 
 

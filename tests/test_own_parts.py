@@ -222,6 +222,27 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path, change, complaint):
         Experiment("smoke", runs=tmp_path, dataset=change(data.digits()))
 
 
+def wrong():
+    return {"train": []}
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        ("wrong", "returned what does not fit: data is a dict; a rfpp.data.Dataset is needed"),
+        ("NO_CONFIGURATION", "is a int; a function is needed"),
+    ],
+)
+def test_a_function_that_makes_no_dataset_is_refused(tmp_path, monkeypatch, capsys, function, complaint):
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    path = f"test_own_parts:{function}"
+    settings = ["--set", "data.name=custom", "--set", f"data.function={path}"]
+    assert cli.main(["train", "--preset", "smoke", *settings]) == 2
+    assert capsys.readouterr().err == f"error: data.function={path!r} {complaint}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_law_of_table_1_is_no_readers():
     assert Configuration("C again") == Configuration("words") and str(Configuration("C again")) == "C"
     assert str(MINE) == "L1 at late times" and Configuration("x").timesteps == UShaped(4.0)

@@ -65,6 +65,7 @@ def test_a_file_of_ones_own(file):
         ("first_time: 0.999", "first_time: 0.5", "evaluation.first_time=0.5: input should be greater than or equal"),
         ("seeds: [0, 1]", "seeds: []", r"seeds=\[\]"),
         ("seeds: [0, 1]", "seeds: 0", "seeds=0"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", r"seeds=\[0, 0\] has an entry twice"),
         ("seeds: [0, 1]", "seeds: [0, -1]", r"seeds\.1=-1"),
         ("name: digits-teacher", "name: digit", "teacher.name='digit' is unknown.*did you mean 'digits"),
         ("name: mine", "name: ../smoke", "name='../smoke'"),
@@ -86,12 +87,14 @@ def test_a_value_that_does_not_fit_is_named_with_what_would(file, old, new, comp
         ("- 1\n- 2", "holds a list; a mapping"),
         ("just words", "holds a str; a mapping"),
         ("!!python/object/apply:os.getcwd []", "is not YAML"),
+        ("summary: Größe", "is not YAML in UTF-8: .*can't decode"),
+        ("summary: 2024-13-01", "is not YAML.*month"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, complaint):
     """Nothing in it is executed either."""
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(PresetError, match=f"{path} {complaint}"):
         load(path)
 

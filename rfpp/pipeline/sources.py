@@ -41,7 +41,7 @@ class Source:
     function: str | None = None
 
     def load(self) -> data.Dataset:
-        """Load the dataset; raises as :func:`rfpp.data.load` does, and ``TypeError`` if ``function`` returns none."""
+        """Load the dataset; raises as :func:`rfpp.data.load` does, and ``ValueError`` if ``function`` returns none."""
         return _load(self)
 
     def identity(self) -> Any:
@@ -52,8 +52,14 @@ class Source:
 @lru_cache(maxsize=4)
 def _load(source: Source) -> data.Dataset:
     if source.function is not None:
-        made = imported(source.function, "data.function")()
-        return checked(made)
+        name, function = f"data.function={source.function!r}", imported(source.function, "data.function")
+        if not callable(function):
+            raise ValueError(f"{name} is a {type(function).__name__}; a function is needed")
+        made = function()
+        try:
+            return checked(made)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} returned what does not fit: {error}") from error
     path = None if source.path is None else paths.datasets(source.path)
     return data.load(source.name, path, resolution=source.resolution, crop=source.crop, held_out=source.held_out)
 

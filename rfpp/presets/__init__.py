@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rfpp.base.checks import nearest
+from rfpp.base.checks import counts, nearest
 from rfpp.base.files import digest
 from rfpp.engine import Machinery
 
@@ -203,6 +203,7 @@ class Preset(_Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Preset:
+        counts("seeds", self.seeds, 0)  # a seed given twice would count as two trainings
         if self.data.function is not None and self.data.name != "custom":
             raise ValueError(f"data.function works only with data.name='custom', not with data.name={self.data.name!r}")
         digits = self.data.name == "digits"
@@ -231,8 +232,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """The value of a piece of YAML, e.g. of ``--set training.lr=1e-3``."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of a piece of YAML, e.g. of ``--set training.lr=1e-3``; raises :class:`PresetError` for other text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises the latter for a date such as 2024-13-01
+        why = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise PresetError(f"{text!r} is not YAML ({why}); a value such as 800, 1e-3 or [0, 1] is needed") from error
 
 
 def names() -> list[str]:
@@ -304,9 +309,9 @@ def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = Non
     if not path.is_file():
         raise PresetError(f"preset={text!r}: there is no such file")
     try:
-        values = parse(path.read_text())
-    except yaml.YAMLError as error:
-        raise PresetError(f"{path} is not YAML: {error}") from error
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise PresetError(f"{path} is not YAML in UTF-8: {error}") from error
     if not isinstance(values, dict):
         raise PresetError(f"{path} holds a {type(values).__name__}; a mapping of settings is needed")
     try:
