@@ -436,6 +436,17 @@ def test_a_file_of_pairs_is_read(pairs, tmp_path, capsys):
     assert records["alignment"]["status"] == "skipped" and records["alignment"]["value"] is None
 
 
+@pytest.mark.parametrize("teacher", [[], ["--teacher", "digits-teacher"]])
+@pytest.mark.parametrize("wrong", [[-1] * 128, [-3, *[0] * 127], [10, *[0] * 127]])
+def test_labels_outside_the_classes_are_found(pairs, tmp_path, capsys, wrong, teacher):
+    """A file without a teacher does not say how many classes there are: its largest label does."""
+    labels = torch.tensor(wrong, dtype=torch.int16)
+    save_file({"x": pairs.x, "z": pairs.z, "labels": labels}, tmp_path / "file.safetensors")
+    cli.main(["doctor", str(tmp_path / "file.safetensors"), "--json", *teacher])
+    records = {record["check"]: record for record in json.loads(capsys.readouterr().out)}
+    assert records["labels"]["value"] == sum(not 0 <= label < 10 for label in wrong if teacher or label < 0)
+
+
 def test_stored_noise_is_read(pairs, tmp_path):
     """A folder whose noise was kept, twice as wide."""
     index = {"n": 128, "shape": [1, 8, 8], "classes": 10, "shard_size": 100, "generator": 2, "noise": "stored"}
@@ -476,6 +487,9 @@ def test_released_archives_are_read(tmp_path, capsys):
         ("{empty}/file.txt", "is a .txt file; expected a folder of pairs"),
         ("{empty}/other.safetensors", "holds weights; expected"),
         ("{empty}/odd.safetensors", "x is (2, 1, 8, 8), z is (3, 1, 8, 8); both must be (n, C, H, W)"),
+        ("{empty}/none.safetensors", "x is (0, 1, 8, 8), z is (0, 1, 8, 8); both must be (n, C, H, W) with at least one"),
+        ("{empty}/flat.safetensors", "x is (2, 1, 0, 8), z is (2, 1, 0, 8); both must be (n, C, H, W) with at least one"),
+        ("{empty}/float.safetensors", "has labels of type torch.float32; integers are needed"),
         ("{pairs} --teacher nobody.pkl", "no checkpoint at nobody.pkl"),
         ("{pairs} --teacher digits-classifier", "teacher='digits-classifier' is a Classifier; a denoiser is needed"),
         ("{colour} --teacher digits-teacher", "the teacher makes images of (1, 8, 8) with classes, but the pairs have"),
@@ -493,6 +507,10 @@ def test_bad_input_is_refused(experiment, tmp_path, capsys, arguments, complaint
     (empty / "file.txt").write_text("nothing")
     save_file({"weights": randn(2)}, empty / "other.safetensors")
     save_file({"x": randn(2, 1, 8, 8), "z": randn(3, 1, 8, 8)}, empty / "odd.safetensors")
+    none = randn(0, 1, 8, 8)
+    save_file({"x": none, "z": none.clone(), "labels": torch.zeros(0).long()}, empty / "none.safetensors")
+    save_file({"x": randn(2, 1, 0, 8), "z": randn(2, 1, 0, 8)}, empty / "flat.safetensors")
+    save_file({"x": randn(2, 1, 8, 8), "z": randn(2, 1, 8, 8), "labels": torch.ones(2)}, empty / "float.safetensors")
     save_file({"x": randn(20, 3, 8, 8), "z": randn(20, 3, 8, 8)}, tmp_path / "colour.safetensors")
     experiment.evaluate("F", 0, nfe=1)
     graded = experiment.run.find(experiment.plan.grade("F", 0, experiment.sampler()))

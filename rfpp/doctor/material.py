@@ -29,6 +29,7 @@ ROWS = 4096
 """The most pairs that are read from a folder."""
 SAMPLES, NOISES, LABELS = "samples.zip", "z.zip", "images_labels.csv"
 """The archives that the paper's released code writes."""
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _PAIRS = ("pairs", "own_pairs", "inverted", "samples")
 _EXPECTED = (
     "expected a folder of pairs (with pairs.json), of a step in the store (with manifest.json), of a training that "
@@ -56,9 +57,9 @@ class Pairs:
     inverted: bool = False
 
     def __post_init__(self) -> None:
-        if self.x.ndim != 4 or not len(self.x) or self.x.shape != self.z.shape:
+        if self.x.ndim != 4 or not self.x.numel() or self.x.shape != self.z.shape:
             shapes = f"x is {tuple(self.x.shape)}, z is {tuple(self.z.shape)}"
-            raise ValueError(f"{shapes}; both must be (n, C, H, W) with at least one row")
+            raise ValueError(f"{shapes}; both must be (n, C, H, W) with at least one row and one pixel")
         if self.labels is not None and self.labels.shape != self.x.shape[:1]:
             raise ValueError(f"labels are {tuple(self.labels.shape)}; ({len(self.x)},) is needed, one for each pair")
         if self.teacher is not None:
@@ -145,8 +146,13 @@ def of_file(path: Path, teacher: Any = None) -> Pairs:
     tensors, _ = read_safetensors(path)
     if not {"x", "z"} <= tensors.keys() <= {"x", "z", "labels"}:
         raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; {_EXPECTED}")
-    labels = tensors.get("labels")
-    classes = 0 if labels is None else int(labels.max()) + 1
+    labels, classes = tensors.get("labels"), 0
+    if labels is not None:
+        if labels.dtype not in _INTEGERS:
+            raise ValueError(f"{path} has labels of type {labels.dtype}; integers are needed, from 0 on")
+        labels = labels.long()
+        # The teacher knows how many classes there are. Without one, labels below 0 must leave a class to compare with.
+        classes = teacher.model.label_dim if teacher is not None else 1 + max([0, *labels.flatten().tolist()])
     return Pairs(tensors["x"].float(), tensors["z"].float(), labels, classes, teacher=teacher)
 
 
