@@ -343,7 +343,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
-    sub.add_argument("--jobs", type=int, help="how many side by side; one for each core or GPU by default")
+    sub.add_argument("--jobs", type=int, help="how many side by side, or trainings of a single one; as many as cores or GPUs by default")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
     sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -89,6 +90,8 @@ def test_notebooks_are_chosen_by_part_of_their_name(checkout):
     assert [path.stem for path in book.notebooks()] == ["01_one", "02_two"]
     with pytest.raises(ParameterError, match="'tow' is unknown; allowed: one, two; did you mean 'two'"):
         book.notebooks(["tow"])
+    with pytest.raises(ParameterError, match="'' is unknown; allowed: one, two"):
+        book.notebooks([""])
 
 
 def test_a_run_uses_its_parameters_shows_progress_and_leaves_no_trace_of_the_machine(checkout, tmp_path):
@@ -108,6 +111,31 @@ def test_a_run_uses_its_parameters_shows_progress_and_leaves_no_trace_of_the_mac
     assert (
         progress.VARIABLE not in __import__("os").environ or "rfpp-" not in __import__("os").environ[progress.VARIABLE]
     )
+
+
+def test_braces_in_a_path_are_no_parameters(checkout, tmp_path, monkeypatch):
+    inprocess.use(monkeypatch)
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path / "a{b}{steps}c{"))
+    checkout("01_one{b}")
+    (path,) = book.run("laptop", parameters={"steps": 4}, terminal=Terminal())
+    assert path.is_file() and [folder.name for folder in tmp_path.glob("a*")] == ["a{b}{steps}c{"]
+
+
+@pytest.mark.parametrize(("jobs", "seen"), [(2, "2"), (None, None)])
+def test_the_trainings_of_a_single_notebook_run_as_many_at_a_time_as_asked_for(checkout, monkeypatch, jobs, seen):
+    inprocess.use(monkeypatch)
+    monkeypatch.delenv(scheduling.VARIABLE, raising=False)
+    checkout("01_one", f"import os\nprint(os.environ.get({scheduling.VARIABLE!r}))")
+    (path,) = book.run("laptop", jobs=jobs, terminal=Terminal())
+    assert printed(path) == f"{seen}\n" and scheduling.VARIABLE not in os.environ
+
+
+def test_a_number_of_jobs_that_is_none_is_refused_before_a_notebook_starts(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv(scheduling.VARIABLE, "abc")
+    checkout("01_one")
+    with pytest.raises(ValueError, match="RFPP_JOBS='abc' is not a number of jobs"):
+        book.run("laptop", terminal=Terminal())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_preset_file_is_found_from_the_folder_of_the_notebook(checkout, tmp_path, monkeypatch):

@@ -192,9 +192,13 @@ def test_the_number_of_jobs_comes_from_the_environment_or_the_machine(monkeypatc
     assert scheduling.jobs() == (torch.cuda.device_count() or 2) and scheduling.jobs(1) == 1
     monkeypatch.setenv("RFPP_JOBS", "3")
     assert scheduling.jobs() == 3
-    monkeypatch.setenv("RFPP_JOBS", "all")
-    with pytest.raises(ValueError, match="RFPP_JOBS='all' is not a number of jobs"):
-        scheduling.jobs()
+    for given, complaint in {
+        "all": "RFPP_JOBS='all' is not a number of jobs", "0": "RFPP_JOBS=0 is too small",
+        "100000": "RFPP_JOBS=100000 need 100000 GiB",
+    }.items():  # fmt: skip
+        monkeypatch.setenv("RFPP_JOBS", given)
+        with pytest.raises(ValueError, match=complaint):
+            scheduling.jobs()
 
 
 # Parts of a reader's own

@@ -47,10 +47,15 @@ def notebooks(slugs: Sequence[str] = ()) -> list[Path]:
     """
     everything = sorted((paths.repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     for slug in slugs:
-        if not any(slug in path.stem for path in everything):
+        if not slug or not any(slug in path.stem for path in everything):
             known = [path.stem.partition("_")[2] for path in everything]
             raise ParameterError(f"notebook {slug!r} is unknown; allowed: {', '.join(known)}{nearest(slug, known)}")
     return [path for path in everything if not slugs or any(slug in path.stem for slug in slugs)]
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it: single braces would be replaced by parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
@@ -60,7 +65,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     """
     import papermill
 
-    known = papermill.inspect_notebook(str(notebook))
+    known = papermill.inspect_notebook(_literal(notebook))
     for name, value in parameters.items():
         if name not in known:
             raise ParameterError(
@@ -88,13 +93,15 @@ def run(
     """Execute notebooks at a preset and return the paths of the executed copies.
 
     ``jobs``: how many run in parallel, after the trainings that their claims rest on; as for
-    :func:`rfpp.pipeline.scheduling.jobs`. Everything is checked before the first one starts. Copies that ran with
+    :func:`rfpp.pipeline.scheduling.jobs`. A single notebook's own trainings run so instead. Everything is checked before the first one starts. Copies that ran with
     ``parameters`` are kept apart from those that the book shows. A notebook that fails leaves
     ``<name>.failed.ipynb`` and does not touch an earlier good copy.
     ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run.
     Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """
-    settings, sources = presets.load(preset), notebooks(slugs)
+    from rfpp.pipeline import scheduling
+
+    settings, sources, count = presets.load(preset), notebooks(slugs), scheduling.jobs(jobs)
     if preset.endswith((".yaml", ".yml")):
         preset = str(Path(preset).resolve())  # a notebook runs in its own folder
     given = dict(parameters or {}) | ({"preset": preset} if preset != presets.DEFAULT else {})
@@ -106,11 +113,16 @@ def run(
     folder = paths.runs() / settings.name / (f"variants/{digest(changed)[:6]}" if changed else "notebooks")
     folder.mkdir(parents=True, exist_ok=True)
     finished = [folder / source.name for source in sources]
-    if not _together(sources, preset, given, jobs, terminal):
+    if min(count, len(sources)) > 1:
+        from rfpp.book import together  # imports everything that notebooks do
+
+        together.run(sources, preset, given, min(count, len(sources)), terminal)
+    else:
+        asked = {} if jobs is None else {scheduling.VARIABLE: str(jobs)}
         for number, source in enumerate(sources, start=1):
             title = f"[{number}/{len(sources)}] {source.stem}"
             started = time.monotonic()
-            with shown_progress(title, terminal):
+            with shown_progress(title, terminal), _environment(asked):
                 _execute(source, folder / source.name, given)
             terminal.write(f"{title}: done in {time.monotonic() - started:.0f} s, {folder / source.name}\n")
             terminal.flush()
@@ -119,19 +131,18 @@ def run(
     return finished
 
 
-def _together(
-    sources: Sequence[Path], preset: str, given: Mapping[str, Any], jobs: int | None, terminal: TextIO
-) -> bool:
-    """Execute notebooks in parallel if there are several and room for it; return whether that was done."""
-    if len(sources) < 2:
-        return False
-    from rfpp.book import together  # imports everything that notebooks do
-    from rfpp.pipeline import scheduling
-
-    count = min(scheduling.jobs(jobs), len(sources))
-    if count > 1:
-        together.run(sources, preset, given, count, terminal)
-    return count > 1
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which kernels inherit, and put the earlier ones back."""
+    earlier = {name: os.environ.pop(name, None) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in earlier.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
@@ -142,8 +153,8 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
     failed.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
-            str(source),
-            str(partial),
+            _literal(source),
+            _literal(partial),
             dict(parameters),
             kernel_name="python3",
             progress_bar=False,
@@ -203,19 +214,14 @@ def shown_progress(title: str, terminal: TextIO) -> Iterator[None]:
 
         terminal.write(f"{title}: running\n")
         terminal.flush()
-        previous = os.environ.get(progress.VARIABLE)
-        os.environ[progress.VARIABLE] = str(file)
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
         try:
-            yield
+            with _environment({progress.VARIABLE: str(file)}):
+                yield
         finally:
             stop.set()
             thread.join()
-            if previous is None:
-                os.environ.pop(progress.VARIABLE, None)
-            else:
-                os.environ[progress.VARIABLE] = previous
             if live:
                 terminal.write("\r\033[K")
 

@@ -50,18 +50,18 @@ def jobs(asked: int | None = None) -> int:
     """
     if processes.count() > 1:
         return 1
-    given = os.environ.get(VARIABLE)
+    name, given = "jobs", os.environ.get(VARIABLE)
     if asked is None and given:
         if not given.strip().isdecimal():
             raise ValueError(f"{VARIABLE}={given!r} is not a number of jobs; an integer of at least 1 is needed")
-        asked = int(given)
+        name, asked = VARIABLE, int(given)
     fit = max(1, psutil.virtual_memory().available // MEMORY)
     if asked is None:
         return min(torch.cuda.device_count() or _cores(), fit)
-    at_least("jobs", asked, 1)
+    at_least(name, asked, 1)
     if asked > fit:
         raise ValueError(
-            f"jobs={asked} need {asked * MEMORY / 2**30:.0f} GiB of memory; {fit} fit into the free memory"
+            f"{name}={asked} need {asked * MEMORY / 2**30:.0f} GiB of memory; {fit} fit into the free memory"
         )
     return asked
 
