@@ -18,6 +18,7 @@ from scipy import linalg, special
 from truth import randn, random_inception
 
 from rfpp import metrics
+from rfpp.experiment import Experiment
 from rfpp.metrics import Extractor, Grades, Moments, Protocol, Statistics, statistics
 
 FINE = Protocol(
@@ -477,6 +478,15 @@ def test_bad_input_is_refused_before_any_work(images, options, complaint):
     with pytest.raises(ValueError, match=complaint):
         quietly(images, extractor, **{"reference": reference(), **options})
     assert not extractor.seen
+
+
+def test_a_reference_of_other_features_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "inception", lambda weights, device: Flat())
+    reference(13).save(tmp_path / "other.npz")
+    experiment = Experiment("smoke", runs=tmp_path / "runs")
+    with pytest.raises(ValueError, match="reference=other.npz has 13 features, but flat has 12"):
+        experiment.grade("F", n=4, reference=tmp_path / "other.npz")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_misspelt_setting_is_refused_before_any_work():

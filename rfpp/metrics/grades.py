@@ -142,7 +142,10 @@ class Grades:
         return "\n".join([", ".join(numbers), str(self.protocol), *caveats])
 
 
-def _check_reference(reference: Statistics, features: Tensor | None, extractor: Extractor, needed: int) -> None:
+def check_reference(
+    reference: Statistics, extractor: Extractor, features: Tensor | None = None, needed: int = NEIGHBOURS + 1
+) -> None:
+    """Raise ``ValueError`` for statistics, or ``features`` of fewer than ``needed`` images, of another extractor."""
     dim = extractor.num_features
     if reference.mu.size != dim:
         raise ValueError(
@@ -181,7 +184,7 @@ def grade(
         0, extractor.name, extractor.sha256, reference.name, reference.sha256, reference.count, **sampling
     )  # fmt: skip
     needed = 2 if reference_features is None else NEIGHBOURS + 1
-    _check_reference(reference, reference_features, extractor, needed)
+    check_reference(reference, extractor, reference_features, needed)
     if isinstance(images, Tensor):
         check_images(images)
         check_count(len(images), needed)

@@ -11,8 +11,10 @@ import torch
 
 from rfpp import metrics
 from rfpp.base import files, processes
+from rfpp.base.checks import at_least
 from rfpp.base.files import digest
 from rfpp.metrics import Extractor, Grades, Moments, Statistics, embed
+from rfpp.metrics.grades import check_reference
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.grades import SHARD, compared
 from rfpp.pipeline.networks import MODEL
@@ -38,12 +40,21 @@ def grade(
 
     ``reference``: statistics of real images in EDM's ``.npz`` format. If ``None``, they are computed from the training
     images and, for a folder or archive, also the held-out ones. ``reference_count``: the number of images behind the
-    statistics, if the file does not say; ``weights``: Inception's weights, the preset's if ``None``.
+    statistics, if the file does not say; ``weights``: Inception's weights, the preset's if ``None``. Raises
+    ``ValueError`` before any work for fewer images than precision and recall need, a ``reference`` of another number of
+    features, and a ``reference_count`` without one.
     """
-    n = n or plan.preset.evaluation.samples
+    asked, n = ("n", n) if n is not None else ("evaluation.samples", plan.preset.evaluation.samples)
+    at_least(asked, n, metrics.NEIGHBOURS + 1)
+    if reference is None and reference_count is not None:
+        raise ValueError(
+            f"reference_count={reference_count} works only with a reference; name that .npz file, or leave this out"
+        )
+    published = None if reference is None else Statistics.load(reference, reference_count)
     source = weights or plan.preset.features.inception or metrics.INCEPTION_URL
     extractor = metrics.inception(source, processes.device())
-    published = None if reference is None else Statistics.load(reference, reference_count)
+    if published is not None:
+        check_reference(published, extractor)
     step = plan.samples(config, seed, sampler, n)
     samples, dataset = step.load(run), plan.images.load()
     trained = step.flow if isinstance(step.flow, TrainFlow) else None
