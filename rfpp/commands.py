@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -66,8 +68,13 @@ def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update, "inner": arguments.times}
 
 
+_PICTURES = (".png", ".jpg", ".svg", ".pdf")  # matplotlib adds an ending where there is none
+
+
 def _sample(arguments: argparse.Namespace) -> None:
     checks.at_least("n", arguments.n, 1)
+    if arguments.out.suffix.lower() not in _PICTURES:
+        raise ValueError(f"out={str(arguments.out)!r} must end in {', '.join(_PICTURES)}")
     options = _sampler(arguments)
     experiment = _experiment(arguments)
     import matplotlib
@@ -123,6 +130,7 @@ def _book(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    checks.at_least("repeats", arguments.repeats, 1)
     from rfpp.pipeline import costs
     from rfpp.pipeline.plan import Plan
 
@@ -196,7 +204,11 @@ def _import(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != ".safetensors":
         raise ValueError(f"out={str(arguments.out)!r} must end in .safetensors")
     from rfpp import checkpoints
+    from rfpp.pipeline import shipped
 
+    if source in shipped.RECIPES and not Path(source).exists():
+        file = shipped.ASSETS / f"{source}.safetensors"
+        raise ValueError(f"source={source!r} ships with this package in its own format: copy {file} to {arguments.out}")
     model: Any
     if is_url or Path(source).suffix in (".pkl", ".safetensors") or Path(source).is_dir():
         model = checkpoints.load_any(source, arguments.sha256)
@@ -332,7 +344,9 @@ def parser() -> argparse.ArgumentParser:
     model(sub, seeds="0")
     _add_sampler(sub)
     sub.add_argument("--n", type=int, default=100, help="number of samples")
-    sub.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture to write")
+    sub.add_argument(
+        "--out", type=Path, default=Path("samples.png"), help=f"the picture to write, {', '.join(_PICTURES)}"
+    )
     sub = command("evaluate", _evaluate, "grade a flow with a sampler")
     model(sub)
     _add_jobs(sub)
@@ -343,7 +357,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
-    sub.add_argument("--jobs", type=int, help="how many side by side, or trainings of a single one; as many as cores or GPUs by default")
+    sub.add_argument(
+        "--jobs",
+        type=int,
+        help="how many side by side, or trainings of a single one; as many as cores or GPUs by default",
+    )
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
     sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")
@@ -372,15 +390,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Bad input ends it with one line on stderr and status 2.
 
-    Ctrl-C and SIGTERM end it with status 75; the same command resumes the work.
+    Ctrl-C and SIGTERM end it with status 75; the same command resumes the work. Where the reader of its output has
+    gone, as ``head`` does after its lines, it ends without a word.
     """
     arguments = parser().parse_args(argv)
     try:
         with processes.terminable():
             status = arguments.function(arguments)
+            sys.stdout.flush()
     except torch.OutOfMemoryError as error:
         print(f"error: {error}\na smaller {_at_once(error)} takes less memory", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would raise again at the end
+        return 128 + signal.SIGPIPE  # as a shell reports it of other commands
     except (ValueError, ImportError, OSError, ArithmeticError, book.NotebookFailed, book.BuildFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

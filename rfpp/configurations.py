@@ -144,6 +144,9 @@ def find(config: str | Configuration, others: Sequence[str] = ()) -> Configurati
                 f"config={config!r} is a {type(found).__name__}; a rfpp.configurations.Configuration is needed"
             )
         return found
+    if config == TEACHER:
+        options = ", ".join(map(repr, (*ALL, *others)))
+        raise ValueError(f"config={config!r} makes the pairs and is not trained on them; allowed: {options}")
     if config not in ALL:
         known = (*ALL, *others, TEACHER)
         options = ", ".join(map(repr, known))

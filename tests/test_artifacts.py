@@ -230,14 +230,17 @@ def test_a_folder_without_a_manifest_is_not_a_result(root):
     assert (Store(root).get("fit", {}, step) / "result.txt").exists() and step.calls == 2
 
 
-def test_one_damaged_step_does_not_hide_the_others(root):
+@pytest.mark.parametrize(
+    "content", ['{"files"', "[]", '"text"', "{}", '{"step": "fit", "key": "k", "files": [], "seconds": 1}']
+)
+def test_one_damaged_step_does_not_hide_the_others(root, content):
     """``finished`` lists what is there, in the order it was made; a manifest that cannot be read is no result."""
     store = Store(root)
     made = [store.get("fit", {"n": n}, Step()) for n in range(3)]
     for age, artifact in enumerate(made):
         os.utime(artifact / MANIFEST, (1000 + age, 1000 + age))
     assert [artifact.key for artifact in store.finished()] == [artifact.key for artifact in made]
-    (made[1] / MANIFEST).write_text('{"files"')
+    (made[1] / MANIFEST).write_text(content)
     assert [artifact.key for artifact in Store(root).finished()] == [made[0].key, made[2].key]
 
 

@@ -607,6 +607,20 @@ def test_a_record_of_another_claim_or_version_is_refused(checkout, experiment):
         results_page(experiment.folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"[]", "holds a list; a JSON object is needed"),
+        (b'{"id": "c0', "is not JSON"),
+        ("Größe".encode("latin-1"), "is not JSON .*can't decode"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named(tmp_path, content, complaint):
+    (tmp_path / "c02.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'c02.json'} {complaint}"):
+        claims.records(tmp_path)
+
+
 def test_the_page_says_what_intervals_cover(checkout, experiment):
     check("c02", 1.5, experiment=experiment)
     covers = section(results_page(experiment.folder), "What the intervals cover")

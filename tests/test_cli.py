@@ -43,7 +43,10 @@ def own_runs(tmp_path, monkeypatch):
         ("train --preset smoke --set training.step=3", "did you mean 'training.steps'"),
         ("train --preset smoke --set training.steps=many", "training.steps='many'"),
         ("train --preset smoke --set training.steps", "--set 'training.steps' is not of the form NAME=VALUE"),
-        ("train --preset smoke --set training.steps=[1", "--set training.steps: '[1' is not YAML (expected ',' or ']', but got"),
+        (
+            "train --preset smoke --set training.steps=[1",
+            "--set training.steps: '[1' is not YAML (expected ','",
+        ),
         ("train --preset smoke --set training.steps=2024-13-01", "'2024-13-01' is not YAML (month must be in 1..12)"),
         ("train --preset smoke --set seeds=[0,0]", "seeds=[0, 0] has an entry twice"),
         ("evaluate --preset smoke --n 5", "--n=5 works only with --standard"),
@@ -53,6 +56,14 @@ def own_runs(tmp_path, monkeypatch):
         ("evaluate --preset smoke --standard --set evaluation.samples=3", "evaluation.samples=3 is too small"),
         ("evaluate --preset smoke --standard --reference-count 9", "reference_count=9 works only with a reference"),
         ("evaluate --preset smoke --standard --reference no.npz", "path='no.npz' does not exist"),
+        (
+            "train --preset smoke --config teacher",
+            "config='teacher' makes the pairs and is not trained",
+        ),
+        ("sample --preset smoke --out samples", "out='samples' must end in .png, .jpg, .svg, .pdf"),
+        ("sample --preset smoke --out samples.xyz", "out='samples.xyz' must end in .png, .jpg, .svg, .pdf"),
+        ("status --preset smoke --repeats 0", "repeats=0 is too small"),
+        ("import digits-teacher out.safetensors", "'digits-teacher' ships with this package in its own format: copy"),
         ("run nosuch", "notebook 'nosuch' is unknown"),
         ("run training --set stepz=1", "no parameter 'stepz'"),
         ("run training --set shown=many", "shown='many' is a str"),
@@ -72,6 +83,28 @@ def test_bad_input_is_explained_before_any_work(arguments, complaint, own_runs, 
     written = capsys.readouterr()
     assert complaint in written.err and written.err.count("\n") == 1 and not written.out
     assert not list(own_runs.glob("**/manifest.json"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/runs"])
+def test_a_folder_of_results_that_is_a_file_is_refused(tmp_path, monkeypatch, capsys, place):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RFPP_RUNS", str(tmp_path / place))
+    for command in ("train", "sample", "status", "run", "book"):
+        assert cli.main([command, "--preset", "smoke"]) == 2
+        error = capsys.readouterr().err
+        assert (
+            error == f"error: RFPP_RUNS='{tmp_path / place}' does not lead to a folder: {tmp_path / 'file'} is a file\n"
+        )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nothing_is_said_where_the_reader_of_the_output_has_gone(monkeypatch, unbuffered):
+    """As with ``status | head -1``; a shell shows the same status for other commands."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    command = [sys.executable, "-m", "rfpp", "status", "--preset", "smoke", "--no-measuring"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
 
 
 def test_the_second_time_is_what_was_asked_for(own_runs, capsys):

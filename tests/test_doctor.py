@@ -487,8 +487,14 @@ def test_released_archives_are_read(tmp_path, capsys):
         ("{empty}/file.txt", "is a .txt file; expected a folder of pairs"),
         ("{empty}/other.safetensors", "holds weights; expected"),
         ("{empty}/odd.safetensors", "x is (2, 1, 8, 8), z is (3, 1, 8, 8); both must be (n, C, H, W)"),
-        ("{empty}/none.safetensors", "x is (0, 1, 8, 8), z is (0, 1, 8, 8); both must be (n, C, H, W) with at least one"),
-        ("{empty}/flat.safetensors", "x is (2, 1, 0, 8), z is (2, 1, 0, 8); both must be (n, C, H, W) with at least one"),
+        (
+            "{empty}/none.safetensors",
+            "x is (0, 1, 8, 8), z is (0, 1, 8, 8); both must be (n, C, H, W) with at least one",
+        ),
+        (
+            "{empty}/flat.safetensors",
+            "x is (2, 1, 0, 8), z is (2, 1, 0, 8); both must be (n, C, H, W) with at least one",
+        ),
         ("{empty}/float.safetensors", "has labels of type torch.float32; integers are needed"),
         ("{pairs} --teacher nobody.pkl", "no checkpoint at nobody.pkl"),
         ("{pairs} --teacher digits-classifier", "teacher='digits-classifier' is a Classifier; a denoiser is needed"),

@@ -30,9 +30,16 @@ def repository() -> Path:
 
 
 def runs() -> Path:
-    """The folder of results: ``RFPP_RUNS`` if set, else ``runs/`` in the checkout or in the working directory."""
-    if os.environ.get("RFPP_RUNS"):
-        return Path(os.environ["RFPP_RUNS"]).expanduser().resolve()
+    """The folder of results: ``RFPP_RUNS`` if set, else ``runs/`` in the checkout or in the working directory.
+
+    Raises ``NotADirectoryError`` where ``RFPP_RUNS`` is a file or within one.
+    """
+    if given := os.environ.get("RFPP_RUNS"):
+        folder = Path(given).expanduser().resolve()
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(f"RFPP_RUNS={given!r} does not lead to a folder: {existing} is a file")
+        return folder
     return (_search(Path.cwd()) or Path.cwd()) / "runs"
 
 

@@ -93,9 +93,9 @@ def run(
     """Execute notebooks at a preset and return the paths of the executed copies.
 
     ``jobs``: how many run in parallel, after the trainings that their claims rest on; as for
-    :func:`rfpp.pipeline.scheduling.jobs`. A single notebook's own trainings run so instead. Everything is checked before the first one starts. Copies that ran with
-    ``parameters`` are kept apart from those that the book shows. A notebook that fails leaves
-    ``<name>.failed.ipynb`` and does not touch an earlier good copy.
+    :func:`rfpp.pipeline.scheduling.jobs`. A single notebook's own trainings run so instead. Everything is checked
+    before the first one starts. Copies that ran with ``parameters`` are kept apart from those that the book shows. A
+    notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an earlier good copy.
     ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run.
     Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """

@@ -9,11 +9,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rfpp.base import files, paths
 from rfpp.base.checks import one_of
 from rfpp.base.files import digest
+from rfpp.checkpoints.weights import read_json
 from rfpp.claims.ledger import Claim, ledger
 from rfpp.claims.statistics import Verdict, interval, verdict
 from rfpp.experiment import Experiment
@@ -185,7 +185,7 @@ def records(folder: Path) -> dict[str, Record]:
     """The records in a folder by claim id; raises ``ValueError`` for a file that is not a record of its claim."""
     found = {}
     for path in sorted(folder.glob("c*.json")):
-        entry: dict[str, Any] = json.loads(path.read_text())
+        entry = read_json(path)
         fields = Record.__dataclass_fields__
         if entry.keys() != fields.keys() or entry["id"] != path.stem:
             what = f"of {entry['id']}" if entry.get("id") not in (None, path.stem) else "of another version"

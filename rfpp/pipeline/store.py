@@ -224,7 +224,8 @@ class Store:
         """Return all finished steps, oldest first, without comparing checksums; unreadable manifests are skipped."""
         found = []
         for path in sorted(self.root.glob(f"*/[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime):
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 manifest = json.loads(path.read_text())
+                _ = manifest["files"].items(), manifest["seconds"]
                 found.append(Artifact(manifest["step"], manifest["key"], path.parent, manifest))
         return found
