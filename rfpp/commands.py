@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rfpp import arena, book, configurations, presets
-from rfpp.base import checks, downloads, processes
+from rfpp.base import checks, downloads, files, processes
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _import(arguments: argparse.Namespace) -> None:
     else:
         changes = _assignments(arguments.set)
         model = checkpoints.load_released(Path(source), arguments.network, arguments.weights, **changes)
-    checkpoints.save(model, arguments.out)
+    files.follow_umask(checkpoints.save(model, arguments.out))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(f"{arguments.out}: a {type(model).__name__} with {millions:.1f} million parameters")
 
@@ -344,9 +344,7 @@ def parser() -> argparse.ArgumentParser:
     model(sub, seeds="0")
     _add_sampler(sub)
     sub.add_argument("--n", type=int, default=100, help="number of samples")
-    sub.add_argument(
-        "--out", type=Path, default=Path("samples.png"), help=f"the picture to write, {', '.join(_PICTURES)}"
-    )
+    sub.add_argument("--out", type=Path, default=Path("samples.png"), help=f"the picture: {', '.join(_PICTURES)}")
     sub = command("evaluate", _evaluate, "grade a flow with a sampler")
     model(sub)
     _add_jobs(sub)
@@ -357,11 +355,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
-    sub.add_argument(
-        "--jobs",
-        type=int,
-        help="how many side by side, or trainings of a single one; as many as cores or GPUs by default",
-    )
+    sub.add_argument("--jobs", type=int, help="how many, or trainings of a single one, side by side; as for train")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
     sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")
@@ -377,10 +371,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _at_once(error: BaseException) -> str:
     """The setting for the number of images at once in the code that raised an error."""
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     return (
         "machinery.micro_batch"
-        if any(file.parts[-2:] == ("engine", "loop.py") for file in files)
+        if any(file.parts[-2:] == ("engine", "loop.py") for file in places)
         else "pairs.batch_size"
     )
 

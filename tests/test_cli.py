@@ -238,6 +238,9 @@ def test_published_files_become_ours(tmp_path, capsys):
         f"import-pairs {samples} {z} {tmp_path}/pairs --labels {labels}",
     ):
         assert cli.main(command.split()) == 0
+    (tmp_path / "new").touch()
+    for name in ("edm", "flow"):
+        assert (tmp_path / f"{name}.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
     assert "a EDMPrecond with 0.0 million parameters" in (text := capsys.readouterr().out) and "5 pairs" in text
     flow = checkpoints.load(tmp_path / "flow.safetensors")
     assert isinstance(flow, RectifiedFlow) and flow.denoiser.model.config["dropout"] == 0.1

@@ -27,6 +27,18 @@ def test_what_is_written_is_read(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tensors", "text"]
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_a_file_is_for_whom_the_umask_allows(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        files.write_tensors(tmp_path / "tensors", {"a": torch.ones(1)})
+        files.follow_umask(tmp_path / "tensors")
+        (tmp_path / "text").touch()
+    finally:
+        assert os.umask(before) == mask
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "text").stat().st_mode
+
+
 @EACH
 def test_an_interruption_before_the_renaming_leaves_the_earlier_file(tmp_path, monkeypatch, write):
     def stop(*arguments):

@@ -60,6 +60,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             _sort_metadata(partial)
 
 
+def follow_umask(path: Path) -> None:
+    """Let a file be read by whom the umask allows to: safetensors writes its files for their owner alone."""
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def _sort_metadata(path: Path) -> None:
     """Sort the entries of a safetensors header: the library shuffles them, but equal content must give equal bytes."""
     with path.open("r+b") as file:

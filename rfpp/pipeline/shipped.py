@@ -90,6 +90,7 @@ def retrain(names: list[str] | None = None, folder: Path = ASSETS, say: Callable
     manifest = json.loads(path.read_text()) if path.is_file() else {}
     for name in names:
         file = checkpoints.save(train(name), folder / f"{name}.safetensors")
+        files.follow_umask(file)
         manifest[name] = {"recipe": recipe_hash(name), "sha256": files.sha256(file)}
         files.write_text(path, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         say(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")
