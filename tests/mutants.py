@@ -29,7 +29,7 @@ COPIED = ("rfpp", "tests", "pyproject.toml", "book/claims.yml")
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: ``old``, which occurs once in the package, becomes ``new``.
+    """A fault: ``old``, which occurs once in the package or in its ``file``, becomes ``new``.
 
     ``tests``: what to run, as one would after ``pytest`` in the folder of tests. ``hangs``: whether running out of time
     counts as being noticed.
@@ -40,14 +40,15 @@ class Fault:
     old: str
     new: str
     tests: str
+    file: str = "**/*.py"
     hangs: bool = False
 
 
-FLOW, LOSS = "test_flow.py", "test_premetrics.py"
+FLOW, LOSS, ARENA = "test_flow.py", "test_premetrics.py", "test_arena.py"
 FAULTS = (
     # The flow
     Fault("prop-1", "Proposition 1's noise level upside down",
-          "(t / (1 - t)).flatten()", "((1 - t) / t).flatten()", FLOW),
+          "(t / (1 - t)).flatten()", "((1 - t) / t).flatten()", FLOW, "flow.py"),
     Fault("velocity-sign", "the velocity from noise to data",
           "(x_t - self.x_prediction(x_t, t, labels)) / t", "(self.x_prediction(x_t, t, labels) - x_t) / t", FLOW),
     Fault("interpolation", "data at t = 1, noise at t = 0",
@@ -64,6 +65,29 @@ FAULTS = (
     Fault("blend-weight", "the weight of a blend on the other update",
           "x = (1 - w) * (x + (s - t) * v) + w * interpolate(x - t * v, start, s)",
           "x = w * (x + (s - t) * v) + (1 - w) * interpolate(x - t * v, start, s)", "test_few_steps.py -k bit"),
+    # The arena
+    Fault("meanflow-identity", "MeanFlow's identity with the other sign",
+          "(z - x - expand(t - r, x) * change)", "(z - x + expand(t - r, x) * change)", ARENA),
+    Fault("meanflow-change", "the derivative along another direction",
+          "along=z - x)", "along=z + x)", ARENA),
+    Fault("second-time", "the second time in place of the interval's length",
+          "labels, (t - r).flatten())", "labels, r.flatten())", ARENA),
+    Fault("still-features", "features of an interval that are not nought at length nought",
+          "angles.cos() - 1", "angles.cos()", ARENA),
+    Fault("second-leap", "the second leap from where the first began",
+          "model(x_t - first * before, r, labels, s)", "model(x_t, r, labels, s)", ARENA),
+    Fault("leaps-mean", "the mean of two leaps whatever their lengths",
+          "(first * before + second * after) / (first + second)", "(before + after) / 2", ARENA),
+    Fault("heun-mean", "a Heun step with its first slope alone",
+          "x_t + length * mean, proposal)", "proposal, proposal)", ARENA),
+    Fault("consistency-end", "a consistency target at its own time",
+          "x_r - expand(r, x) * model(x_r, r, labels)", "x_r - expand(t, x) * model(x_r, r, labels)", ARENA),
+    Fault("stages", "noise levels twice as far apart",
+          "2.0**-stage", "2.0 ** (1 - stage)", ARENA),
+    Fault("blur", "a blur that does not keep what is flat",
+          "[0.25, 0.5, 0.25]", "[0.25, 0.25, 0.25]", ARENA),
+    Fault("levelled", "levelled weights through which gradients pass",
+          "(squared.detach() + self.offset)", "(squared + self.offset)", ARENA),
     # Timesteps
     Fault("u-shape", "the U-shape twice as steep as its density",
           "math.sinh(a / 2)", "math.sinh(a)", "test_timesteps.py"),
@@ -93,7 +117,7 @@ FAULTS = (
     Fault("direction", "steps against the grid",
           "x_t + (s - t) * v", "x_t - (s - t) * v", "test_samplers.py -k 'order or exact'"),
     Fault("first-noise", "noise at full size whatever the first time",
-          "z * min(grid[0], T_MAX)", "z", "test_samplers.py -k 'times'"),
+          "z * min(grid[0], T_MAX)", "z", "test_samplers.py -k 'times'", "samplers.py"),
     Fault("inversion-start", "inversion from ten times the noise",
           "INVERSION_START = 1e-3", "INVERSION_START = 1e-2", "test_samplers.py -k 'inver'"),
     Fault("edm-rho", "EDM's noise levels on another curve",
@@ -104,11 +128,11 @@ FAULTS = (
           "test_samplers.py -k 'teacher'"),
     # Denoisers
     Fault("c-skip", "EDM's c_skip without its square",
-          "(self.sigma_data / total) ** 2", "self.sigma_data / total", "test_denoisers.py"),
+          "(self.sigma_data / total) ** 2", "self.sigma_data / total", "test_denoisers.py", "denoisers.py"),
     Fault("c-out", "EDM's c_out without sigma_data",
-          "sigma * self.sigma_data / total", "sigma / total", "test_denoisers.py"),
-    Fault("c-in", "EDM's c_in squared", ", 1 / total\n", ", 1 / total**2\n", "test_denoisers.py"),
-    Fault("c-noise", "EDM's c_noise twice as large", ".log() / 4", ".log() / 2", "test_denoisers.py"),
+          "sigma * self.sigma_data / total", "sigma / total", "test_denoisers.py", "denoisers.py"),
+    Fault("c-in", "EDM's c_in squared", ", 1 / total\n", ", 1 / total**2\n", "test_denoisers.py", "denoisers.py"),
+    Fault("c-noise", "EDM's c_noise twice as large", ".log() / 4", ".log() / 2", "test_denoisers.py", "denoisers.py"),
     Fault("vp", "a VP model's noise scaled twice",
           "return x - sigma * output", "return x - alpha * sigma * output", "test_denoisers.py"),
     # Networks
@@ -183,10 +207,10 @@ FAULTS = (
 
 def place(fault: Fault, folder: Path) -> Path:
     """The file below ``folder`` that holds the fault's text; raises ``LookupError`` unless it occurs exactly once."""
-    counts = {path: path.read_text(encoding="utf-8").count(fault.old) for path in folder.rglob("*.py")}
+    counts = {path: path.read_text(encoding="utf-8").count(fault.old) for path in folder.glob(fault.file)}
     if sum(counts.values()) != 1:
         where = ", ".join(f"{path.relative_to(folder)} ({n})" for path, n in counts.items() if n) or "nowhere"
-        raise LookupError(f"{fault.name}: {fault.old!r} must occur once in the package; found: {where}")
+        raise LookupError(f"{fault.name}: {fault.old!r} must occur once in {fault.file}; found: {where}")
     return next(path for path, n in counts.items() if n)
 
 

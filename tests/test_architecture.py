@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import mutants
 import pytest
 
 import rfpp
@@ -91,3 +92,9 @@ def test_no_room_is_too_long(path):
         if most and node.end_lineno - node.lineno + 1 > most:
             long.append(f"{node.name}: {node.end_lineno - node.lineno + 1} lines")
     assert not long
+
+
+@pytest.mark.parametrize("fault", mutants.FAULTS, ids=lambda fault: fault.name)
+def test_each_known_fault_still_has_its_place(fault):
+    """Whether tests notice it takes minutes: ``make mutants``."""
+    assert mutants.place(fault, ROOT).is_file()

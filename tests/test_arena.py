@@ -137,7 +137,10 @@ class ExactConsistency(RectifiedFlow):
 
 
 def test_distillation_leaves_the_exact_consistency_function_alone(images):
-    """With the exact teacher, the two places differ by Heun's error alone: a ninth of it with a third of the step."""
+    """With the exact teacher, the two ends differ by Heun's error alone: a ninth of it with a third of the step.
+
+    The loss times the distance of noise levels is their squared distance, as long as that is small.
+    """
     x, z, t, _ = couples(200)
     mixture = GaussianMixtureDenoiser(torch.full((1, 4), MEAN, dtype=torch.float64), std=STD)
 
@@ -145,14 +148,12 @@ def test_distillation_leaves_the_exact_consistency_function_alone(images):
         def forward(self, x_t, t, labels=None):
             return RectifiedFlow(mixture).velocity(x_t.flatten(1), t).reshape(x_t.shape)
 
-    model, gaps = ExactConsistency(nn.Identity()), []
+    method, gaps = replace(objective("cd", images), teacher=Teacher()), []
     for step in (0.15, 0.05):
         r = t - step * t
-        x_t = interpolate(x, z, t)
-        x_r = consistency.heun_step(Teacher(), x_t, t, r, None)
-        ends = (x_s - expand(s, x) * model(x_s, s) for x_s, s in ((x_t, t), (x_r, r)))
-        gaps.append(float((next(ends) - next(ends)).abs().mean()))
-    assert gaps[0] / gaps[1] > 3**2.7 and gaps[0] < 0.01
+        losses = method.losses(ExactConsistency(nn.Identity()), x, z, None, t, r)
+        gaps.append(float((losses * (t / (1 - t) - r / (1 - r))).sqrt().mean()))
+    assert gaps[0] / gaps[1] > 3**2.7 and gaps[0] < 0.1
 
 
 def test_the_target_at_time_nought_is_the_image(images):
@@ -216,6 +217,14 @@ def moved(teacher):
         for parameter in flow.parameters():
             parameter += 0.05 * randn(*parameter.shape).double()
     return flow
+
+
+def test_where_both_times_agree_the_second_counts_for_nothing(teacher):
+    """The network sees zeros then, as any other preconditioning gives it; elsewhere only the interval's length counts."""
+    flow, x_t, t, labels = moved(teacher), randn(5, 1, 8, 8).double(), torch.linspace(0.1, 0.9, 5).double(), None
+    plain = RectifiedFlow(EDMPrecond(flow.denoiser.model, flow.denoiser.sigma_data))
+    assert torch.equal(flow.average(x_t, t, labels, t), plain.velocity(x_t, t, labels))
+    assert not torch.allclose(flow.average(x_t, t, labels, t - 0.1), plain.velocity(x_t, t, labels))
 
 
 def test_the_derivative_is_that_of_finite_differences(teacher):
@@ -343,9 +352,13 @@ def test_the_power_family_has_pseudo_hubers_gradient_at_one_half():
 
 
 def test_levelled_rows_count_the_same_and_power_nought_is_the_squared_distance():
+    """The value of a levelled row is 1, but its gradient is that of the squared distance, divided by it."""
     a, b = randn(6, 1, 4, 4), randn(6, 1, 4, 4) * torch.tensor([0.1, 2, 10, 0.5, 3, 7]).reshape(-1, 1, 1, 1)
     assert torch.equal(arena.Levelled(power=0.0)(a, b), squared_l2(a, b))
     assert torch.allclose(arena.Levelled()(a, b), torch.ones(6), rtol=1e-4)
+    (gradient,) = torch.autograd.grad(arena.Levelled()(a, b.requires_grad_()).sum(), b)
+    error = (b - a).flatten(1)
+    assert torch.allclose(gradient.flatten(1), 2 * error / error.square().sum(dim=1, keepdim=True), rtol=1e-3)
 
 
 def test_sharpening_leaves_flat_errors_and_multiplies_the_finest():

@@ -174,6 +174,7 @@ class Store:
             for leftover in folder.rglob(pattern):
                 leftover.unlink()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            files.follow_umask(path)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             written[path.relative_to(folder).as_posix()] = {"sha256": files.sha256(path), "bytes": path.stat().st_size}
