@@ -220,7 +220,7 @@ def moved(teacher):
 
 
 def test_where_both_times_agree_the_second_counts_for_nothing(teacher):
-    """The network sees zeros then, as any other preconditioning gives it; elsewhere only the interval's length counts."""
+    """The network sees zeros then, as with any other preconditioning; elsewhere, the length of the interval counts."""
     flow, x_t, t, labels = moved(teacher), randn(5, 1, 8, 8).double(), torch.linspace(0.1, 0.9, 5).double(), None
     plain = RectifiedFlow(EDMPrecond(flow.denoiser.model, flow.denoiser.sigma_data))
     assert torch.equal(flow.average(x_t, t, labels, t), plain.velocity(x_t, t, labels))
