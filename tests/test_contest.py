@@ -9,6 +9,7 @@ from torch import nn
 from truth import randn
 
 from rfpp.arena import PLAIN, Method, average, find
+from rfpp.base import paths
 from rfpp.configurations import ALL
 from rfpp.data import to_float
 from rfpp.denoisers import GaussianMixtureDenoiser
@@ -26,6 +27,23 @@ def experiment(tmp_path_factory):
 
 
 # The arena
+
+
+def test_grades_of_several_scales_stand_side_by_side(tmp_path, monkeypatch):
+    """This run's, and those with the book; the shortest training first. A scale without the NFE is left out."""
+    monkeypatch.setattr(paths, "repository", lambda: tmp_path)
+    one, two = (
+        {n: [Evaluation(5.0 / n, 0.9, 0.1), Evaluation(6.0 / n, 0.8, 0.2)] for n in some} for some in ([1], [1, 2])
+    )
+    ours, longer = arena.Arena({"F": two, "cd": two}, [0, 1]), arena.Arena({"F": one, "cd": one}, [2, 3])
+    here, there = Experiment("smoke", runs=tmp_path / "runs"), Experiment("smoke", {"training.steps": 9}, runs=tmp_path)
+    arena.keep(ours, here)
+    arena.keep(longer, there)
+    (tmp_path / "book" / "records").mkdir(parents=True)
+    (there.folder / "claims").rename(tmp_path / "book" / "records" / "desk")
+    found = arena.at_scales(here)
+    assert found == {"smoke": ours, "desk": longer} and [*found] == ["smoke", "desk"]
+    assert arena.at(found, 2) == {"smoke": {"F": [2.5, 3.0], "cd": [2.5, 3.0]}} and [*arena.at(found, 1)] == [*found]
 
 
 def test_all_spend_the_same_passes_but_for_a_step(experiment):

@@ -50,7 +50,7 @@ def test_ladders_of_several_scales_stand_side_by_side(tmp_path, monkeypatch):
     ladder.keep(longer, Experiment("smoke", runs=tmp_path / "others"))
     (tmp_path / "book" / "records").mkdir(parents=True)
     (tmp_path / "others" / "smoke" / "claims").rename(tmp_path / "book" / "records" / "desk")
-    found = ladder.scales(experiment)
+    found = ladder.at_scales(experiment)
     assert [*found] == ["smoke", "desk"] and found["desk"].distances("B") == ours.distances("B")
     gains = ladder.over_training(found.values())
     assert gains["one step"]["A → B"] == {150: [0.5, -0.5], 1500: [0.5, -0.5]} and len(gains["two steps"]) == 6

@@ -253,6 +253,7 @@ def figures(things):
     plots.bars({"a": {"b": 1.0}}, "passes")
     plots.published({"GAN": [("a", 1, 2.0)]}, "NFE", "FID")
     contrasts.over_evaluations({"others": {"cd": {1: [2.0], 2: [1.0]}}})
+    contrasts.across_scales({"1 NFE": {"laptop": {"cd": [2.0], "F": [1.0]}, "desk": {"F": [0.5, 0.6]}}})
     contrasts.updates({"standard": solvers.in_the_plane("standard")})
     contrasts.differences({"A": things.x}, things.x)
 

@@ -46,6 +46,30 @@ def over_evaluations(
     return figure
 
 
+def across_scales(
+    panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], xlabel: str = "Fréchet distance"
+) -> Figure:
+    """A panel per title, a row per contender, a colour per scale: means, and smaller dots for seeds; logarithmic.
+
+    Contenders of the first scale are shown, those with the smallest mean there at the top of each panel.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.4), sharex=True, squeeze=False)
+    for axis, (title, by_scale) in zip(axes[0], panels.items(), strict=True):
+        first = next(iter(by_scale.values()))
+        order = sorted(first, key=lambda name: -float(np.mean(first[name])))
+        for (scale, found), colour, marker in zip(by_scale.items(), cycle(sns.color_palette()), cycle(_MARKERS)):
+            rows = {row: found[name] for row, name in enumerate(order) if name in found}
+            for row, runs in rows.items():
+                axis.plot(runs, [row] * len(runs), ".", color=colour, alpha=0.4, markersize=4)
+            means = [np.mean(runs) for runs in rows.values()]
+            axis.plot(means, [*rows], marker, color=colour, markersize=6, label=scale)
+        axis.set(title=title, xlabel=xlabel, xscale="log")
+        axis.set_yticks(range(len(order)), order)
+        axis.grid(visible=True, axis="y", linewidth=0.5, alpha=0.5)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
 def updates(walks: Mapping[str, Walk]) -> Figure:
     """A panel per update of a sampler: the states of a path, the ends that it predicted, and the exact path.
 

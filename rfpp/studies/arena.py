@@ -8,7 +8,7 @@ that F takes fewer steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.sampling import labels_in_turn
+from rfpp.studies import scales
 from rfpp.studies.grading import batched
 
 LPIPS = 0.45
@@ -138,6 +139,34 @@ def compete(experiment: Experiment, names: Sequence[str], evaluations: Sequence[
         found = experiment.sweep(known[name].config, seeds, list(each.values()))
         graded[name] = {nfe: found[sampler] for nfe, sampler in each.items()}
     return Arena(graded, seeds)
+
+
+_STUDY = "arena"
+
+
+def keep(arena: Arena, experiment: Experiment) -> None:
+    """Keep the grades for comparison with other scales."""
+    scales.keep(experiment, _STUDY, {**asdict(arena), "steps": experiment.preset.training.steps})
+
+
+def at_scales(experiment: Experiment) -> dict[str, Arena]:
+    """The grades of this run and of those with the book, by preset; the shortest training first."""
+    found = sorted(scales.kept(experiment, _STUDY).items(), key=lambda item: item[1]["steps"])
+    return {
+        name: Arena(
+            {each: {int(nfe): [Evaluation(**run) for run in runs] for nfe, runs in by_nfe.items()}
+             for each, by_nfe in content["graded"].items()},
+            content["seeds"],
+        )
+        for name, content in found
+    }  # fmt: skip
+
+
+def at(arenas: Mapping[str, Arena], nfe: int) -> dict[str, dict[str, list[float]]]:
+    """Fréchet distances by scale and contender, without scales that lack this number of evaluations."""
+    return {
+        scale: arena.values(nfe) for scale, arena in arenas.items() if all(nfe in by for by in arena.graded.values())
+    }
 
 
 def coverage(

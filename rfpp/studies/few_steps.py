@@ -7,7 +7,6 @@ weights are chosen by the mean squared distance to the images of some held-out p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -18,11 +17,12 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from rfpp.base import files, paths, rng
+from rfpp.base import rng
 from rfpp.base.checks import at_least, counts, one_of
 from rfpp.experiment import Experiment
 from rfpp.flow import T_MAX, RectifiedFlow, interpolate
 from rfpp.samplers import generation_times
+from rfpp.studies import scales
 
 CHOICES = ("times", "weights", "both")
 """What may be chosen: the times of steps after the first, the weights, or both."""
@@ -281,18 +281,16 @@ def table(samplers: Mapping[int, Blended]) -> list[tuple[object, ...]]:
 
 # Other scales
 
-_KEPT = "few_steps.json"
+_STUDY = "few_steps"
 
 
 def keep(experiment: Experiment, samplers: Mapping[int, Blended]) -> None:
-    """Write samplers beside the experiment's claim records, for other scales."""
-    folder = experiment.folder / "claims"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep samplers for other scales."""
     content = {
         str(n): {name: value for name, value in asdict(each).items() if name != "batch_size"}
         for n, each in samplers.items()
     }
-    files.write_text(folder / _KEPT, json.dumps(content, indent=1) + "\n")
+    scales.keep(experiment, _STUDY, content)
 
 
 def elsewhere(experiment: Experiment, evaluations: Sequence[int]) -> dict[str, dict[int, Blended]]:
@@ -300,16 +298,8 @@ def elsewhere(experiment: Experiment, evaluations: Sequence[int]) -> dict[str, d
 
     Only presets with all of ``evaluations`` are included.
     """
-    places = [
-        *(paths.repository() / "book" / "records").glob(f"*/{_KEPT}"),
-        *experiment.folder.parent.glob(f"*/claims/{_KEPT}"),
-    ]
-    found = {}
-    for path in sorted(places):
-        name = path.parent.parent.name if path.parent.name == "claims" else path.parent.name
-        content = json.loads(path.read_text())
-        if name != experiment.preset.name and all(str(n) in content for n in evaluations):
-            found[name] = {
-                n: Blended(tuple(content[str(n)]["times"]), tuple(content[str(n)]["weights"])) for n in evaluations
-            }
-    return found
+    return {
+        name: {n: Blended(tuple(of[str(n)]["times"]), tuple(of[str(n)]["weights"])) for n in evaluations}
+        for name, of in scales.kept(experiment, _STUDY, beside=True).items()
+        if name != experiment.preset.name and all(str(n) in of for n in evaluations)
+    }

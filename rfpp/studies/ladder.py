@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from rfpp.base import files, paths
 from rfpp.configurations import ALL, CONFIGURATIONS
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.sampling import Samples
+from rfpp.studies import scales
 
 RUNGS = (*pairwise(CONFIGURATIONS), ("C-small", "D-small"))
 """Neighbours in Table 1, and the change from C to D with the small batch."""
@@ -110,19 +108,15 @@ def climb(experiment: Experiment, configs: Iterable[str], steps: Mapping[str, Sa
     return Ladder(graded, seeds, experiment.preset.training.steps)
 
 
-_LADDER = "ladder.json"
+_STUDY = "ladder"
 
 
 def keep(ladder: Ladder, experiment: Experiment) -> None:
-    """Write a ladder beside the experiment's claim records, for comparison with other scales."""
-    folder = experiment.folder / "claims"
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / _LADDER, json.dumps(asdict(ladder), indent=1) + "\n")
+    """Keep a ladder for comparison with other scales."""
+    scales.keep(experiment, _STUDY, asdict(ladder))
 
 
-def read(path: Path) -> Ladder:
-    """A ladder from its file."""
-    content = json.loads(path.read_text())
+def _read(content: Any) -> Ladder:
     graded = {
         title: {config: [Evaluation(**run) for run in runs] for config, runs in by_config.items()}
         for title, by_config in content["graded"].items()
@@ -130,11 +124,9 @@ def read(path: Path) -> Ladder:
     return Ladder(graded, content["seeds"], content["steps"])
 
 
-def scales(experiment: Experiment) -> dict[str, Ladder]:
-    """The stored ladders, this run's and those with the book, by preset; the shortest training first."""
-    kept = sorted((paths.repository() / "book" / "records").glob(f"*/{_LADDER}"))
-    found = {path.parent.name: path for path in kept} | {experiment.preset.name: experiment.folder / "claims" / _LADDER}
-    ladders = {name: read(path) for name, path in found.items() if path.is_file()}
+def at_scales(experiment: Experiment) -> dict[str, Ladder]:
+    """The ladders of this run and of those with the book, by preset; the shortest training first."""
+    ladders = {name: _read(content) for name, content in scales.kept(experiment, _STUDY).items()}
     return dict(sorted(ladders.items(), key=lambda item: item[1].steps))
 
 
