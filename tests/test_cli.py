@@ -15,7 +15,7 @@ from truth import network, released_pairs
 
 from rfpp import checkpoints, presets, samplers, training
 from rfpp import commands as cli
-from rfpp.base import downloads
+from rfpp.base import downloads, paths
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset
@@ -91,10 +91,20 @@ def test_a_folder_of_results_that_is_a_file_is_refused(tmp_path, monkeypatch, ca
     monkeypatch.setenv("RFPP_RUNS", str(tmp_path / place))
     for command in ("train", "sample", "status", "run", "book"):
         assert cli.main([command, "--preset", "smoke"]) == 2
-        error = capsys.readouterr().err
-        assert (
-            error == f"error: RFPP_RUNS='{tmp_path / place}' does not lead to a folder: {tmp_path / 'file'} is a file\n"
+        said = (
+            f"error: results cannot be kept in {tmp_path / place}, because {tmp_path / 'file'} is a file; set RFPP_RUNS"
         )
+        assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_file_called_runs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("RFPP_RUNS")
+    monkeypatch.setattr(paths, "_search", lambda start: tmp_path)
+    (tmp_path / "runs").touch()
+    with pytest.raises(
+        NotADirectoryError, match=f"cannot be kept in {tmp_path}/runs.*; set RFPP_RUNS to another folder"
+    ):
+        paths.runs()
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

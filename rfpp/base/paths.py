@@ -32,15 +32,16 @@ def repository() -> Path:
 def runs() -> Path:
     """The folder of results: ``RFPP_RUNS`` if set, else ``runs/`` in the checkout or in the working directory.
 
-    Raises ``NotADirectoryError`` where ``RFPP_RUNS`` is a file or within one.
+    Raises ``NotADirectoryError`` where that is a file or within one.
     """
-    if given := os.environ.get("RFPP_RUNS"):
-        folder = Path(given).expanduser().resolve()
-        existing = next(place for place in (folder, *folder.parents) if place.exists())
-        if not existing.is_dir():
-            raise NotADirectoryError(f"RFPP_RUNS={given!r} does not lead to a folder: {existing} is a file")
-        return folder
-    return (_search(Path.cwd()) or Path.cwd()) / "runs"
+    given = os.environ.get("RFPP_RUNS")
+    folder = Path(given).expanduser().resolve() if given else (_search(Path.cwd()) or Path.cwd()) / "runs"
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(
+            f"results cannot be kept in {folder}, because {existing} is a file; set RFPP_RUNS to another folder"
+        )
+    return folder
 
 
 def downloads() -> Path:
