@@ -64,7 +64,34 @@ def test_what_was_found_stands_below_the_question_at_all_scales(page):
     # Student's t for two degrees of freedom: 4.303; the spread is 0.1, of three seeds
     assert "✓ reproduced 80 % [55, 105] at `small`; ? inconclusive 50 % [-77, 177] at `big`" in found
     assert "✗ not reproduced 2 at `small`" in found and CLAIMS["c14"].statement in found
-    assert '<a href="#c13">' in page.cells[1].source
+    assert '<a href="#c13">' in page.cells[1].source and "<details>" not in page.cells[1].source
+
+
+def test_of_many_verdicts_the_first_stands_open_and_the_others_are_counted(executed):
+    found = {"c06": ["reproduced"], "c07": ["not reproduced"], "c08": ["reproduced"], "c09": ["not reproduced"]}
+    by_scale = {"small": {id: record(verdict, [0.5]) for id, (verdict,) in found.items()}, "big": {}}
+    box = pages.chapter(executed, "ablation", "small", by_scale, CLAIMS).cells[1]
+    above, summary, folded = re.split("<details><summary>|</summary>", box.source)
+    assert CLAIMS["c06"].statement in above and "50" in above and CLAIMS["c07"].statement not in above
+    said = re.sub("<[^>]*>", "", summary)
+    assert said == "3 more at small: ✓ 1 reproduced ✗ 2 not reproduced"
+    assert re.findall(r'href="#(c\d\d)"', folded) == ["c07", "c08", "c09"]
+
+
+def test_the_announcement_follows_what_was_found(executed):
+    executed.cells[0].source += "\n\n**What you will see.** A figure.\n\n**What it costs.** Seconds."
+    opening, found, announced = pages.chapter(executed, "training", "small", BY_SCALE, CLAIMS).cells[:3]
+    assert opening.source == "# Training\n\n*Why?*" and ":class: found" in found.source
+    assert announced.source == "**What you will see.** A figure.\n\n**What it costs.** Seconds."
+
+
+def test_what_prepares_a_chapter_is_folded_with_its_output(executed):
+    """All other cells keep their outputs open."""
+    said = new_output("execute_result", {"text/plain": "Experiment('small')"}, execution_count=1)
+    executed.cells[1:1] = [new_code_cell("preset = 1"), new_code_cell("Experiment(preset)", outputs=[said])]
+    made = pages.chapter(executed, "training", "small", BY_SCALE, CLAIMS).cells
+    folded = [cell.source for cell in made if "hide-cell" in cell.metadata.get("tags", [])]
+    assert folded == ["preset = 1", "Experiment(preset)"]
 
 
 def test_a_verdict_has_its_value_where_it_was_reached(page):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from docutils import nodes
+from docutils.utils import new_document
 from sphinx import addnodes
 from sphinx.util.inventory import InventoryFile
 
@@ -65,6 +66,23 @@ def test_columns_without_a_heading_get_one_that_is_read_and_not_drawn():
     hidden = [node.astext() for node in made.findall(nodes.inline) if node["classes"] == ["visually-hidden"]]
     assert hidden == ["name", "in words", "in words"]
     assert [entry.astext() for entry in made.findall(nodes.entry)] == ["name", "in words", "NFE", "in words"]
+
+
+def test_consecutive_cells_of_code_fold_together():
+    """A cell that shows something ends the line that it shares with those before it; prose does, too."""
+
+    def cell(name, shows=False, mode="input"):
+        parts = [nodes.container("", nodes.literal_block("", name)), *([nodes.figure("", ids=[name])] if shows else [])]
+        return nodes.container("", *parts, hide_mode=mode)
+
+    document = new_document("a chapter")
+    document += [cell("a", mode="all"), cell("b", shows=True, mode="all"), nodes.paragraph("", "prose")]
+    document += [cell("c"), cell("d"), cell("e", shows=True), cell("f"), nodes.paragraph("", "prose"), cell("g")]
+    site.fold_together(None, document)
+    lines = [[code.astext() for code in each.findall(nodes.literal_block)] for each in document]
+    assert lines == [["a", "b"], [], ["c", "d", "e"], ["f"], [], ["g"]]
+    together = document[2]
+    assert len(together) == 2 and isinstance(together[1], nodes.figure)
 
 
 def test_long_constants_are_left_out():

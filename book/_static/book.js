@@ -1,8 +1,7 @@
-// One button for all folded code of a page, where there is any.
+// One button for all folded code of a page, in the line that folds the first of it.
 document.addEventListener("DOMContentLoaded", () => {
   const folded = [...document.querySelectorAll("details.hide")];
-  const title = document.querySelector("article h1");
-  if (!folded.length || !title) return;
+  if (!folded.length) return;
   const button = document.createElement("button");
   button.type = "button";
   button.className = "all-code";
@@ -13,7 +12,19 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   button.addEventListener("click", () => show(button.getAttribute("aria-pressed") !== "true"));
   show(false);
-  title.after(button);
+  folded[0].after(button);
+});
+
+// What is folded is printed as well, except code.
+const unfolded = [];
+window.addEventListener("beforeprint", () => {
+  for (const each of document.querySelectorAll("details:not(.hide, [open])")) {
+    each.open = true;
+    unfolded.push(each);
+  }
+});
+window.addEventListener("afterprint", () => {
+  for (const each of unfolded.splice(0)) each.open = false;
 });
 
 // A figure that is wider than a phone scrolls; a keyboard can scroll it once it can be reached.

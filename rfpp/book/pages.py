@@ -1,8 +1,8 @@
 """Chapters and the first page as the book shows them.
 
 An executed notebook prints verdicts without numbers, because their last digits depend on the machine. In the book the
-records of the run take their place: a summary is at the top of each chapter, each verdict is shown with its value
-beside its figure, and code is folded.
+records of the run take their place: what was found follows the question of each chapter, each verdict is shown with its
+value beside its figure, and code is folded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import copy
 import html
+import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from nbformat import NotebookNode
@@ -28,6 +30,10 @@ PHOTOGRAPHS = "photographs"
 """The tag of cells that show colour images, whose lightness stays as it is on dark pages."""
 IMAGES = ("image_rows", "sheets")
 """Functions of :mod:`rfpp.book.plots` that show images of the dataset."""
+FEW = 2
+"""So many verdicts stand open below a question; of more, only the first does."""
+SET_UP = {"code_prompt_show": "Show the set-up", "code_prompt_hide": "Hide the set-up"}
+"""What opens and closes the code before a chapter's first section."""
 _PRINTED = re.compile(r"^(?P<id>c\d\d) (?P<verdict>[a-z ]+?)(?: \((?:\d+ seeds|one run)\))?: (?P<rest>.*)$")
 
 
@@ -98,8 +104,8 @@ def _verdicts(cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[s
 
 
 def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[str, Record]]) -> Iterator[NotebookNode]:
-    """What the chapter found, at each scale."""
-    lines = []
+    """What the chapter found, at each scale: the answer to its question first, and the rest folded if it is long."""
+    lines, verdicts = [], []
     for claim in judged:
         records = {name: found[claim.id] for name, found in by_scale.items() if claim.id in found}
         if preset in records:
@@ -108,8 +114,23 @@ def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[s
                 for name, record in records.items()
             ]
             lines.append(f"- {claim.statement} {'; '.join(parts)}.")
+            verdicts.append(records[preset].verdict)
+    if len(lines) > FEW:
+        counts = Counter[str](verdicts[1:])
+        tally = " ".join(badge(verdict, f"{counts[verdict]} {verdict}") for verdict in SIGNS if counts[verdict])
+        more = f"{len(lines) - 1} more at <code>{html.escape(preset)}</code>: {tally}"
+        first = lines[0].removeprefix("- ")
+        lines = [first, "", f"<details><summary>{more}</summary>", "", *lines[1:], "", "</details>"]
     if lines:
-        yield new_markdown_cell("\n".join([":::{admonition} What was found", ":class: found", *lines, ":::"]))
+        yield new_markdown_cell("\n".join([":::{admonition} What was found", ":class: found", "", *lines, ":::"]))
+
+
+def _prepares(cell: NotebookNode) -> bool:
+    """Whether a cell neither shows a picture nor prints a verdict."""
+    outputs = cell.get("outputs", [])
+    lines = "".join(output.get("text", "") for output in outputs).splitlines()
+    shows = any("image/png" in output.get("data", {}) for output in outputs)
+    return cell.cell_type == "code" and not shows and not any(map(_printed_verdict, lines))
 
 
 def chapter(
@@ -118,22 +139,31 @@ def chapter(
 ) -> NotebookNode:  # fmt: skip
     """A notebook executed at ``preset``, as the book shows it.
 
+    What was found follows the question, which is the opening's first paragraph. The code before the first section is
+    folded together with what it prints, other code alone.
     ``by_scale``: the records of this preset and of others, by preset and claim; ``in_colour``: whether the preset's
     images are.
     """
     page, cells, found = copy.deepcopy(executed), [], by_scale.get(preset, {})
-    for cell in page.cells:
+    opening, *rest = page.cells
+    set_up = len(list(itertools.takewhile(_prepares, rest)))
+    for place, cell in enumerate(rest):
         cells.append(cell)
         if cell.cell_type == "code":
             cards = list(_verdicts(cell, found, claims))
             cell.outputs = [output for output in cell.outputs if output.get("text", " ")]
             shows_images = in_colour and any(f"plots.{name}(" in cell.source for name in IMAGES)
-            more = ["hide-input", *([PHOTOGRAPHS] if shows_images else [])]
+            more = ["hide-cell" if place < set_up else "hide-input", *([PHOTOGRAPHS] if shows_images else [])]
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), *more]
+            if place < set_up:
+                cell.metadata["mystnb"] = dict(SET_UP)
             if cards:
                 cells.append(new_markdown_cell("\n".join(cards)))
     judged = [claim for claim in claims.values() if claim.notebook == slug]
-    page.cells = [*cells[:1], *_in_short(judged, preset, by_scale), *cells[1:]]
+    title, question, announced = (*opening.source.split("\n\n", 2), "", "")[:3]
+    opening.source = f"{title}\n\n{question}"
+    later = [new_markdown_cell(announced)] if announced else []
+    page.cells = [opening, *_in_short(judged, preset, by_scale), *later, *cells]
     return page
 
 

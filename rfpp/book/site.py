@@ -109,6 +109,24 @@ def name_columns(app: Sphinx, doctree: nodes.document) -> None:
                     entry += nodes.paragraph("", "", nodes.inline("", text, classes=["visually-hidden"]))
 
 
+def fold_together(app: Sphinx, doctree: nodes.document) -> None:
+    """Give consecutive cells of folded code a single line that unfolds them, up to the first that shows something."""
+    for cell in list(doctree.findall(lambda node: _folds(node) is not None)):
+        after = cell.next_node(descend=False, siblings=True)
+        if _folds(cell) == _folds(after) == "all":
+            after[:0] = cell.children
+        elif _folds(cell) == _folds(after) == "input" and len(cell) == 1:  # nothing but code
+            after[0][:0] = cell[0].children
+        else:
+            continue
+        cell.parent.remove(cell)
+
+
+def _folds(node: Any) -> str | None:
+    """What is folded of a notebook's cell: its code (``"input"``) or all of it; ``None`` for anything else."""
+    return node.get("hide_mode") if isinstance(node, nodes.container) and node.children else None
+
+
 def drop_long_values(app: Sphinx, doctree: nodes.document) -> None:
     """Leave out the value of a constant if it is long; its source shows it."""
     for note in list(doctree.findall(addnodes.desc_annotation)):
@@ -176,6 +194,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", constants_of_packages)
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("doctree-read", name_columns)
+    app.connect("doctree-read", fold_together)
     app.connect("doctree-read", drop_long_values)
     app.connect("doctree-resolved", link_names)
     app.connect("doctree-resolved", link_places)
