@@ -85,6 +85,13 @@ def test_consecutive_cells_of_code_fold_together():
     assert len(together) == 2 and isinstance(together[1], nodes.figure)
 
 
+def test_the_printed_document_draws_what_pages_draw():
+    """Its own functions come first; those of LaTeX are not asked."""
+    known = {"html": {"fold": "a", "exercise": "b"}, "singlehtml": {"exercise": "c"}, "latex": {"fold": "d"}}
+    site.draw_one_document_as_pages(SimpleNamespace(registry=SimpleNamespace(translation_handlers=known)))
+    assert known["singlehtml"] == {"fold": "a", "exercise": "c"}
+
+
 def test_long_constants_are_left_out():
     short, long = (addnodes.desc_annotation("", "", nodes.Text(text)) for text in ("= 1", "= " + "1" * 200))
     made = nodes.document(None, None, "", nodes.paragraph("", "", short, long))

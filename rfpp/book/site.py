@@ -72,6 +72,15 @@ def names_elsewhere(app: Sphinx, config: Config) -> None:
         config.intersphinx_mapping[project] = (entry["address"], str(file))
 
 
+def draw_one_document_as_pages(app: Sphinx) -> None:
+    """Let the single document that is printed draw whatever the pages can.
+
+    Sphinx looks for this builder's own functions first, and then at no others. sphinx-exercise registers some.
+    """
+    known = app.registry.translation_handlers
+    known["singlehtml"] = known.get("html", {}) | known.get("singlehtml", {})
+
+
 def constants_of_packages(app: Sphinx) -> None:
     """Give autodoc the descriptions of a package's constants from the modules that define them."""
     for found in pkgutil.iter_modules(rfpp.__path__, "rfpp."):
@@ -191,6 +200,7 @@ def drop_wrong(app: Sphinx, page: str, template: str, context: dict[str, Any], d
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("config-inited", names_elsewhere)
+    app.connect("builder-inited", draw_one_document_as_pages)
     app.connect("builder-inited", constants_of_packages)
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("doctree-read", name_columns)
