@@ -215,15 +215,48 @@ FOLDED = """() => {
 }"""
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in PAGES if path.parent.name == "notebooks"], ids=lambda path: path.stem
-)
-def test_a_chapter_shows_more_than_code(browser: Any, path: Path) -> None:
-    """Folded code takes a tenth of its height at most; an eighth where a reader's own code is the subject."""
+FIRST_FIGURE = """() => {
+    const figure = document.querySelector("article figure img");
+    return figure.getBoundingClientRect().top + window.scrollY;
+}"""
+
+
+@pytest.fixture(params=[path for path in PAGES if path.parent.name == "notebooks"], ids=lambda path: path.stem)
+def chapter(request: pytest.FixtureRequest, browser: Any) -> Iterator[Any]:
+    """A chapter on a desktop, with its equations typeset and its code folded."""
     page = browser.new_page(offline=True, viewport={"width": 1280, "height": 800})
-    page.goto(path.as_uri())
+    page.goto(request.param.as_uri())
     page.evaluate(TYPESET)
-    assert page.evaluate(FOLDED) < (0.125 if path.stem.endswith("try_your_own") else 0.1)
+    yield page
+    page.close()
+
+
+def test_a_chapter_shows_more_than_code(chapter: Any) -> None:
+    """Folded code takes a tenth of its height at most."""
+    assert chapter.evaluate(FOLDED) < 0.1
+
+
+def test_the_first_figure_is_near_the_top(chapter: Any) -> None:
+    """It begins within the first screen and a half."""
+    assert chapter.evaluate(FIRST_FIGURE) < 1.5 * 800
+
+
+def test_a_keyboard_unfolds_what_was_found(browser: Any) -> None:
+    """Paper shows it unfolded, and the screen folds it again."""
+    page = browser.new_page(offline=True)
+    page.goto((ROOT / "notebooks" / "04_ablation.html").as_uri())
+    folded = page.locator(".found details")
+    last = folded.locator("a").last
+    assert not last.is_visible()
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert last.is_visible()
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert not last.is_visible()
+    folded.locator("summary").press("Enter")
+    last.press("Enter")
+    place = last.get_attribute("href")
+    assert page.url.endswith(place)
+    assert page.locator(place).is_visible()
     page.close()
 
 

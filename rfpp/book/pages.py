@@ -118,7 +118,7 @@ def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[s
     if len(lines) > FEW:
         counts = Counter[str](verdicts[1:])
         tally = " ".join(badge(verdict, f"{counts[verdict]} {verdict}") for verdict in SIGNS if counts[verdict])
-        more = f"{len(lines) - 1} more at <code>{html.escape(preset)}</code>: {tally}"
+        more = f"{len(lines) - 1} more at <code class='literal'>{html.escape(preset)}</code>: {tally}"
         first = lines[0].removeprefix("- ")
         lines = [first, "", f"<details><summary>{more}</summary>", "", *lines[1:], "", "</details>"]
     if lines:
