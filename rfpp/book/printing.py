@@ -36,8 +36,8 @@ def chromium() -> str:
 def write(document: Path, target: Path) -> Path:
     """Print the book's single HTML document, as Sphinx makes it, into ``target``.
 
-    Answers, tables and verdicts that are folded on a screen are open; code stays folded. Raises :class:`rfpp.book.BuildFailed`
-    without Chromium, and when an equation is not typeset.
+    Answers, tables and verdicts that are folded on a screen are open; code stays folded. Raises
+    :class:`rfpp.book.BuildFailed` without Chromium, and when an equation is not typeset.
     """
     from playwright.sync_api import sync_playwright
 
