@@ -78,6 +78,15 @@ def test_of_many_verdicts_the_first_stands_open_and_the_others_are_counted(execu
     assert re.findall(r'href="#(c\d\d)"', folded) == ["c07", "c08", "c09"]
 
 
+def test_a_single_verdict_is_no_list(executed):
+    """Two are."""
+    boxes = [
+        pages.chapter(executed, "training", "small", {"small": found}, CLAIMS).cells[1].source
+        for found in (BY_SCALE["small"], {"c13": BY_SCALE["small"]["c13"]})
+    ]
+    assert [len(re.findall("^- ", box, re.M)) for box in boxes] == [2, 0]
+
+
 def test_the_announcement_follows_what_was_found(executed):
     executed.cells[0].source += "\n\n**What you will see.** A figure.\n\n**What it costs.** Seconds."
     opening, found, announced = pages.chapter(executed, "training", "small", BY_SCALE, CLAIMS).cells[:3]

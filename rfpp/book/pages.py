@@ -115,12 +115,14 @@ def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[s
             ]
             lines.append(f"- {claim.statement} {'; '.join(parts)}.")
             verdicts.append(records[preset].verdict)
+    first = "".join(lines[:1]).removeprefix("- ")
     if len(lines) > FEW:
         counts = Counter[str](verdicts[1:])
         tally = " ".join(badge(verdict, f"{counts[verdict]} {verdict}") for verdict in SIGNS if counts[verdict])
         more = f"{len(lines) - 1} more at <code class='literal'>{html.escape(preset)}</code>: {tally}"
-        first = lines[0].removeprefix("- ")
         lines = [first, "", f"<details><summary>{more}</summary>", "", *lines[1:], "", "</details>"]
+    elif len(lines) == 1:
+        lines = [first]
     if lines:
         yield new_markdown_cell("\n".join([":::{admonition} What was found", ":class: found", "", *lines, ":::"]))
 
