@@ -30,8 +30,6 @@ PHOTOGRAPHS = "photographs"
 """The tag of cells that show colour images, whose lightness stays as it is on dark pages."""
 IMAGES = ("image_rows", "sheets")
 """Functions of :mod:`rfpp.book.plots` that show images of the dataset."""
-FEW = 2
-"""So many verdicts stand open below a question; of more, only the first does."""
 SET_UP = {"code_prompt_show": "Show the set-up", "code_prompt_hide": "Hide the set-up"}
 """What opens and closes the code before a chapter's first section."""
 _PRINTED = re.compile(r"^(?P<id>c\d\d) (?P<verdict>[a-z ]+?)(?: \((?:\d+ seeds|one run)\))?: (?P<rest>.*)$")
@@ -104,7 +102,7 @@ def _verdicts(cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[s
 
 
 def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[str, Record]]) -> Iterator[NotebookNode]:
-    """What the chapter found, at each scale: the answer to its question first, and the rest folded if it is long."""
+    """What the chapter found, at each scale: the answer to its question, and the other verdicts folded."""
     lines, verdicts = [], []
     for claim in judged:
         records = {name: found[claim.id] for name, found in by_scale.items() if claim.id in found}
@@ -113,16 +111,16 @@ def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[s
                 f'<a href="#{claim.id}">{badge(record.verdict)}</a> {value(claim, record.measured)} at `{name}`'
                 for name, record in records.items()
             ]
-            lines.append(f"- {claim.statement} {'; '.join(parts)}.")
+            measured = f"<span class='measured'>Measured: {html.escape(claim.quantity, quote=False)}.</span>"
+            lines.append(f"- {claim.statement} {'; '.join(parts)}. {measured}")
             verdicts.append(records[preset].verdict)
-    first = "".join(lines[:1]).removeprefix("- ")
-    if len(lines) > FEW:
+    if lines:
+        lines[0] = lines[0].removeprefix("- ")
+    if len(lines) > 1:
         counts = Counter[str](verdicts[1:])
         tally = " ".join(badge(verdict, f"{counts[verdict]} {verdict}") for verdict in SIGNS if counts[verdict])
         more = f"{len(lines) - 1} more at <code class='literal'>{html.escape(preset)}</code>: {tally}"
-        lines = [first, "", f"<details><summary>{more}</summary>", "", *lines[1:], "", "</details>"]
-    elif len(lines) == 1:
-        lines = [first]
+        lines = [lines[0], "", f"<details><summary>{more}</summary>", "", *lines[1:], "", "</details>"]
     if lines:
         yield new_markdown_cell("\n".join([":::{admonition} What was found", ":class: found", "", *lines, ":::"]))
 

@@ -44,12 +44,12 @@ def share(values: Sequence[float]) -> str:
 
 def number(value: float) -> str:
     """A number with three significant digits."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:z.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def percent(value: float) -> str:
     """A share in per cent, without the sign, with one decimal below ten."""
-    return f"{100 * value:.{0 if abs(value) >= 0.0995 else 1}f}".removesuffix(".0")
+    return f"{100 * value:z.{0 if abs(value) >= 0.0995 else 1}f}".removesuffix(".0")
 
 
 def span(values: Sequence[float]) -> str:
