@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -68,7 +69,7 @@ def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update, "inner": arguments.times}
 
 
-_PICTURES = (".png", ".jpg", ".svg", ".pdf")  # matplotlib adds an ending where there is none
+_PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")  # matplotlib adds an ending where there is none
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -229,6 +230,8 @@ def _import_pairs(arguments: argparse.Namespace) -> None:
     from rfpp import pairs
 
     folder = pairs.import_released(arguments.samples, arguments.z, arguments.out, arguments.labels)
+    for path in folder.iterdir():
+        files.follow_umask(path)
     print(f"{folder}: {len(pairs.PairDataset(folder))} pairs")
 
 
@@ -355,7 +358,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
-    sub.add_argument("--jobs", type=int, help="how many, or trainings of a single one, side by side; as for train")
+    sub.add_argument("--jobs", type=int, help="notebooks to run side by side; of a single notebook, its trainings")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
     sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")
@@ -379,6 +382,17 @@ def _at_once(error: BaseException) -> str:
     )
 
 
+def _is_read() -> bool:
+    """Whether somebody still reads what is printed; ``head`` does not, after its lines."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # it goes to no file
+        return True
+    poll = select.poll()
+    poll.register(output, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its status: 0, or 1 where an examination found something.
 
@@ -395,7 +409,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         print(f"error: {error}\na smaller {_at_once(error)} takes less memory", file=sys.stderr)
         return 2
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if _is_read():
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would raise again at the end
         return 128 + signal.SIGPIPE  # as a shell reports it of other commands
     except (ValueError, ImportError, OSError, ArithmeticError, book.NotebookFailed, book.BuildFailed) as error:

@@ -133,7 +133,7 @@ def find(config: str | Configuration, others: Sequence[str] = ()) -> Configurati
     """Return the configuration for a letter of Table 1, a name of :data:`VARIANTS` or an import path.
 
     ``others``: further names that the caller knows, for the message. Raises ``ValueError`` for a name that is none of
-    these, or that leads to something other than a configuration.
+    these, for the teacher, or for a name that leads to something other than a configuration.
     """
     if isinstance(config, Configuration):
         return config

@@ -197,7 +197,7 @@ def test_a_damaged_manifest_is_named_and_the_step_computed_anew(root, text):
     step = Step()
     found = Store(root).get("fit", {}, step)
     (found / MANIFEST).write_text(text, encoding="latin-1")
-    with pytest.warns(UserWarning, match=f"damaged.*{found / MANIFEST}"):
+    with pytest.warns(UserWarning, match=rf"damaged \(it cannot be read\).*{found / MANIFEST}"):
         Store(root).get("fit", {}, step)
     assert step.calls == 2
 

@@ -1,5 +1,6 @@
 """Notebooks run in batch: checked first, never half-published, with their progress shown."""
 
+import contextlib
 import io
 import json
 import os
@@ -275,12 +276,17 @@ def test_a_signal_ends_notebooks_that_run_side_by_side(checkout, tmp_path):
         checkout(name, f"open('../{name}', 'x').close()", "import time; time.sleep(600)")
     shutil.copy(paths.LEDGER, tmp_path / paths.LEDGER)
     command = [sys.executable, "-m", "rfpp", "run", "--preset", "smoke", "--jobs", "2"]
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not all((tmp_path / name).exists() for name in names) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=60)
+    try:
+        while not all((tmp_path / name).exists() for name in names):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == 75 and "stopped by SIGTERM" in said, said
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import edm
 import psutil
@@ -60,8 +61,8 @@ def own_runs(tmp_path, monkeypatch):
             "train --preset smoke --config teacher",
             "config='teacher' makes the pairs and is not trained",
         ),
-        ("sample --preset smoke --out samples", "out='samples' must end in .png, .jpg, .svg, .pdf"),
-        ("sample --preset smoke --out samples.xyz", "out='samples.xyz' must end in .png, .jpg, .svg, .pdf"),
+        ("sample --preset smoke --out samples", "out='samples' must end in .png, .jpg, .jpeg, .svg, .pdf"),
+        ("sample --preset smoke --out samples.xyz", "out='samples.xyz' must end in .png, .jpg, .jpeg, .svg, .pdf"),
         ("status --preset smoke --repeats 0", "repeats=0 is too small"),
         ("import digits-teacher out.safetensors", "'digits-teacher' ships with this package in its own format: copy"),
         ("run nosuch", "notebook 'nosuch' is unknown"),
@@ -105,6 +106,16 @@ def test_a_file_called_runs_is_refused(tmp_path, monkeypatch):
         NotADirectoryError, match=f"cannot be kept in {tmp_path}/runs.*; set RFPP_RUNS to another folder"
     ):
         paths.runs()
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
+    """The output is still read here."""
+
+    def broken(arguments):
+        raise BrokenPipeError("a worker has gone")
+
+    monkeypatch.setattr(cli, "_pairs", broken)
+    assert cli.main(["pairs", "--preset", "smoke"]) == 2 and capsys.readouterr().err == "error: a worker has gone\n"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -206,6 +217,7 @@ def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
     assert not list(own_runs.glob("*/flow/*/manifest.json"))
 
 
+@pytest.mark.skipif(not hasattr(psutil.Process, "memory_maps"), reason="this system does not tell what is loaded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_command_while_it_imports(number):
     """The first import takes seconds; torch is among the first to be loaded."""
@@ -213,7 +225,9 @@ def test_a_signal_ends_the_command_while_it_imports(number):
         [sys.executable, "-m", "rfpp", "status", "--preset", "smoke"], stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )  # fmt: skip
-    while not any("torch" in part.path for part in psutil.Process(process.pid).memory_maps()):
+    deadline = time.monotonic() + 60
+    while not any("libtorch" in Path(part.path).name for part in psutil.Process(process.pid).memory_maps()):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -249,7 +263,7 @@ def test_published_files_become_ours(tmp_path, capsys):
     ):
         assert cli.main(command.split()) == 0
     (tmp_path / "new").touch()
-    for name in ("edm", "flow"):
+    for name in ("edm", "flow", "pairs/shard-00000"):
         assert (tmp_path / f"{name}.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
     assert "a EDMPrecond with 0.0 million parameters" in (text := capsys.readouterr().out) and "5 pairs" in text
     flow = checkpoints.load(tmp_path / "flow.safetensors")

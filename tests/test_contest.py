@@ -10,6 +10,7 @@ from truth import randn
 
 from rfpp.arena import PLAIN, Method, average, find
 from rfpp.base import paths
+from rfpp.book import contrasts, plots
 from rfpp.configurations import ALL
 from rfpp.data import to_float
 from rfpp.denoisers import GaussianMixtureDenoiser
@@ -32,18 +33,33 @@ def experiment(tmp_path_factory):
 def test_grades_of_several_scales_stand_side_by_side(tmp_path, monkeypatch):
     """This run's, and those with the book; the shortest training first. A scale without the NFE is left out."""
     monkeypatch.setattr(paths, "repository", lambda: tmp_path)
+    here, there = Experiment("smoke", runs=tmp_path / "runs"), Experiment("smoke", {"training.steps": 9}, runs=tmp_path)
     one, two = (
         {n: [Evaluation(5.0 / n, 0.9, 0.1), Evaluation(6.0 / n, 0.8, 0.2)] for n in some} for some in ([1], [1, 2])
     )
-    ours, longer = arena.Arena({"F": two, "cd": two}, [0, 1]), arena.Arena({"F": one, "cd": one}, [2, 3])
-    here, there = Experiment("smoke", runs=tmp_path / "runs"), Experiment("smoke", {"training.steps": 9}, runs=tmp_path)
-    arena.keep(ours, here)
+    longer = arena.Arena(dict.fromkeys(arena.contenders(there), one), [2, 3])
     arena.keep(longer, there)
     (tmp_path / "book" / "records").mkdir(parents=True)
     (there.folder / "claims").rename(tmp_path / "book" / "records" / "desk")
-    found = arena.at_scales(here)
+    ours = arena.Arena({"F": two, "cd": two}, [0, 1])
+    arena.keep(ours, here)
+    assert not (here.folder / "claims").exists()  # of two contenders only
+    found = arena.at_scales(ours, here)
     assert found == {"smoke": ours, "desk": longer} and [*found] == ["smoke", "desk"]
     assert arena.at(found, 2) == {"smoke": {"F": [2.5, 3.0], "cd": [2.5, 3.0]}} and [*arena.at(found, 1)] == [*found]
+
+
+def test_a_scale_looks_the_same_in_all_panels():
+    """Also where one of them lacks a scale."""
+    one, many = {"laptop": {"F": [2.0, 3.0]}, "desk": {"F": [1.0, 1.5]}}, {"desk": {"F": [0.5, 0.6]}}
+    figure = contrasts.across_scales({"1 NFE": one, "8 NFE": many})
+    means = [[line for line in axis.lines if line.get_marker() != "."] for axis in figure.axes]
+    assert [len(lines) for lines in means] == [2, 1] and [*means[0][1].get_xdata()] == [1.25]
+    looks = [(line.get_color(), line.get_marker()) for lines in means for line in lines]
+    assert looks[0] != looks[1] == looks[2]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["laptop", "desk"]
+    plots.plt.close(figure)
 
 
 def test_all_spend_the_same_passes_but_for_a_step(experiment):

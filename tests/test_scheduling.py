@@ -117,13 +117,34 @@ def test_what_a_worker_died_of_again_and_again_is_an_error(tmp_path, monkeypatch
     deadly = Configuration("deadly", premetric=deadly_premetric)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(RuntimeError, match=r"train deadly, seed [01]: its worker died 3 times"):
+        with pytest.raises(RuntimeError, match=r"train deadly, seed [01]: its worker died 3 times in a row"):
             experiment.compute([experiment.plan.flow(deadly, seed) for seed in (0, 1)])
     experiment.train(["A"], SEEDS)  # there are new workers
 
 
 def deadly_premetric(a, b, x_t=None, t=None):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_step_that_gets_further_may_lose_its_worker_more_often(tmp_path):
+    """Nine steps, of which a worker takes two before it dies; each step has its checkpoint."""
+    experiment = Experiment("smoke", {"training.steps": 9, "machinery.save_every": 1}, runs=tmp_path, jobs=2)
+    tiring = Configuration("tiring", premetric=tiring_premetric)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        experiment.compute([experiment.plan.flow(tiring, seed) for seed in (0, 1)])
+    deaths = [str(warning.message) for warning in caught if "train tiring, seed 0" in str(warning.message)]
+    assert len(deaths) > scheduling.ATTEMPTS
+
+
+_calls = []
+
+
+def tiring_premetric(a, b, x_t=None, t=None):
+    _calls.append(1)
+    if len(_calls) > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return (a - b).square().flatten(1).mean(dim=1)
 
 
 def test_an_error_of_a_step_ends_the_others_and_is_raised(tmp_path):
@@ -142,6 +163,7 @@ def broken(a, b, x_t=None, t=None):
 # Signals, and how many there are
 
 
+@contextlib.contextmanager
 def started(runs, until):
     """A long training of two configurations, side by side in a process group of its own, once ``until(process)``."""
     command = [sys.executable, "-m", "rfpp", "train", "--preset", "smoke", "--config", "A", "B", "--seed", "0"]
@@ -150,17 +172,22 @@ def started(runs, until):
         env={**os.environ, "RFPP_RUNS": str(runs)}, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not until(long) and long.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return long
+    try:
+        while not until(long):
+            assert long.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        yield long
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(long.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_workers_with_their_checkpoints(runs, number):
     """The same command goes on from there; SIGINT as a terminal sends it, to all processes."""
-    long = started(runs, lambda process: len(list(runs.rglob("flow/.*.partial/samples-*"))) >= 2)
-    (os.killpg if number == signal.SIGINT else os.kill)(long.pid, number)
-    _, message = long.communicate(timeout=60)
+    with started(runs, lambda process: len(list(runs.rglob("flow/.*.partial/samples-*"))) >= 2) as long:
+        (os.killpg if number == signal.SIGINT else os.kill)(long.pid, number)
+        _, message = long.communicate(timeout=60)
     assert long.returncode == 75 and f"stopped by {number.name}" in message, message
     assert len(list(runs.rglob("flow/.*.partial/states/step-*"))) >= 2
 
@@ -168,9 +195,10 @@ def test_a_signal_ends_all_workers_with_their_checkpoints(runs, number):
 def test_a_signal_reaches_workers_that_have_not_begun(runs):
     """They still import what they need when it comes, for trainings whose pairs are there."""
     Experiment("smoke", runs=runs).pairs("train")
-    long = started(runs, lambda process: len(workers(process.pid)) == 2)
-    long.send_signal(signal.SIGTERM)
-    _, message = long.communicate(timeout=60)
+    with started(runs, lambda process: len(workers(process.pid)) == 2) as long:
+        assert not list(runs.rglob("flow/.*.partial"))
+        long.send_signal(signal.SIGTERM)
+        _, message = long.communicate(timeout=60)
     assert long.returncode == 75 and "stopped by SIGTERM" in message, message
     assert not list(runs.rglob("flow/.*.partial/samples-*"))
 

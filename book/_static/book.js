@@ -15,7 +15,7 @@ document.addEventListener("DOMContentLoaded", () => {
   folded[0].after(button);
 });
 
-// What is folded is printed as well, except code.
+// What is folded is printed as well, except code and the set-up.
 const unfolded = [];
 window.addEventListener("beforeprint", () => {
   for (const each of document.querySelectorAll("details:not(.hide, [open])")) {

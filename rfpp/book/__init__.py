@@ -93,9 +93,10 @@ def run(
     """Execute notebooks at a preset and return the paths of the executed copies.
 
     ``jobs``: how many run in parallel, after the trainings that their claims rest on; as for
-    :func:`rfpp.pipeline.scheduling.jobs`. A single notebook's own trainings run so instead. Everything is checked
-    before the first one starts. Copies that ran with ``parameters`` are kept apart from those that the book shows. A
-    notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an earlier good copy.
+    :func:`rfpp.pipeline.scheduling.jobs`. With one notebook, or one at a time, so many of its trainings run in
+    parallel. Everything is checked before the first one starts. Copies that ran with ``parameters`` are kept apart from
+    those that the book shows. A notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an earlier good
+    copy.
     ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run.
     Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """
@@ -113,10 +114,10 @@ def run(
     folder = paths.runs() / settings.name / (f"variants/{digest(changed)[:6]}" if changed else "notebooks")
     folder.mkdir(parents=True, exist_ok=True)
     finished = [folder / source.name for source in sources]
-    if min(count, len(sources)) > 1:
+    if (side_by_side := min(count, len(sources))) > 1:
         from rfpp.book import together  # imports everything that notebooks do
 
-        together.run(sources, preset, given, min(count, len(sources)), terminal)
+        together.run(sources, preset, given, side_by_side, terminal)
     else:
         asked = {} if jobs is None else {scheduling.VARIABLE: str(jobs)}
         for number, source in enumerate(sources, start=1):

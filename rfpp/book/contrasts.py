@@ -54,19 +54,23 @@ def across_scales(
     Contenders of the first scale are shown, those with the smallest mean there at the top of each panel.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.4), sharex=True, squeeze=False)
+    scales = list(dict.fromkeys(scale for by_scale in panels.values() for scale in by_scale))
+    looks = dict(zip(scales, zip(cycle(sns.color_palette()), cycle(_MARKERS), strict=False), strict=False))
+    handles = {}
     for axis, (title, by_scale) in zip(axes[0], panels.items(), strict=True):
         first = next(iter(by_scale.values()))
         order = sorted(first, key=lambda name: -float(np.mean(first[name])))
-        for (scale, found), colour, marker in zip(by_scale.items(), cycle(sns.color_palette()), cycle(_MARKERS)):
+        for scale, found in by_scale.items():
+            colour, marker = looks[scale]
             rows = {row: found[name] for row, name in enumerate(order) if name in found}
             for row, runs in rows.items():
                 axis.plot(runs, [row] * len(runs), ".", color=colour, alpha=0.4, markersize=4)
             means = [np.mean(runs) for runs in rows.values()]
-            axis.plot(means, [*rows], marker, color=colour, markersize=6, label=scale)
+            (handles[scale],) = axis.plot(means, [*rows], marker, color=colour, markersize=6)
         axis.set(title=title, xlabel=xlabel, xscale="log")
         axis.set_yticks(range(len(order)), order)
         axis.grid(visible=True, axis="y", linewidth=0.5, alpha=0.5)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
     return figure
 
 

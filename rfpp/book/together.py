@@ -40,6 +40,8 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
             return ""
         with subprocess.Popen([*command, source.stem], stderr=subprocess.PIPE, text=True, env=environment) as process:
             working.append(process)
+            if failed.is_set():  # since it was looked at
+                process.terminate()
             lines = []
             for line in process.stderr or ():
                 lines.append(line)

@@ -145,7 +145,10 @@ class Grades:
 def check_reference(
     reference: Statistics, extractor: Extractor, features: Tensor | None = None, needed: int = NEIGHBOURS + 1
 ) -> None:
-    """Raise ``ValueError`` for statistics, or ``features`` of fewer than ``needed`` images, of another extractor."""
+    """Raise ``ValueError`` for statistics of another number of features than the extractor's.
+
+    The same for ``features`` that do not fit it, or of fewer than ``needed`` images.
+    """
     dim = extractor.num_features
     if reference.mu.size != dim:
         raise ValueError(

@@ -30,7 +30,7 @@ FORMAT = 2
 
 
 class Damaged(ValueError):
-    """Raised when a shard does not hold what was written."""
+    """Raised for a shard that does not hold what was written, or a manifest that cannot be read."""
 
 
 def _shard(out_dir: Path, number: int) -> Path:

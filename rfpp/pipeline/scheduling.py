@@ -31,12 +31,13 @@ from rfpp.base.checks import at_least
 from rfpp.base.files import digest
 from rfpp.base.processes import Stopped
 from rfpp.pipeline.steps import Run, Size, Step
+from rfpp.pipeline.store import CHECKED
 
 VARIABLE = "RFPP_JOBS"
 MEMORY = 1 << 30
 """Bytes that a worker takes: its libraries, and the training of a small network."""
 ATTEMPTS = 3
-"""How many times a step whose worker dies is started."""
+"""How many times a step whose worker dies is started without getting further."""
 _LOOK = 1.0
 _STOP = "stop"
 _SIZE = Size(pixels=1, parameters=1, images=1000)
@@ -97,7 +98,7 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
     ``scheduler``: the address of a dask cluster that replaces this machine's workers. After SIGINT or SIGTERM the
     workers write their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker
     dies is named in a warning and started again. Raises the error of the first step that fails, and ``RuntimeError``
-    for a step whose workers die repeatedly.
+    for a step whose workers die again and again while it gets no further.
     """
     wanted = missing(run, steps)
     count = len(wanted) if scheduler is not None else min(jobs(asked), len(wanted))
@@ -135,6 +136,7 @@ class _Work:
         self.ready: list[str] = []
         self.begun: dict[Future[None], str] = {}
         self.attempts: Counter[str] = Counter()
+        self.reached: dict[str, float] = {}
 
     def do(self) -> None:
         """Compute all steps."""
@@ -172,15 +174,27 @@ class _Work:
         try:
             future.result()
         except BrokenExecutor as error:
-            self.attempts[key] += 1
+            self.attempts[key] = 1 if self._got_further(key) else self.attempts[key] + 1
             title = self.steps[key].title
             if self.attempts[key] == ATTEMPTS:
-                raise RuntimeError(f"{title}: its worker died {ATTEMPTS} times ({error})") from error
+                raise RuntimeError(
+                    f"{title}: its worker died {ATTEMPTS} times in a row, and nothing was added in between ({error})"
+                ) from error
             warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=4)
             self.ready.append(key)
             return False
         self.graph.done(key)
         return True
+
+    def _got_further(self, key: str) -> bool:
+        """Whether a step has written a shard or a checkpoint since its worker last died.
+
+        All workers end when one does, so a step that makes progress is not the one to blame.
+        """
+        folder = self.run.store.partial(self.steps[key].name, key)
+        newest = max((path.stat().st_mtime for pattern in CHECKED for path in folder.glob(pattern)), default=0.0)
+        before, self.reached[key] = self.reached.get(key, 0.0), newest
+        return newest > before
 
     def _end(self) -> None:
         """Ask the workers to stop, and wait until their checkpoints are written.
@@ -223,7 +237,10 @@ def _compute(step: Step, run: Run, place: int, note: Path) -> None:
             note.with_suffix(".worker").write_text(str(os.getpid()))
             if note.with_name(_STOP).exists():
                 raise Stopped("stopped before it began")
-        run.get(step)
+        try:
+            run.get(step)
+        finally:
+            note.with_suffix(".worker").unlink(missing_ok=True)  # no signal is for this step any more
 
 
 def _gpus() -> list[str]:

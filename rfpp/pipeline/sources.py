@@ -41,7 +41,7 @@ class Source:
     function: str | None = None
 
     def load(self) -> data.Dataset:
-        """Load the dataset; raises as :func:`rfpp.data.load` does, and ``ValueError`` if ``function`` returns none."""
+        """Load the dataset; raises as :func:`rfpp.data.load` does, and ``ValueError`` if ``function`` makes none."""
         return _load(self)
 
     def identity(self) -> Any:

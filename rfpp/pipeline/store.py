@@ -209,9 +209,8 @@ class Store:
             if (step, key) not in self._named:
                 self._named.add((step, key))
                 names = ", ".join(str(folder / name) for name in damaged)
-                warnings.warn(
-                    f"damaged (checksum differs): {names}; {step} is computed again when it is needed", stacklevel=5
-                )
+                why = "it cannot be read" if damaged == [MANIFEST] else "checksum differs"
+                warnings.warn(f"damaged ({why}): {names}; {step} is computed again when it is needed", stacklevel=5)
             return None, [*(folder / name for name in damaged), *unknown]
         return Artifact(step, key, folder, manifest), []
 

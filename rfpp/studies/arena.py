@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -145,21 +146,25 @@ _STUDY = "arena"
 
 
 def keep(arena: Arena, experiment: Experiment) -> None:
-    """Keep the grades for comparison with other scales."""
-    scales.keep(experiment, _STUDY, {**asdict(arena), "steps": experiment.preset.training.steps})
+    """Keep the grades of all contenders for comparison with other scales; those of some only are not kept."""
+    if arena.graded.keys() == contenders(experiment).keys():
+        scales.keep(experiment, _STUDY, {**asdict(arena), "steps": experiment.preset.training.steps})
 
 
-def at_scales(experiment: Experiment) -> dict[str, Arena]:
-    """The grades of this run and of those with the book, by preset; the shortest training first."""
-    found = sorted(scales.kept(experiment, _STUDY).items(), key=lambda item: item[1]["steps"])
-    return {
-        name: Arena(
-            {each: {int(nfe): [Evaluation(**run) for run in runs] for nfe, runs in by_nfe.items()}
-             for each, by_nfe in content["graded"].items()},
-            content["seeds"],
-        )
-        for name, content in found
-    }  # fmt: skip
+def _read(content: Any) -> Arena:
+    graded = {
+        name: {int(nfe): [Evaluation(**run) for run in runs] for nfe, runs in by_nfe.items()}
+        for name, by_nfe in content["graded"].items()
+    }
+    return Arena(graded, content["seeds"])
+
+
+def at_scales(arena: Arena, experiment: Experiment) -> dict[str, Arena]:
+    """The grades of this run and those that come with the book, by preset; the shortest training first."""
+    preset, kept = experiment.preset, scales.kept(experiment, _STUDY)
+    found = {name: _read(content) for name, content in kept.items()} | {preset.name: arena}
+    steps = {name: content["steps"] for name, content in kept.items()} | {preset.name: preset.training.steps}
+    return {name: found[name] for name in sorted(found, key=steps.__getitem__)}
 
 
 def at(arenas: Mapping[str, Arena], nfe: int) -> dict[str, dict[str, list[float]]]:
