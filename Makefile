@@ -45,7 +45,7 @@ test: $(stamp) ## check style, spelling and types, run the tests, compare the no
 scales: $(stamp) ## run every notebook at every preset, shrunk (minutes)
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadgroup -m every_scale tests
 
-bench: $(stamp) ## compare speed with the usual ways and write benchmarks/results.json (about six minutes)
+bench: $(stamp) ## compare speed with the usual ways and write benchmarks/results.json (about eight minutes)
 	@$(python) -m pytest benchmarks --benchmark-json=benchmarks/results.json
 
 mutants: $(stamp) ## put known faults into a copy of the library and see that the tests notice each (minutes)
