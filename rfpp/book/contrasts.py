@@ -49,7 +49,7 @@ def over_evaluations(
 def across_scales(
     panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], xlabel: str = "Fréchet distance"
 ) -> Figure:
-    """A panel per title, a row per contender, a colour per scale: means, and smaller dots for seeds; logarithmic.
+    """A panel per title, a row per contender, a colour per scale: open marks for means, dots for seeds; logarithmic.
 
     Contenders of the first scale are shown, those with the smallest mean there at the top of each panel.
     """
@@ -66,7 +66,7 @@ def across_scales(
             for row, runs in rows.items():
                 axis.plot(runs, [row] * len(runs), ".", color=colour, alpha=0.4, markersize=4)
             means = [np.mean(runs) for runs in rows.values()]
-            (handles[scale],) = axis.plot(means, [*rows], marker, color=colour, markersize=6)
+            (handles[scale],) = axis.plot(means, [*rows], marker, color=colour, markersize=7, fillstyle="none")
         axis.set(title=title, xlabel=xlabel, xscale="log")
         axis.set_yticks(range(len(order)), order)
         axis.grid(visible=True, axis="y", linewidth=0.5, alpha=0.5)
