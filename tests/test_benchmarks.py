@@ -190,7 +190,7 @@ def test_the_page_shows_what_was_missed():
     assert page.growths(found).rows == [
         ("w", "10 pairs: 500 ms", "1,000 pairs: 50.0 s", "1.300 ± 0.010", "1 ± 0.1", "no")
     ]
-    assert page.tally(found).startswith("Of 3 goals, 1 are reached, 2 are missed, and 0 lie")
+    assert page.tally(found).startswith("Of 3 goals for a CPU, 1 are reached, 2 are missed, and 0 lie")
 
 
 def test_what_was_measured_last_is_there_for_every_benchmark():

@@ -13,7 +13,6 @@ from scipy import stats
 
 from rfpp import claims, presets
 from rfpp.base import paths
-from rfpp.book.results import corrected
 from rfpp.book.results import page as results_page
 from rfpp.claims import (
     Rule,
@@ -569,10 +568,13 @@ def test_the_page_corrects_for_the_number_of_claims(checkout, experiment):
     check("c01", [0.55, 0.56, 0.53], control=NOTHING, experiment=experiment)
     check("c02", 1.0, experiment=experiment)  # not random: there is nothing to correct
     check("c03", [0.945, 1.01, 1.075], experiment=experiment)
-    found = corrected(claims.records(experiment.folder / "claims"), ledger())
+    found = claims.corrected(claims.records(experiment.folder / "claims"), ledger())
     p = [p_value(Rule(above=0.5), [0.55, 0.56, 0.53]), p_value(Rule(above=0.8), [0.945, 1.01, 1.075])]
     assert 0.025 < min(p) < max(p) < 0.05
     assert found.keys() == {"c01", "c03"} and list(found.values()) == pytest.approx([2 * min(p)] * 2)
+    recorded = claims.records(experiment.folder / "claims")
+    assert claims.lost(recorded, ledger()) == {"c01", "c03"}
+    assert not claims.lost({"c01": recorded["c01"]}, ledger())
     assert "| `smoke` | the paper's | 3 | 0 | 0 | 0 | 0 | 0 of 2 |" in results_page(experiment.folder)
 
 

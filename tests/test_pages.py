@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from rfpp.base import paths
 from rfpp.book import pages, results, tables
-from rfpp.claims import ledger
+from rfpp.claims import ledger, statistics
 
 CLAIMS = ledger()
 IMAGE = b"a picture"
@@ -116,6 +116,23 @@ def test_a_verdict_has_its_value_where_it_was_reached(page):
     )
     assert 'class="verdict not-reproduced" id="c14"' in cards.source and "\n\n" not in cards.source
     assert page.cells[-1].outputs[0].text == "c13 reproduced: no verdict\n"
+
+
+def test_what_is_undecided_after_correction_is_told(executed):
+    """Both have a p-value between 2.5 and 5 %; alone, the first is decided at the other scale."""
+    doubtful = {"c06": record("reproduced", [0.05, 0.06, 0.03]), "c07": record("reproduced", [0.145, 0.21, 0.275])}
+    for id in doubtful:
+        rule, values = CLAIMS[id].rule, doubtful[id].measured
+        assert rule.above == 0 and 0.02 < statistics.p_value(rule, values) < 0.05
+    place = [cell.source for cell in executed.cells].index("check()")
+    executed.cells[place].outputs[0].text = "c06 reproduced (3 seeds): share; rule: above 0\n"
+    by_scale = {"small": doubtful, "big": {"c06": doubtful["c06"]}}
+    made = pages.chapter(executed, "ablation", "small", by_scale, CLAIMS)
+    assert "Corrected for the number of claims, no longer decided at small." in text(made.cells[1])
+    (card,) = [cell.source for cell in made.cells if 'id="c06"' in cell.source]
+    assert "Corrected for the number of claims, this is no longer decided." in card
+    alone = pages.chapter(executed, "ablation", "big", by_scale, CLAIMS)
+    assert not any("this is no longer decided" in cell.source for cell in alone.cells)
 
 
 def test_a_claim_that_was_not_judged_says_why(page):

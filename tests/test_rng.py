@@ -307,8 +307,9 @@ CALLS = {
     results.page: lambda s: (
         results.page(s.folder),
         results.tally(s.folder),
-        results.corrected({}, {}),
-        results.survives(0.1),
+        claims.corrected({}, {}),
+        claims.lost({}, {}),
+        claims.survives(0.1),
         results.forest({}, {}),
     ),
     commit: lambda s: commit(),

@@ -252,8 +252,9 @@ def tally(found: Mapping[str, Any]) -> str:
     verdicts = [verdict for kind in kinds for each in entries(found, kind) if (verdict := reached(each))]
     missed, open_ = verdicts.count("no"), verdicts.count("within the spread")
     return (
-        f"Of {len(verdicts)} goals, {verdicts.count('yes')} are reached, {missed} {'is' if missed == 1 else 'are'} "
-        f"missed, and {open_} {'lies' if open_ == 1 else 'lie'} within the spread of the rounds.\n"
+        f"Of {len(verdicts)} goals for a CPU, {verdicts.count('yes')} are reached, "
+        f"{missed} {'is' if missed == 1 else 'are'} missed, "
+        f"and {open_} {'lies' if open_ == 1 else 'lie'} within the spread of the rounds.\n"
     )
 
 

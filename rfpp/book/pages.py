@@ -13,7 +13,7 @@ import html
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
@@ -21,7 +21,7 @@ from nbformat.v4 import new_markdown_cell
 from rfpp.book.tables import number, percent
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Claim
-from rfpp.claims.records import Record
+from rfpp.claims.records import Record, lost
 
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "vacuous": "∅", "not judged": "–"}
 NARROW_SPACE = "\u202f"
@@ -63,7 +63,7 @@ def changes(claim: Claim) -> int:
     return sum(set(amendment.before) != {"control"} for amendment in claim.amendments)
 
 
-def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str:
+def _card(claim: Claim, record: Record | None, verdict: str, reason: str, is_lost: bool) -> str:
     """A verdict with its value, shown where the notebook printed it."""
     lines = [f"{badge(verdict)} {html.escape(claim.statement)} <span class='where'>({html.escape(claim.where)})</span>"]
     if record is None:
@@ -74,6 +74,8 @@ def _card(claim: Claim, record: Record | None, verdict: str, reason: str) -> str
             f"<b>{value(claim, record.measured)}</b>: {html.escape(claim.quantity)}. Rule: {rule(claim)}{control}. "
             f"The paper: {html.escape(claim.paper)}."
         )
+        if is_lost:
+            lines[-1] += " Corrected for the number of claims, this is no longer decided."
     lines[-1] += f' <a href="../book/results.html#{claim.id}">All scales</a>'
     if changes(claim):
         lines[-1] += '; <a href="../book/results.html#results-amendments">the terms were changed</a>'
@@ -86,8 +88,13 @@ def _printed_verdict(line: str) -> re.Match[str] | None:
     return match if match and match["verdict"] in SIGNS else None
 
 
-def _verdicts(cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[str, Claim]) -> Iterator[str]:
-    """Remove the verdicts from what a cell printed, and yield a card for each."""
+def _verdicts(
+    cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[str, Claim], undecided: Container[str]
+) -> Iterator[str]:
+    """Remove the verdicts from what a cell printed, and yield a card for each.
+
+    ``undecided``: the claims that are not decided any more once corrected for the number of claims.
+    """
     for output in cell.get("outputs", []):
         if output.output_type == "stream" and output.name == "stdout":
             kept = []
@@ -95,13 +102,16 @@ def _verdicts(cell: NotebookNode, found: Mapping[str, Record], claims: Mapping[s
                 match = _printed_verdict(line.rstrip("\n"))
                 if match and match["id"] in claims:
                     record = found.get(match["id"]) if match["verdict"] != "not judged" else None
-                    yield _card(claims[match["id"]], record, match["verdict"], match["rest"])
+                    yield _card(claims[match["id"]], record, match["verdict"], match["rest"], match["id"] in undecided)
                 else:
                     kept.append(line)
             output.text = "".join(kept)
 
 
-def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[str, Record]]) -> Iterator[NotebookNode]:
+def _in_short(
+    judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[str, Record]],
+    undecided: Mapping[str, Container[str]],
+) -> Iterator[NotebookNode]:  # fmt: skip
     """What the chapter found, at each scale: the answer to its question, and the other verdicts folded."""
     lines, verdicts = [], []
     for claim in judged:
@@ -111,8 +121,10 @@ def _in_short(judged: list[Claim], preset: str, by_scale: Mapping[str, Mapping[s
                 f'<a href="#{claim.id}">{badge(record.verdict)}</a> {value(claim, record.measured)} at `{name}`'
                 for name, record in records.items()
             ]
-            measured = f"<span class='measured'>Measured: {html.escape(claim.quantity, quote=False)}.</span>"
-            lines.append(f"- {claim.statement} {'; '.join(parts)}. {measured}")
+            measured = f"Measured: {html.escape(claim.quantity, quote=False)}."
+            if where := [name for name in records if claim.id in undecided[name]]:
+                measured += f" Corrected for the number of claims, no longer decided at {' and '.join(where)}."
+            lines.append(f"- {claim.statement} {'; '.join(parts)}. <span class='measured'>{measured}</span>")
             verdicts.append(records[preset].verdict)
     if lines:
         lines[0] = lines[0].removeprefix("- ")
@@ -145,12 +157,13 @@ def chapter(
     images are.
     """
     page, cells, found = copy.deepcopy(executed), [], by_scale.get(preset, {})
+    undecided = {name: lost(records, claims) for name, records in by_scale.items()}
     opening, *rest = page.cells
     set_up = len(list(itertools.takewhile(_prepares, rest)))
     for place, cell in enumerate(rest):
         cells.append(cell)
         if cell.cell_type == "code":
-            cards = list(_verdicts(cell, found, claims))
+            cards = list(_verdicts(cell, found, claims, undecided.get(preset, ())))
             cell.outputs = [output for output in cell.outputs if output.get("text", " ")]
             shows_images = in_colour and any(f"plots.{name}(" in cell.source for name in IMAGES)
             more = ["hide-cell" if place < set_up else "hide-input", *([PHOTOGRAPHS] if shows_images else [])]
@@ -163,7 +176,7 @@ def chapter(
     title, question, announced = (*opening.source.split("\n\n", 2), "", "")[:3]
     opening.source = f"{title}\n\n{question}"
     later = [new_markdown_cell(announced)] if announced else []
-    page.cells = [opening, *_in_short(judged, preset, by_scale), *later, *cells]
+    page.cells = [opening, *_in_short(judged, preset, by_scale, undecided), *later, *cells]
     return page
 
 

@@ -16,7 +16,8 @@ from rfpp.book import pages, plots
 from rfpp.book.tables import number, span
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
-from rfpp.claims.records import Record, scales
+from rfpp.claims.records import DECIDED, Record, corrected, scales
+from rfpp.claims.statistics import survives
 from rfpp.presets import PresetError, load
 
 PROTOCOL = Path("book") / "protocol.yml"
@@ -62,21 +63,6 @@ def _cell(record: Record | None, claim: Claim, preset: str) -> str:
     return f"{pages.badge(record.verdict)}{stale} {pages.value(claim, record.measured)}"
 
 
-def corrected(found: Mapping[str, Record], claims: Mapping[str, Claim]) -> dict[str, float]:
-    """Holm's corrected p-value of each random claim of a scale, by id."""
-    values = {
-        id: statistics.p_value(claims[id].rule, record.measured)
-        for id, record in found.items()
-        if id in claims and claims[id].is_random
-    }
-    return statistics.holm(values)
-
-
-def survives(p: float) -> bool:
-    """Whether a verdict still stands after the correction for the number of claims."""
-    return p < 1 - statistics.CONFIDENCE
-
-
 def tally(run: Path) -> str:
     """How many verdicts of each kind there are at each scale, as a table for other pages."""
     claims = ledger()
@@ -90,7 +76,7 @@ def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Cl
         for own, whose in ((False, "the paper's"), (True, "this book's")):
             counted = {id: claim for id, claim in claims.items() if claim.own == own and _in_scope(claim, preset)}
             counts = Counter[str](found[id].verdict for id in counted if id in found)
-            decided = [id for id in counted if id in after and found[id].verdict in ("reproduced", "not reproduced")]
+            decided = [id for id in counted if id in after and found[id].verdict in DECIDED]
             kept = sum(survives(after[id]) for id in decided)
             rows.append(
                 [f"`{preset}`", whose, *(str(counts[verdict]) for verdict in _VERDICTS),
@@ -200,7 +186,7 @@ def _significance(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[
         after = corrected(found, claims)
         for id, p in sorted(after.items(), key=lambda item: item[1]):
             before = statistics.p_value(claims[id].rule, found[id].measured)
-            decided = found[id].verdict in ("reproduced", "not reproduced")
+            decided = found[id].verdict in DECIDED
             stands = "" if not decided else "stands" if survives(p) else "no longer decided"
             rows.append([id, f"`{preset}`", found[id].verdict, f"{before:.2g}", f"{p:.2g}", stands])
     return _table(["no.", "scale", "verdict", "p", "p, corrected", "after the correction"], rows)
@@ -326,12 +312,13 @@ def page(run: Path) -> str:
 
 
 _INTRODUCTION = """
-Each row is a claim, and each column after it a scale at which the claim was tested. Most claims are the paper's; those
-of this book ask what the paper does not. A value is the mean over seeds, with its 95 % interval in brackets. A claim is
-*reproduced* when all of the interval obeys its rule, *not reproduced* when none of it does, and *inconclusive*
-otherwise. Every claim about the method has a control, the same measurement on something that lacks what the claim is
-about. If the control obeys the rule as well, the verdict is *vacuous*. One run of a random quantity decides nothing.
-{numref}`fig-rungs-over-training` shows how much each change of Table 1 is worth after a longer training.
+Each row is a claim, and each column after it a scale at which the claim was tested. Most claims are the paper's;
+those of this book ask what the paper does not. A value is the mean over seeds, with its 95 % interval in brackets. A
+claim is *reproduced* when all of the interval obeys its rule, *not reproduced* when none of it does, and
+*inconclusive* otherwise. Every claim about the method has a control, the same measurement on something that lacks
+what the claim is about. If the control obeys the rule as well, the verdict is *vacuous*. A random quantity that was
+measured once is always inconclusive. {numref}`fig-rungs-over-training` shows how much each change of Table 1 is worth
+after a longer training.
 """
 _FOREST = """
 ```{figure} forest.svg
@@ -369,5 +356,5 @@ left the ledger as it was but changed values.
 """
 _ORIGINS = """
 *Computing* is the time taken by the steps behind a claim, for the longest claim in its row. Steps that
-several claims share are counted for each of them.
+several claims share are counted for each of them. A commit with `-dirty` had changes that were not committed.
 """

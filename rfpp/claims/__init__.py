@@ -7,7 +7,7 @@ run elsewhere.
 """
 
 from rfpp.claims.ledger import Amendment, Claim, Rule, Terms, check_lock, ledger, lock, locked
-from rfpp.claims.records import Record, check, out_of_scope, records, scales, skip
+from rfpp.claims.records import DECIDED, Record, check, corrected, lost, out_of_scope, records, scales, skip
 from rfpp.claims.statistics import (
     CONFIDENCE,
     Verdict,
@@ -16,12 +16,13 @@ from rfpp.claims.statistics import (
     judge,
     p_value,
     seeds_needed,
+    survives,
     verdict,
     visible_effect,
 )
 
 __all__ = [
-    "CONFIDENCE", "Amendment", "Claim", "Record", "Rule", "Terms", "Verdict", "check", "check_lock", "holm", "interval",
-    "judge", "ledger", "lock", "locked", "out_of_scope", "p_value", "records", "scales", "seeds_needed", "skip",
-    "verdict", "visible_effect",
+    "CONFIDENCE", "DECIDED", "Amendment", "Claim", "Record", "Rule", "Terms", "Verdict", "check", "check_lock",
+    "corrected", "holm", "interval", "judge", "ledger", "lock", "locked", "lost", "out_of_scope", "p_value", "records",
+    "scales", "seeds_needed", "skip", "survives", "verdict", "visible_effect",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from rfpp.base.checks import one_of
 from rfpp.base.files import digest
 from rfpp.checkpoints.weights import read_json
 from rfpp.claims.ledger import Claim, ledger
-from rfpp.claims.statistics import Verdict, interval, verdict
+from rfpp.claims.statistics import Verdict, holm, interval, p_value, survives, verdict
 from rfpp.experiment import Experiment
 from rfpp.pipeline.steps import Step, in_order
 from rfpp.pipeline.store import Artifact, provenance
@@ -201,3 +201,23 @@ def scales(run: Path) -> dict[str, dict[str, Record]]:
     for folder in kept:
         found.setdefault(folder.name, records(folder))
     return found
+
+
+DECIDED = ("reproduced", "not reproduced")
+
+
+def corrected(found: Mapping[str, Record], claims: Mapping[str, Claim]) -> dict[str, float]:
+    """Holm's corrected p-value of each random claim of a scale, by id."""
+    return holm(
+        {
+            id: p_value(claims[id].rule, record.measured)
+            for id, record in found.items()
+            if id in claims and claims[id].is_random
+        }
+    )
+
+
+def lost(found: Mapping[str, Record], claims: Mapping[str, Claim]) -> set[str]:
+    """The decided claims of a scale that are no longer decided when they are corrected for their number."""
+    values = corrected(found, claims)
+    return {id for id, p in values.items() if found[id].verdict in DECIDED and not survives(p)}

@@ -87,6 +87,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: found[name] for name in p_values}
 
 
+def survives(p: float) -> bool:
+    """Whether a verdict with this corrected p-value still stands."""
+    return p < 1 - CONFIDENCE
+
+
 def _power(effect: float, n: int) -> float:
     """How often a two-sided test of ``n`` seeds detects a true distance of ``effect`` standard deviations."""
     critical = stats.t.ppf(UPPER, n - 1)

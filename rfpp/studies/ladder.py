@@ -42,7 +42,7 @@ def configurations(experiment: Experiment) -> list[tuple[object, ...]]:
             experiment.plan.batch_size(row),
             f"`{row.timesteps}`",
             f"`{_name(row.premetric)}`",
-            row.pairs,
+            f"{row.pairs}, {row.real_share:.0%} real" if row.real_share else row.pairs,
         )
         for name, row in ALL.items()
     ]
