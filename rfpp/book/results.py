@@ -100,7 +100,7 @@ def _verdicts(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str,
             rows = (
                 [
                     _linked(claim),
-                    f"{_escape(claim.statement)} ({_escape(claim.where)})",
+                    f"{_escape(claim.statement)} ({'this book; ' if claim.own else ''}{_escape(claim.where)})",
                     *(_cell(found.get(claim.id), claim, preset) for preset, found in by_scale.items()),
                     _escape(claim.paper),
                 ]
