@@ -147,7 +147,9 @@ def tiring_premetric(a, b, x_t=None, t=None):
     return (a - b).square().flatten(1).mean(dim=1)
 
 
-def test_an_error_of_a_step_ends_the_others_and_is_raised(tmp_path):
+def test_an_error_of_a_step_ends_the_others_and_is_raised(tmp_path, monkeypatch):
+    """The error comes once the other training has begun."""
+    monkeypatch.setenv(AWAITED, str(tmp_path))
     experiment = Experiment("smoke", {"training.steps": 100_000}, runs=tmp_path, jobs=2)
     with pytest.raises(ZeroDivisionError):
         experiment.compute(
@@ -156,7 +158,14 @@ def test_an_error_of_a_step_ends_the_others_and_is_raised(tmp_path):
     assert list(tmp_path.rglob("flow/.*.partial/states/step-*"))  # A was stopped, its checkpoint written
 
 
+AWAITED = "RFPP_TEST_AWAITED"
+"""Where the workers of a test wait for the first picture of a training."""
+
+
 def broken(a, b, x_t=None, t=None):
+    deadline = time.monotonic() + 120
+    while not list(Path(os.environ[AWAITED]).rglob("flow/.*.partial/samples-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
     raise ZeroDivisionError
 
 
@@ -170,6 +179,7 @@ def started(runs, until):
     long = subprocess.Popen(
         [*command, "--jobs", "2", "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True,
         env={**os.environ, "RFPP_RUNS": str(runs)}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     try:
@@ -271,7 +281,9 @@ def test_a_cluster_computes_the_same_though_a_worker_dies(alone, tmp_path, clust
     workers = cluster.workers
 
     def kill():
-        time.sleep(4)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("flow/.*.partial")) and time.monotonic() < deadline:
+            time.sleep(0.05)
         os.kill(next(iter(workers.values())).pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
