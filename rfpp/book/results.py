@@ -16,8 +16,7 @@ from rfpp.book import pages, plots
 from rfpp.book.tables import number, span
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
-from rfpp.claims.records import DECIDED, Record, corrected, scales
-from rfpp.claims.statistics import survives
+from rfpp.claims.records import DECIDED, Record, corrected, lost, scales
 from rfpp.presets import PresetError, load
 
 PROTOCOL = Path("book") / "protocol.yml"
@@ -72,12 +71,12 @@ def tally(run: Path) -> str:
 def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
     rows = []
     for preset, found in by_scale.items():
-        after = corrected(found, claims)
+        after, gone = corrected(found, claims), lost(found, claims)
         for own, whose in ((False, "the paper's"), (True, "this book's")):
             counted = {id: claim for id, claim in claims.items() if claim.own == own and _in_scope(claim, preset)}
             counts = Counter[str](found[id].verdict for id in counted if id in found)
             decided = [id for id in counted if id in after and found[id].verdict in DECIDED]
-            kept = sum(survives(after[id]) for id in decided)
+            kept = sum(id not in gone for id in decided)
             rows.append(
                 [f"`{preset}`", whose, *(str(counts[verdict]) for verdict in _VERDICTS),
                  str(len(counted) - sum(counts.values())), f"{kept} of {len(decided)}"]
@@ -183,11 +182,11 @@ def _undecided(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str
 def _significance(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
     rows = []
     for preset, found in by_scale.items():
-        after = corrected(found, claims)
+        after, gone = corrected(found, claims), lost(found, claims)
         for id, p in sorted(after.items(), key=lambda item: item[1]):
             before = statistics.p_value(claims[id].rule, found[id].measured)
             decided = found[id].verdict in DECIDED
-            stands = "" if not decided else "stands" if survives(p) else "no longer decided"
+            stands = "" if not decided else "no longer decided" if id in gone else "stands"
             rows.append([id, f"`{preset}`", found[id].verdict, f"{before:.2g}", f"{p:.2g}", stands])
     return _table(["no.", "scale", "verdict", "p", "p, corrected", "after the correction"], rows)
 
