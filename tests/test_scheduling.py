@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -147,26 +148,33 @@ def tiring_premetric(a, b, x_t=None, t=None):
     return (a - b).square().flatten(1).mean(dim=1)
 
 
-def test_an_error_of_a_step_ends_the_others_and_is_raised(tmp_path, monkeypatch):
+def test_an_error_of_a_step_ends_the_others_and_is_raised(tmp_path):
     """The error comes once the other training has begun."""
-    monkeypatch.setenv(AWAITED, str(tmp_path))
     experiment = Experiment("smoke", {"training.steps": 100_000}, runs=tmp_path, jobs=2)
     with pytest.raises(ZeroDivisionError):
         experiment.compute(
-            [experiment.plan.flow("A", 0), experiment.plan.flow(Configuration("b", premetric=broken), 0)]
+            [
+                experiment.plan.flow("A", 0),
+                experiment.plan.flow(Configuration("b", premetric=BrokenPremetric(str(tmp_path))), 0),
+            ]
         )
     assert list(tmp_path.rglob("flow/.*.partial/states/step-*"))  # A was stopped, its checkpoint written
 
 
-AWAITED = "RFPP_TEST_AWAITED"
-"""Where the workers of a test wait for the first picture of a training."""
+@dataclass(frozen=True)
+class BrokenPremetric:
+    """Fails once a training under ``runs`` has drawn its first picture.
 
+    The folder is a field: workers of an earlier test, which are used again, do not see this test's environment.
+    """
 
-def broken(a, b, x_t=None, t=None):
-    deadline = time.monotonic() + 120
-    while not list(Path(os.environ[AWAITED]).rglob("flow/.*.partial/samples-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    raise ZeroDivisionError
+    runs: str
+
+    def __call__(self, a, b, x_t=None, t=None):
+        deadline = time.monotonic() + 120
+        while not list(Path(self.runs).rglob("flow/.*.partial/samples-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        raise ZeroDivisionError
 
 
 # Signals, and how many there are
