@@ -23,16 +23,17 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "  %-12s%s\n", $$1, $$2 }'
 	@echo
 	@echo '  PRESET      the scale: a preset of the library, or a .yaml file'
-	@echo '  NB          notebooks to run, as parts of their names; all when empty'
+	@echo '  NB          notebooks to run, as parts of their names; all when empty.'
+	@echo '              The book shows the others as they last ran, or as stored in notebooks/'
 	@echo '  PYTHON      what .venv is made with, 3.11 or newer'
 
 book: $(stamp) ## run the notebooks at PRESET and build the book
 	@$(python) -m rfpp run --preset "$(PRESET)" $(NB)
-	@$(python) -m rfpp book --preset "$(PRESET)"
+	@$(python) -m rfpp book --preset "$(PRESET)" $(NB)
 
 pdf: $(stamp) ## run the notebooks at PRESET and print the book as one PDF; needs Chromium
 	@$(python) -m rfpp run --preset "$(PRESET)" $(NB)
-	@$(python) -m rfpp book --preset "$(PRESET)" --pdf
+	@$(python) -m rfpp book --preset "$(PRESET)" --pdf $(NB)
 
 test: $(stamp) ## check style, spelling and types, run the tests, compare the notebooks with their stored outputs
 	@$(python) -m ruff check .

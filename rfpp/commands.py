@@ -127,7 +127,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _book(arguments: argparse.Namespace) -> None:
-    print(f"open {book.build(arguments.preset, pdf=arguments.pdf)}")
+    print(f"open {book.build(arguments.preset, arguments.notebooks, pdf=arguments.pdf)}")
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -361,6 +361,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, help="notebooks to run side by side; of a single notebook, its trainings")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
+    sub.add_argument(
+        "notebooks", nargs="*",
+        help="parts of the names of notebooks that must have been run, all by default; the others are shown as stored",
+    )  # fmt: skip
     sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")
     sub = command("status", _status, "show what is finished of a preset, what is left, and what it costs here")
     sub.add_argument("--config", nargs="+", default=None, help="A to G of Table 1, all by default")

@@ -178,6 +178,22 @@ def test_the_book_wants_notebooks_that_were_run(checkout):
         book.build("laptop", terminal=Terminal())
 
 
+def test_a_chapter_that_is_left_out_need_not_have_been_run(checkout):
+    """A chapter that is asked for must have been; another is taken as it last ran if that was as it is now."""
+    checkout("01_one")
+    other = checkout("02_two", "print('then')")
+    with pytest.raises(FileNotFoundError, match="01_one.ipynb was not run"):
+        book.build("laptop", ["one"], terminal=Terminal())
+    with pytest.raises(ParameterError, match="notebook 'three' is unknown; allowed: one, two"):
+        book.build("laptop", ["three"], terminal=Terminal())
+    book.run("laptop", terminal=Terminal())
+    assert list(book._executed("laptop", ["one"])) == ["01_one", "02_two"]
+    changed = nbformat.read(other, as_version=4)
+    changed.cells[-1].source = "print('now')"
+    nbformat.write(changed, other)
+    assert list(book._executed("laptop", ["one"])) == ["01_one"]
+
+
 def test_the_book_wants_a_record_of_each_verdict(checkout):
     checkout("01_one", "print('c14 reproduced (one run): a difference; rule: below 1')\nprint('c15 not judged: none')")
     book.run("laptop", terminal=Terminal())

@@ -151,6 +151,14 @@ def test_a_chapter_without_records_has_no_box(executed):
     assert page.cells[1].source == "show()"
 
 
+def test_a_stored_chapter_says_so_and_shows_verdicts_without_values(executed):
+    page = pages.stored(executed, "training", "big", CLAIMS)
+    nbformat.validate(page)
+    note, shown = page.cells[1].source, "\n".join(map(text, page.cells))
+    assert "Not run for this book" in note and "run, at `laptop`" in note and "make book PRESET=big NB=training" in note
+    assert "What was found" not in shown and re.search("✓ reproduced .*share; rule: above 0.5", shown)
+
+
 @pytest.mark.parametrize(
     ("source", "in_colour", "kept"),
     [

@@ -157,10 +157,13 @@ def test_time_is_measured_only_where_all_was_computed(runs):
 def test_the_status_page_tells_what_was_computed(runs, tmp_path, monkeypatch):
     experiment = Experiment("smoke")
     experiment.pairs("held_out")
-    notebook = tmp_path / "01_x.ipynb"
-    notebook.touch()
-    page = status.page("smoke", experiment.run.store.root, [notebook])
-    assert "{doc}`../notebooks/01_x`" in page and re.search(r"\| pairs \| 1 \| .* \| CPU, \d+ threads?, torch ", page)
+    run = experiment.run.store.root
+    (run / "notebooks").mkdir()
+    (run / "notebooks" / "01_x.ipynb").touch()
+    page = status.page("smoke", run, {"01_x": True, "02_y": False})
+    assert re.search(r"\| \{doc\}`../notebooks/01_x` \| \d{4}-\d\d-\d\d \d\d:\d\d UTC \|", page)
+    assert "| {doc}`../notebooks/02_y` | not run, shown as stored |" in page
+    assert re.search(r"\| pairs \| 1 \| .* \| CPU, \d+ threads?, torch ", page)
     assert page.count("as recorded") == 3 and rfpp.__version__ in page
     copied = tmp_path / "assets"
     copied.mkdir()

@@ -244,11 +244,11 @@ def _with_outputs(source: Any, executed: Any) -> Any:
     return source
 
 
-def _executed(preset: str) -> dict[str, Any]:
-    """The notebooks that were executed at ``preset``, by name.
+def _executed(preset: str, slugs: Sequence[str] = ()) -> dict[str, Any]:
+    """The notebooks that were executed at ``preset``, by name; those that ``slugs`` leave out only if they are whole.
 
-    Raises ``FileNotFoundError`` for one that was not run, failed when it was last run, was changed since, or printed
-    verdicts of which there is no record.
+    Raises ``FileNotFoundError`` for any other that was not run, failed when it was last run, was changed since, or
+    printed verdicts of which there is no record, and ``ParameterError`` for an unknown slug.
     """
     import nbformat
 
@@ -256,7 +256,7 @@ def _executed(preset: str) -> dict[str, Any]:
     from rfpp.claims import records
 
     folder, found = paths.runs() / presets.load(preset).name, {}
-    recorded = records(folder / "claims").keys()
+    recorded, wanted = records(folder / "claims").keys(), notebooks(slugs)
     for notebook in notebooks():
         path, what = folder / "notebooks" / notebook.name, ""
         if path.with_suffix(".failed.ipynb").is_file():
@@ -270,6 +270,8 @@ def _executed(preset: str) -> dict[str, Any]:
                 what = f"judged {', '.join(lost)} without a record in {folder / 'claims'}"
             elif page is None:
                 what = "was changed since it was run"
+        if what and notebook not in wanted:
+            continue
         if what:
             again = f"python -m rfpp run --preset {preset} {notebook.stem}"
             raise FileNotFoundError(f"{notebook.name} {what} at preset {preset!r}; run: {again}")
@@ -278,7 +280,10 @@ def _executed(preset: str) -> dict[str, Any]:
 
 
 def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
-    """Write the pages that are generated from the run: chapters, the results, and the first page's result."""
+    """Write the pages that are generated from the run: chapters, the results, and the first page's result.
+
+    Chapters that are not in ``executed`` are shown with the outputs that are stored in ``notebooks/``.
+    """
     import nbformat
 
     from rfpp.book import (
@@ -298,10 +303,14 @@ def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
     run_folder, claims = paths.runs() / name, ledger()
     by_scale, experiment = scales(run_folder), Experiment(preset)
     in_colour = experiment.data.train.shape[0] > 1
-    for stem, content in executed.items():
-        slug = stem.partition("_")[2]
-        page = pages.chapter(content, slug, name, by_scale, claims, in_colour)
-        nbformat.write(page, source / "notebooks" / f"{stem}.ipynb")
+    for path in notebooks():
+        slug = path.stem.partition("_")[2]
+        if (content := executed.get(path.stem)) is not None:
+            page = pages.chapter(content, slug, name, by_scale, claims, in_colour)
+        else:
+            content = nbformat.read(path, as_version=4)
+            page = pages.stored(content, slug, name, claims)
+        nbformat.write(page, source / "notebooks" / path.name)
         if slug == "training":
             (source / "book" / "one-step.png").write_bytes(pages.picture(content, "fig-one-step"))
     (source / "book" / "results.md").write_text(results.page(run_folder))
@@ -310,7 +319,7 @@ def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
     (source / "book" / "asked.txt").write_text(sizes.asked()._repr_markdown_())
     (source / "book" / "taken.txt").write_text(sizes.taken()._repr_markdown_())
     (source / "book" / "status.md").write_text(
-        status.page(name, run_folder, [run_folder / "notebooks" / f"{stem}.ipynb" for stem in executed])
+        status.page(name, run_folder, {path.stem: path.stem in executed for path in notebooks()})
     )
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
     benchmarks.write(source / "book")
@@ -318,18 +327,25 @@ def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
     live.write(experiment, source / "book")
 
 
-def build(preset: str = presets.DEFAULT, *, pdf: bool = False, terminal: TextIO = sys.stderr) -> Path:
+def build(
+    preset: str = presets.DEFAULT, slugs: Sequence[str] = (), *, pdf: bool = False, terminal: TextIO = sys.stderr
+) -> Path:
     """Render the book from the notebooks executed at ``preset`` and return its first page, or the whole as a ``pdf``.
 
+    ``slugs``: the chapters that must have been run, all by default. Others that were not are shown, with a note, as
+    they are stored in ``notebooks/``.
     Warnings are errors, and a book that did not build does not replace one that did. Raises ``FileNotFoundError`` when
     a notebook was not run at this preset, or was changed since, or when the flow for the live page is missing;
-    :class:`BuildFailed` for any warning, or when there is no Chromium to print a PDF.
+    :class:`ParameterError` for an unknown slug; :class:`BuildFailed` for any warning, or when there is no Chromium to
+    print a PDF.
     """
     from rfpp.book import printing
 
     if pdf:
         printing.chromium()  # raises before any work
-    executed, repository = _executed(preset), paths.repository()
+    executed, repository = _executed(preset, slugs), paths.repository()
+    if left_out := [path.stem for path in notebooks() if path.stem not in executed]:
+        terminal.write(f"not run at {preset!r}, so shown as stored in notebooks/: {', '.join(left_out)}\n")
     source, new = (repository / "_build" / name for name in ("source", "new"))
     for leftover in (source, new):
         shutil.rmtree(leftover, ignore_errors=True)

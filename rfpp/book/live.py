@@ -158,11 +158,12 @@ def _picture_of_the_plane() -> Figure:
 def write(experiment: Experiment, folder: Path) -> None:
     """Write the page's data and still pictures into the book's source ``folder``.
 
-    The flow is :data:`CONFIG`'s at the preset's first seed. Raises ``FileNotFoundError`` where it was not trained.
+    The flow is :data:`CONFIG`'s at the preset's first seed. If it is missing, it is trained first where networks are
+    small enough for the page. Raises ``FileNotFoundError`` elsewhere.
     """
     preset, plan = experiment.preset, experiment.plan
     seed = preset.seeds[0]
-    if experiment.run.find(plan.flow(CONFIG, seed)) is None:
+    if experiment.run.find(plan.flow(CONFIG, seed)) is None and not runs_in_a_page(experiment.teacher):
         raise FileNotFoundError(
             f"{CONFIG} with seed {seed} is not trained at preset {preset.name!r}, as this code would train it; "
             f"run: python -m rfpp train --preset {preset.name} --config {CONFIG} --seed {seed}"

@@ -18,6 +18,7 @@ from collections.abc import Container, Iterator, Mapping
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
+from rfpp import presets
 from rfpp.book.tables import number, percent
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Claim
@@ -177,6 +178,21 @@ def chapter(
     opening.source = f"{title}\n\n{question}"
     later = [new_markdown_cell(announced)] if announced else []
     page.cells = [opening, *_in_short(judged, preset, by_scale, undecided), *later, *cells]
+    return page
+
+
+def stored(notebook: NotebookNode, slug: str, preset: str, claims: Mapping[str, Claim]) -> NotebookNode:
+    """A chapter that was not run at ``preset``, with its stored outputs and a note that says so.
+
+    Each verdict is a card without a value, for this run has no record of it.
+    """
+    page = chapter(notebook, slug, preset, {}, claims)
+    lines = (
+        ":::{admonition} Not run for this book", ":class: warning",
+        f"This chapter shows outputs that are stored in the repository, from another run, at `{presets.DEFAULT}`. "
+        f"To run it for this book: `make book PRESET={preset} NB={slug}`.", ":::",
+    )  # fmt: skip
+    page.cells.insert(1, new_markdown_cell("\n".join(lines)))
     return page
 
 

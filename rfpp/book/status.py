@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -41,9 +41,12 @@ def software(preset: str) -> Table:
     return Table(("part", "version"), rows)
 
 
-def notebooks(executed: Iterable[Path]) -> Table:
-    """When each of the notebooks that the book shows was run."""
-    rows = [(f"{{doc}}`../notebooks/{path.stem}`", moment(path.stat().st_mtime)) for path in executed]
+def notebooks(run: Path, shown: Mapping[str, bool]) -> Table:
+    """When each of the notebooks that the book shows was run; ``shown``: whether it was, by name."""
+    rows = []
+    for name, was_run in shown.items():
+        when = moment((run / "notebooks" / f"{name}.ipynb").stat().st_mtime) if was_run else "not run, shown as stored"
+        rows.append((f"{{doc}}`../notebooks/{name}`", when))
     return Table(("notebook", "run"), rows)
 
 
@@ -77,12 +80,15 @@ def networks() -> Table:
     return Table(("network", "size", "SHA-256", "file", "recipe"), rows)
 
 
-def page(preset: str, run: Path, executed: Iterable[Path]) -> str:
-    """The page, as MyST Markdown, of a book that shows ``executed`` notebooks of ``preset``, kept in ``run``."""
+def page(preset: str, run: Path, shown: Mapping[str, bool]) -> str:
+    """The page, as MyST Markdown, of a book at ``preset`` whose steps and notebooks are kept in ``run``.
+
+    ``shown``: its notebooks by name, and whether each was run for it.
+    """
     parts: list[str | Table] = [
         "(status)=", "# Status", f"This book was built on {moment(datetime.now(UTC).timestamp())}.",
         software(preset), "## Notebooks", "Each page shows the output of this run of its notebook.",
-        notebooks(executed), "## Steps",
+        notebooks(run, shown), "## Steps",
         "Each finished step is stored with a record of the software and device that computed it. The table covers all "
         "steps in the folder of this preset, including those of other settings. Times are those of one process, when "
         "the step was first computed.",
