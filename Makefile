@@ -23,7 +23,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "  %-12s%s\n", $$1, $$2 }'
 	@echo
 	@echo '  PRESET      the scale: a preset of the library, or a .yaml file'
-	@echo '  NB          notebooks to run, as parts of their names; all when empty.'
+	@echo '  NB          notebooks to run, as parts of their names; all when empty; "not arena" all but that.'
 	@echo '              The book shows the others as they last ran, or as stored in notebooks/'
 	@echo '  PYTHON      what .venv is made with, 3.11 or newer'
 

@@ -354,17 +354,15 @@ def parser() -> argparse.ArgumentParser:
     _add_sampler(sub)
     _add_standard(sub)
     sub = command("run", _run, "run notebooks", settings=False)
-    sub.add_argument("notebooks", nargs="*", help="parts of the notebooks' names; all by default")
+    chosen = "parts of the names of notebooks, all by default; after 'not', those to leave out"
+    sub.add_argument("notebooks", nargs="*", help=chosen)
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
     )
     sub.add_argument("--jobs", type=int, help="notebooks to run side by side; of a single notebook, its trainings")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)
-    sub.add_argument(
-        "notebooks", nargs="*",
-        help="parts of the names of notebooks that must have been run, all by default; the others are shown as stored",
-    )  # fmt: skip
+    sub.add_argument("notebooks", nargs="*", help=f"{chosen}; others that were not run are shown as stored")
     sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")
     sub = command("status", _status, "show what is finished of a preset, what is left, and what it costs here")
     sub.add_argument("--config", nargs="+", default=None, help="A to G of Table 1, all by default")

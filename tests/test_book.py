@@ -88,6 +88,10 @@ def test_nothing_runs_when_the_last_notebook_refuses_a_parameter(checkout, tmp_p
 def test_notebooks_are_chosen_by_part_of_their_name(checkout):
     checkout("01_one"), checkout("02_two")
     assert [path.stem for path in book.notebooks(["two"])] == ["02_two"]
+    assert [path.stem for path in book.notebooks(["not", "two"])] == ["01_one"]
+    for all_of_them in (["not"], ["not", "one", "two"]):
+        with pytest.raises(ParameterError, match="no notebook is left"):
+            book.notebooks(all_of_them)
     assert [path.stem for path in book.notebooks()] == ["01_one", "02_two"]
     with pytest.raises(ParameterError, match="'tow' is unknown; allowed: one, two; did you mean 'two'"):
         book.notebooks(["tow"])

@@ -43,14 +43,20 @@ class ParameterError(ValueError):
 def notebooks(slugs: Sequence[str] = ()) -> list[Path]:
     """The notebooks in reading order, or those whose name contains one of ``slugs``.
 
-    Raises ``ParameterError`` for a slug that fits none.
+    If the first is ``"not"``, all but those that contain one of the others.
+    Raises ``ParameterError`` for a slug that fits none, and where none is left.
     """
     everything = sorted((paths.repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    all_but = list(slugs[:1]) == ["not"]
+    slugs = slugs[all_but:]
     for slug in slugs:
         if not slug or not any(slug in path.stem for path in everything):
             known = [path.stem.partition("_")[2] for path in everything]
             raise ParameterError(f"notebook {slug!r} is unknown; allowed: {', '.join(known)}{nearest(slug, known)}")
-    return [path for path in everything if not slugs or any(slug in path.stem for slug in slugs)]
+    chosen = [path for path in everything if all_but != (not slugs or any(slug in path.stem for slug in slugs))]
+    if all_but and not chosen:
+        raise ParameterError("no notebook is left; after 'not', name those to leave out, and not all of them")
+    return chosen
 
 
 def _literal(path: Path) -> str:
