@@ -354,12 +354,13 @@ def bill(plan: Plan) -> Bill:
         with torch.device("meta"):
             forward = _count_forward(EDMPrecond(networks.paper(name)), torch.empty(1, *shape))
     else:
-        network, image = copy.deepcopy(_teacher(plan)).requires_grad_(True), torch.zeros(1, *shape)
+        network, distance = copy.deepcopy(_teacher(plan)).to("meta").requires_grad_(True), _perceptual(plan).to("meta")
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        forward = _count_forward(network, image)
-        training = _count(lambda: network(image, torch.ones(1)).square().sum())
-        distance, changed = _perceptual(plan).to("cpu"), image.clone().requires_grad_(True)
-        lpips = _count(lambda: distance(changed, image).sum())
+        with torch.device("meta"):
+            image, changed = torch.zeros(1, *shape), torch.zeros(1, *shape, requires_grad=True)
+            forward = _count_forward(network, image)
+            training = _count(lambda: network(image, torch.ones(1)).square().sum())
+            lpips = _count(lambda: distance(changed, image).sum())
     size = Size(math.prod(shape), parameters, len(plan.images.load().train))
     costs = [step.cost(size) for step in plan.steps()]
     return Bill(
