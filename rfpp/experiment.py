@@ -88,9 +88,9 @@ class Experiment:
         return Measurement(function, arguments).load(self.run)
 
     def identity(self) -> Any:
-        """Return what identifies the experiment among a measurement's inputs: its settings, images and code."""
-        settings = self.preset.model_dump(exclude={"name", "summary"})
-        return identity([settings, self.plan.images, code_digest(type(self))])
+        """Return what identifies the experiment among a measurement's inputs: settings, images, networks and code."""
+        settings, plan = self.preset.model_dump(exclude={"name", "summary"}), self.plan
+        return identity([settings, plan.images, plan.teacher, plan.grader, plan.perceptual, code_digest(type(self))])
 
     # Data and networks
 

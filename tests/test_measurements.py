@@ -1,19 +1,25 @@
 """What a study measures is computed once, for these arguments and this code, and comes back as it was."""
 
+import copy
 import inspect
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 
 import pytest
 import torch
 from test_digests import NO_RESULT, executed
+from truth import network
 
+from rfpp import checkpoints, data
 from rfpp.configurations import TEACHER
+from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
-from rfpp.pipeline import digests, identities, measurements
+from rfpp.pairs import PairDataset
+from rfpp.pipeline import digests, identities, measurements, networks, shipped
 from rfpp.pipeline.identities import Unidentified
 from rfpp.studies import (
     arena,
@@ -70,6 +76,63 @@ def test_it_is_computed_once_for_its_arguments_and_its_code(experiment, tiny_flo
     for value in (z, z.clone(), z + 1):
         experiment.kept(noted, str(place), value)
     assert count(place) == 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (GaussianMixtureDenoiser(torch.zeros(2, 3), 0.1), GaussianMixtureDenoiser(torch.zeros(2, 3), 2.0)),
+        (EDMPrecond(network(), 0.5), EDMPrecond(network(), 0.9)),
+        (torch.nn.Sequential(EDMPrecond(network(), 0.5)), torch.nn.Sequential(EDMPrecond(network(), 0.9))),
+    ],
+    ids=["mixtures", "preconditioned", "inside others"],
+)
+def test_networks_are_told_apart_by_their_settings(one, other):
+    """They have the same weights and the same name; another mode, as for training, makes no difference."""
+    assert identities.identity(one) != identities.identity(other)
+    assert identities.identity(one) == identities.identity(copy.deepcopy(one).train())
+
+
+def test_pairs_are_told_apart_by_what_is_in_their_folder(experiment, tmp_path):
+    pairs = experiment.pairs("held_out")
+    before = identities.identity(pairs)
+    pairs.read(torch.arange(3))
+    assert identities.identity(pairs) == before
+    copied = tmp_path / "copied"
+    shutil.copytree(pairs.folder, copied)
+    assert identities.identity(PairDataset(copied)) == before
+    other = next(copied.glob("shard-*"))
+    other.write_bytes(other.read_bytes()[:-1] + b"?")
+    assert identities.identity(PairDataset(copied)) != before
+
+
+def test_an_experiment_is_told_apart_by_the_weights_of_its_teacher(tmp_path):
+    """A file may be replaced while the process that read it goes on; what it then makes has another key, and is new."""
+    file = tmp_path / "teacher.safetensors"
+    shutil.copy(shipped.ASSETS / "digits-teacher.safetensors", file)
+    settings, images = {"teacher": {"file": str(file)}}, data.load("digits")
+    experiment = Experiment("smoke", settings, dataset=images)
+    before, pairs = experiment.identity(), experiment.pairs("held_out")
+    model = copy.deepcopy(shipped.load("digits-teacher"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    checkpoints.save(model, file)
+    again = Experiment("smoke", settings, dataset=images)
+    assert again.identity() != before and again.plan.teacher.identity() != [shipped.sha256("digits-teacher")]
+    rows = torch.arange(4)
+    assert not torch.equal(again.pairs("held_out").read(rows)["images"], pairs.read(rows)["images"])
+
+
+def test_a_folder_of_weights_is_told_apart_by_its_files(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    before = networks.Published(str(folder)).identity()
+    assert networks.Published(str(folder)).identity() == before
+    (folder / "unet" / "config.json").write_text('{"a": 1}')
+    assert networks.Published(str(folder)).identity() != before
+    assert networks.Published("https://example.org/a.pkl").identity()[0] == "https://example.org/a.pkl"
 
 
 def test_flows_and_experiments_are_told_apart_by_what_they_are(experiment, tiny_flow, tmp_path):

@@ -21,7 +21,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from rfpp.base.files import digest
+from rfpp.base.files import content, digest
+from rfpp.pairs import PairDataset
 from rfpp.pipeline.digests import Normal, code_digest, free_names, is_own, package, reached, shape
 
 _NOTHING = object()
@@ -70,14 +71,31 @@ def identity(value: Any) -> Any:
     return _instance(value)
 
 
+def _module(module: nn.Module) -> dict[str, Any]:
+    """Return what makes up a network: weights, buffers, and the public attributes of each of its parts.
+
+    An attribute that belongs to the network's owner rather than to its function has a name with an underscore.
+    """
+    settings = {
+        f"{place}.{name}": value
+        for place, part in module.named_modules()
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training"
+    }
+    buffers = {f"buffer {name}": value for name, value in module.named_buffers()}  # a state dict lacks some
+    return {**module.state_dict(), **buffers, "settings": settings, "made as": repr(module)}
+
+
 def _instance(value: Any) -> dict[str, Any]:
     """Identify an object by its class and its parts."""
     kind = type(value)
     kinds = {kind}
     if dataclasses.is_dataclass(value):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare}
+    elif isinstance(value, PairDataset):
+        parts = {"content": content(value.folder)}
     elif isinstance(value, nn.Module):
-        parts, kinds = {**value.state_dict(), "made as": repr(value)}, {type(part) for part in value.modules()}
+        parts, kinds = _module(value), {type(part) for part in value.modules()}
     elif kind.__module__ == "builtins" or not hasattr(value, "__dict__"):
         raise Unidentified(f"{value!r} cannot be identified: it is a {kind.__name__}; {_ADVICE}")
     else:

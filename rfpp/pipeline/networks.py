@@ -61,9 +61,16 @@ class Shipped:
 
 
 @lru_cache(maxsize=2)
-def _published(file: str, sha256: str | None) -> Any:
+def _published(file: str, sha256: str | None, content: str) -> Any:
+    """Load a model; ``content`` tells a file from one that replaces it."""
     model = checkpoints.load_any(file, sha256)
     return model.denoiser if isinstance(model, RectifiedFlow) else model
+
+
+def _content(place: str) -> str:
+    """Return a hash of a file or a folder; a URL stands for itself."""
+    local = Path(place).expanduser()
+    return files.content(local) if local.exists() else place
 
 
 @dataclass(frozen=True)
@@ -74,22 +81,20 @@ class Published:
     sha256: str | None = None
 
     def identity(self) -> Any:
-        local = Path(self.file).expanduser()
-        weights = self.sha256 or (files.sha256(local) if local.is_file() else self.file)
-        return [weights, code_digest(Published)]
+        return [self.sha256 or _content(self.file), code_digest(Published)]
 
     def load(self, run: Run) -> Any:
-        return _published(self.file, self.sha256)
+        return self.untrained()
 
     def untrained(self) -> Any:
-        return _published(self.file, self.sha256)
+        return _published(self.file, self.sha256, self.sha256 or _content(self.file))
 
 
 def _checksum(file: str | None, url: str, sha256: str) -> str:
     """Return the checksum of published weights, or of the local file that replaces them."""
     if file is None or downloads.is_address(file):
         return sha256
-    return files.sha256(downloads.weights(file, url, sha256))
+    return _content(str(downloads.weights(file, url, sha256)))
 
 
 @dataclass(frozen=True)
