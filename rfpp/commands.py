@@ -417,7 +417,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would raise again at the end
         return 128 + signal.SIGPIPE  # as a shell reports it of other commands
-    except (ValueError, ImportError, OSError, ArithmeticError, book.NotebookFailed, book.BuildFailed) as error:
+    except (ValueError, ImportError, OSError, ArithmeticError, processes.WorkerLost,
+            book.NotebookFailed, book.BuildFailed) as error:  # fmt: skip
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:

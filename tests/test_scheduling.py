@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 from safetensors.torch import load_file
 
 from rfpp import commands as cli
+from rfpp.base import processes
 from rfpp.configurations import Configuration
 from rfpp.experiment import Experiment
 from rfpp.pipeline import scheduling
@@ -118,7 +120,7 @@ def test_what_a_worker_died_of_again_and_again_is_an_error(tmp_path, monkeypatch
     deadly = Configuration("deadly", premetric=deadly_premetric)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(RuntimeError, match=r"train deadly, seed [01]: its worker died 3 times in a row"):
+        with pytest.raises(processes.WorkerLost, match=r"train deadly, seed [01]: its worker died 3 times in a row"):
             experiment.compute([experiment.plan.flow(deadly, seed) for seed in (0, 1)])
     experiment.train(["A"], SEEDS)  # there are new workers
 
@@ -273,6 +275,29 @@ def test_a_premetric_of_a_script_trains_in_workers(runs, tmp_path):
     assert all(Path(file).is_file() for file in result.stdout.split())
 
 
+def own_gpu(folder, name, together):
+    """The GPU of the worker that runs this, once as many tasks have begun."""
+    (folder / name).touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < together and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
+    """Also those that begin after another has computed a step; more workers than GPUs share them evenly."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    get_reusable_executor().shutdown(wait=True)
+    (tmp_path / "first").mkdir(), (tmp_path / "then").mkdir()
+    try:
+        with scheduling._local(4) as workers:
+            first = workers().submit(own_gpu, tmp_path / "first", "a", 1).result()
+            then = [workers().submit(own_gpu, tmp_path / "then", name, 4) for name in "abcd"]
+            assert sorted(future.result() for future in then) == ["4", "4", "5", "5"] and first in ("4", "5")
+    finally:
+        get_reusable_executor().shutdown(wait=True)
+
+
 # A cluster
 
 
@@ -305,6 +330,15 @@ def test_workers_with_other_code_are_refused(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(scheduling, "digest", lambda content: "here")
     with pytest.raises(ValueError, match="have another version of this package's code"):
         Experiment("smoke", runs=tmp_path, scheduler=cluster.scheduler_address).train("A", [0])
+
+
+def test_workers_that_compute_several_steps_at_once_are_refused(tmp_path):
+    """Steps in threads of one process would draw from one random stream."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as made:
+        with pytest.raises(ValueError, match="compute several steps at once; start workers with dask worker --nthrea"):
+            Experiment("smoke", runs=tmp_path, scheduler=made.scheduler_address).train("A", [0])
 
 
 def test_a_scheduler_that_is_not_there_is_named(tmp_path):

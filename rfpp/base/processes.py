@@ -229,6 +229,10 @@ def place(model: Model) -> Model:
     return model
 
 
+class WorkerLost(RuntimeError):
+    """Raised when the workers of a step die again and again while it gets no further."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal ended the work, and everything worth keeping is on disk; the same command continues from there."""
 

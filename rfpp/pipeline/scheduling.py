@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import signal
@@ -23,13 +24,14 @@ from pathlib import Path
 
 import psutil
 import torch
+from filelock import FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 
 import rfpp
 from rfpp.base import files, processes, progress
 from rfpp.base.checks import at_least
 from rfpp.base.files import digest
-from rfpp.base.processes import Stopped
+from rfpp.base.processes import Stopped, WorkerLost
 from rfpp.pipeline.steps import Run, Size, Step
 from rfpp.pipeline.store import CHECKED
 
@@ -40,6 +42,8 @@ ATTEMPTS = 3
 """How many times a step whose worker dies is started without getting further."""
 _LOOK = 1.0
 _STOP = "stop"
+_own_place: list[FileLock] = []
+"""The lock on this worker's place, and so on its GPU, held as long as the process lives."""
 _SIZE = Size(pixels=1, parameters=1, images=1000)
 
 
@@ -97,8 +101,8 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
 
     ``scheduler``: the address of a dask cluster that replaces this machine's workers. After SIGINT or SIGTERM the
     workers write their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker
-    dies is named in a warning and started again. Raises the error of the first step that fails, and ``RuntimeError``
-    for a step whose workers die again and again while it gets no further.
+    dies is named in a warning and started again. Raises the error of the first step that fails, and
+    :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
     """
     wanted = missing(run, steps)
     count = len(wanted) if scheduler is not None else min(jobs(asked), len(wanted))
@@ -162,10 +166,8 @@ class _Work:
         """Give ready steps to free workers; steps that the most work waits for come first."""
         self.ready = sorted([*self.ready, *self.graph.get_ready()], key=self.weights.__getitem__)
         while self.ready and len(self.begun) < self.count:
-            key, taken = self.ready.pop(), {int(self._note(key, "place").read_text()) for key in self.begun.values()}
-            place = min(set(range(self.count)) - taken)
-            self._note(key, "place").write_text(str(place))
-            future = self.workers().submit(_compute, self.steps[key], self.run, place, self._note(key, "progress"))
+            key = self.ready.pop()
+            future = self.workers().submit(_compute, self.steps[key], self.run, self._note(key, "progress"))
             self.begun[future] = key
 
     def _ended(self, future: Future[None]) -> bool:
@@ -177,7 +179,7 @@ class _Work:
             self.attempts[key] = 1 if self._got_further(key) else self.attempts[key] + 1
             title = self.steps[key].title
             if self.attempts[key] == ATTEMPTS:
-                raise RuntimeError(
+                raise WorkerLost(
                     f"{title}: its worker died {ATTEMPTS} times in a row, and nothing was added in between ({error})"
                 ) from error
             warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=4)
@@ -192,7 +194,8 @@ class _Work:
         All workers end when one does, so a step that makes progress is not the one to blame.
         """
         folder = self.run.store.partial(self.steps[key].name, key)
-        newest = max((path.stat().st_mtime for pattern in CHECKED for path in folder.glob(pattern)), default=0.0)
+        written = (path for pattern in CHECKED for path in folder.rglob(pattern))  # a grade's samples lie further in
+        newest = max((path.stat().st_mtime for path in written), default=0.0)
         before, self.reached[key] = self.reached.get(key, 0.0), newest
         return newest > before
 
@@ -221,17 +224,14 @@ class _Work:
             yield f"{self.steps[key].title} {share[-1] if share else 0} %"
 
 
-def _compute(step: Step, run: Run, place: int, note: Path) -> None:
-    """Compute a step in a worker. ``place``: a number that no other worker has now; ``note``: a file for its bars."""
+def _compute(step: Step, run: Run, note: Path) -> None:
+    """Compute a step in a worker; ``note``: a file for its bars."""
     os.environ[progress.VARIABLE], os.environ[VARIABLE] = str(note), "1"
     is_near = note.parent.is_dir()  # on the same machine
     if is_near:
         note.touch()
     else:
         os.environ[progress.VARIABLE] = os.devnull
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not torch.cuda.is_initialized() and (found := visible.split(",") if visible else _gpus()):
-        os.environ["CUDA_VISIBLE_DEVICES"] = found[place % len(found)]
     with processes.terminable():
         if is_near:
             note.with_suffix(".worker").write_text(str(os.getpid()))
@@ -244,22 +244,46 @@ def _compute(step: Step, run: Run, place: int, note: Path) -> None:
 
 
 def _gpus() -> list[str]:
-    return [str(number) for number in range(torch.cuda.device_count())]
+    """Return the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _prepare(threads: int) -> None:
+def _take_gpu(places: Path) -> None:
+    """Take the first place in the folder that no other worker has, and the GPU of its number.
+
+    A worker keeps them for life, because a process cannot leave a GPU. A dead worker's place is free again.
+    """
+    gpus, number = _gpus(), 0
+    while gpus and not _own_place:
+        lock = FileLock(places / f"{number}.lock", timeout=0)
+        with contextlib.suppress(Timeout):
+            lock.acquire()
+            _own_place.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        number += 1
+
+
+def _prepare(threads: int, places: Path) -> None:
     """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     processes.keep_memory()
+    _take_gpu(places)
+
+
+@functools.cache
+def _places() -> tempfile.TemporaryDirectory[str]:
+    """The folder of this process's workers' places."""
+    return tempfile.TemporaryDirectory(prefix="rfpp-places-")
 
 
 @contextlib.contextmanager
 def _local(count: int) -> Iterator[Callable[[], Executor]]:
     """Provide workers on this machine. A pool with a dead worker is replaced at the next call."""
     environment = share(count)
-    threads = int(environment["OMP_NUM_THREADS"])
-    yield lambda: get_reusable_executor(count, timeout=60, env=environment, initializer=_prepare, initargs=(threads,))
+    given = int(environment["OMP_NUM_THREADS"]), Path(_places().name)
+    yield lambda: get_reusable_executor(count, timeout=60, env=environment, initializer=_prepare, initargs=given)
 
 
 def _version() -> str:
@@ -270,10 +294,10 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
-    """Provide the workers of a dask cluster, which share ``runs/``.
+    """Provide the workers of a dask cluster, which share ``runs/``. Which GPU a worker has is up to the cluster.
 
     Raises ``ImportError`` without dask, and ``ValueError`` for a scheduler that cannot be reached, has no workers, or
-    whose workers have another version of this package.
+    whose workers have another version of this package, or several threads: these would share a random stream.
     """
     try:
         from distributed import Client
@@ -292,6 +316,11 @@ def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
             raise ValueError(
                 f"scheduler={scheduler!r}: {', '.join(others)} have another version of this package's code; "
                 "install this one there"
+            )
+        if several := [worker for worker, threads in client.nthreads().items() if threads > 1]:
+            raise ValueError(
+                f"scheduler={scheduler!r}: {', '.join(several)} compute several steps at once; start workers with "
+                "dask worker --nthreads 1"
             )
         pool = client.get_executor(pure=False)
         yield lambda: pool
