@@ -106,17 +106,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from rfpp.pipeline import standard
 
     seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
-    for seed in seeds:
-        if arguments.standard:
-            grades = experiment.grade(
-                arguments.config, seed, experiment.own_sampler(arguments.config, **options),
-                n=arguments.n, reference=arguments.reference, reference_count=arguments.reference_count,
-                weights=arguments.weights,
-            )  # fmt: skip
-            path = standard.write(grades, arguments.config, seed, experiment.folder)
-            _say(f"{arguments.config}, seed {seed}: {grades}\n{path}")
-        else:
-            _say(f"{arguments.config}, seed {seed}: {experiment.evaluate(arguments.config, seed, **options)}")
+    sampler = experiment.own_sampler(arguments.config, **options)
+    if not arguments.standard:
+        found = experiment.sweep(arguments.config, seeds, [sampler])[sampler]
+        for seed, evaluation in zip(seeds, found, strict=True):
+            _say(f"{arguments.config}, seed {seed}: {evaluation}")
+        return
+    graded = experiment.grades(
+        arguments.config, seeds, sampler, n=arguments.n, reference=arguments.reference,
+        reference_count=arguments.reference_count, weights=arguments.weights,
+    )  # fmt: skip
+    for seed, grades in zip(seeds, graded, strict=True):
+        path = standard.write(grades, arguments.config, seed, experiment.folder)
+        _say(f"{arguments.config}, seed {seed}: {grades}\n{path}")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -212,6 +214,9 @@ def _import(arguments: argparse.Namespace) -> None:
         raise ValueError(f"source={source!r} ships with this package in its own format: copy {file} to {arguments.out}")
     model: Any
     if is_url or Path(source).suffix in (".pkl", ".safetensors") or Path(source).is_dir():
+        for name in ("network", "weights", "set"):
+            if given := getattr(arguments, name):
+                raise ValueError(f"--{name}={given} is for a .pth file, but source={source!r}; leave it out")
         model = checkpoints.load_any(source, arguments.sha256)
     elif arguments.network is None:
         raise ValueError(

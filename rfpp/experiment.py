@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rfpp import data, engine, features, pairs, presets
 from rfpp.arena import Method
 from rfpp.base import paths, processes, progress
-from rfpp.configurations import ALL, TEACHER, Configuration
+from rfpp.configurations import TEACHER, Configuration
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics import Grades, frechet_distance
@@ -34,7 +34,6 @@ from rfpp.pipeline.sampling import Sampler, Samples, labels_in_turn
 from rfpp.pipeline.steps import Run, Step
 from rfpp.pipeline.store import Store
 
-FLOWS = (*ALL, TEACHER)
 Config = str | Configuration | Method
 """A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS` or of :mod:`rfpp.arena`, an import path, or a
 configuration or method object."""
@@ -177,7 +176,11 @@ class Experiment:
         self.compute(step for _, step in steps)
 
     def flow_file(self, config: Config, seed: int = 0) -> Path:
-        """Return the file of a trained flow, which :func:`rfpp.checkpoints.load` reads."""
+        """Return the file of a trained flow, which :func:`rfpp.checkpoints.load` reads.
+
+        Of an arena method with average velocities, that function reads the velocities at equal times alone;
+        :meth:`flow` returns the whole.
+        """
         self.train([config], [seed])
         return self.run.get(self.plan.flow(config, seed)) / networks.MODEL
 
@@ -275,6 +278,14 @@ class Experiment:
     def grade(self, config: Config, seed: int = 0, sampler: Samples | None = None, **options: Any) -> Grades:
         """Return FID, inception score, precision and recall on Inception's features, with their protocol.
 
-        ``options``: as for :func:`rfpp.pipeline.standard.grade`.
+        ``sampler``: by default the one that the configuration or method is designed for, with one evaluation;
+        ``options``: as for :func:`rfpp.pipeline.standard.grades`.
         """
-        return standard.grade(self.plan, self.run, self.folder, config, seed, sampler or self.sampler(), **options)
+        return next(self.grades(config, [seed], sampler, **options))
+
+    def grades(
+        self, config: Config, seeds: Sequence[int], sampler: Samples | None = None, **options: Any
+    ) -> Iterator[Grades]:
+        """Yield the :meth:`grade` of each seed; the samples of all seeds are drawn first, side by side."""
+        sampler = sampler or self.own_sampler(config)
+        return standard.grades(self.plan, self.run, self.folder, config, seeds, sampler, self.compute, **options)

@@ -30,6 +30,14 @@ def experiment(tmp_path_factory):
 # The arena
 
 
+def test_average_velocities_train_uncompiled_where_all_else_is_compiled(tmp_path, monkeypatch):
+    """No compiler takes their forward-mode derivative. One that only counts what it is given stands in for it."""
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, *_, **__: compiled.append(type(module).__name__))
+    Experiment("smoke", {"machinery.compile": True}, runs=tmp_path, jobs=1).train(["meanflow", "A"], [0])
+    assert compiled == ["RectifiedFlow"]
+
+
 def test_grades_of_several_scales_stand_side_by_side(tmp_path, monkeypatch):
     """This run's, and those with the book; the shortest training first. A scale without the NFE is left out."""
     monkeypatch.setattr(paths, "repository", lambda: tmp_path)

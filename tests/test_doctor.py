@@ -503,6 +503,7 @@ def test_released_archives_are_read(tmp_path, capsys):
         ("{pairs} --config F", "--config, --seed or --set both say what to examine"),
         ("{evaluation}", "='evaluation' is unknown; allowed: 'pairs'"),
         ("--preset smoke --config H", "config='H' is unknown"),
+        ("--preset smoke --config meanflow", "config='meanflow' is a method of rfpp.arena, whose trainings"),
         ("--preset smoke --config A --seed 7", "config='A', seed=7 was not trained"),
         ("--teacher digits-teacher", "--teacher=digits-teacher needs a place with pairs"),
     ],

@@ -222,6 +222,32 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path, change, complaint):
         Experiment("smoke", runs=tmp_path, dataset=change(data.digits()))
 
 
+def test_datasets_are_told_apart_by_every_image(tmp_path):
+    """The keys of pairs that do not depend on images stay as they are."""
+    pixels, labels = torch.zeros(3000, 1, 8, 8, dtype=torch.uint8), torch.arange(3000) % 10
+    keys = set()
+    for changed in (None, 1, 2999):
+        other = pixels.clone()
+        if changed is not None:
+            other[changed] = 255
+        images = data.Images(other, labels)
+        plan = Experiment("smoke", runs=tmp_path, dataset=data.Dataset("x", images, images, 10)).plan
+        keys.add((plan.inverted().key, plan.pairs().key))
+    assert len(keys) == 3 and len({key for _, key in keys}) == 1
+
+
+def test_real_images_without_the_last_class_are_refused_before_their_noise_is_computed(tmp_path):
+    digits = data.digits()
+    rows = digits.train.labels < 9
+    train = data.Images(digits.train.pixels[rows], digits.train.labels[rows])
+    experiment = Experiment("smoke", runs=tmp_path, dataset=data.Dataset("x", train, digits.held_out, 10))
+    with pytest.raises(
+        ValueError, match="config='G' trains on real images, but the training split has none of classes 9"
+    ):
+        experiment.train("G")
+    assert not list(tmp_path.iterdir())
+
+
 def wrong():
     return {"train": []}
 

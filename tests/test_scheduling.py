@@ -336,9 +336,11 @@ def test_workers_that_compute_several_steps_at_once_are_refused(tmp_path):
     """Steps in threads of one process would draw from one random stream."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as made:
-        with pytest.raises(ValueError, match="compute several steps at once; start workers with dask worker --nthrea"):
-            Experiment("smoke", runs=tmp_path, scheduler=made.scheduler_address).train("A", [0])
+    refused = pytest.raises(
+        ValueError, match="compute several steps at once; start workers with dask worker --nthreads 1"
+    )
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as made, refused:
+        Experiment("smoke", runs=tmp_path, scheduler=made.scheduler_address).train("A", [0])
 
 
 def test_a_scheduler_that_is_not_there_is_named(tmp_path):

@@ -18,6 +18,7 @@ from scipy import linalg, special
 from truth import randn, random_inception
 
 from rfpp import metrics
+from rfpp.base import files
 from rfpp.experiment import Experiment
 from rfpp.metrics import Extractor, Grades, Moments, Protocol, Statistics, statistics
 
@@ -487,6 +488,39 @@ def test_a_reference_of_other_features_is_refused_before_anything_is_trained(tmp
     with pytest.raises(ValueError, match="reference=other.npz has 13 features, but flat has 12"):
         experiment.grade("F", n=4, reference=tmp_path / "other.npz")
     assert not (tmp_path / "runs").exists()
+
+
+class Named(Extractor):
+    """The mean of grey images; with a checksum, as published weights have."""
+
+    name, num_features, sha256 = "means", 1, "0" * 64
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        found = images.double().mean(dim=(2, 3))
+        return found, found
+
+
+def test_a_method_is_graded_by_its_own_sampler_and_named_by_its_own_weights(tmp_path, monkeypatch):
+    """The real images pass the extractor once for all seeds, and their moments are used again after that."""
+    made = []
+    monkeypatch.setattr(metrics, "inception", lambda weights, device: made.append(Named()) or made[-1])
+    experiment = Experiment("smoke", runs=tmp_path, jobs=1)
+    sampler = experiment.own_sampler("meanflow")
+    with pytest.warns(UserWarning, match="not comparable"):
+        grades = list(experiment.grades("meanflow", [0, 1], n=8))
+    files_of = [experiment.flow_file("meanflow", seed) for seed in (0, 1)]
+    assert [each.protocol.flow_sha256 for each in grades] == [files.sha256(file) for file in files_of]
+    assert [each.protocol.solver for each in grades] == [str(sampler)] * 2 and len(made) == 1
+    assert experiment.plan.steps(["meanflow"], [0])[-1].sampler == sampler
+    images, first = len(experiment.data.train), made[0].seen
+    with pytest.warns(UserWarning, match="not comparable"):
+        again = experiment.grade("meanflow", 1, n=8)
+    assert again == grades[1] and made[1].seen == first - images - 8  # neither the moments nor the first seed
 
 
 def test_a_misspelt_setting_is_refused_before_any_work():

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -135,10 +135,16 @@ def check(
             code=claim.code_digest(),
             commit=commit(),
             seconds=round(sum(artifact.manifest["seconds"] for artifact in artifacts.values()), 1),
-            provenance=provenance(),
+            provenance=_where(artifacts.values()),
             artifacts={name: digest(artifact.manifest["files"]) for name, artifact in artifacts.items()},
         )
         _write(record, experiment.folder / "claims")
+
+
+def _where(artifacts: Iterable[Artifact]) -> dict[str, str]:
+    """The software and the devices that computed the steps behind a claim; those of this process, if there are none."""
+    here, found = provenance(), [artifact.manifest for artifact in artifacts]
+    return {name: "; ".join(sorted({manifest[name] for manifest in found}) or [here[name]]) for name in here}
 
 
 def out_of_scope(id: str, experiment: Experiment) -> str | None:

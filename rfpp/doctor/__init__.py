@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rfpp.doctor import of_pairs, of_trainings
 from rfpp.doctor.findings import ALPHA, Finding, is_sound, report
-from rfpp.doctor.material import ROWS, Pairs, Training, of_training, read
+from rfpp.doctor.material import ROWS, Pairs, Training, of_training, read, trained_on_pairs
 from rfpp.experiment import Experiment
 from rfpp.pairs import Damaged
 
@@ -31,9 +31,9 @@ def damage(error: Damaged) -> Finding:
 def of_experiment(experiment: Experiment, config: str, seed: int, rows: int = ROWS) -> Training:
     """A training of an experiment, finished or in progress; nothing is computed.
 
-    Raises ``FileNotFoundError`` for one that was not started.
+    Raises ``FileNotFoundError`` for one that was not started, and ``ValueError`` for a method that is no configuration.
     """
-    run, step = experiment.run, experiment.plan.flow(config, seed)
+    run, step = experiment.run, trained_on_pairs(experiment, config, seed)
     folders: tuple[Path, ...] = (run.store.root / step.name / step.key, run.store.partial(step.name, step.key))
     folder = next((each for each in folders if each.is_dir()), None)
     if folder is None:

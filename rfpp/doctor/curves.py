@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rfpp import data, engine, pairs, samplers
 from rfpp.base import files, paths, rng
+from rfpp.doctor.material import trained_on_pairs
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics import frechet_distance
@@ -147,10 +148,10 @@ def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Seq
     if len(seeds) < FEWEST:
         raise ValueError(f"seeds={seeds} are too few for a range; list at least {FEWEST} in seeds")
     kept = json.loads(path.read_text()) if path.is_file() else {}
+    planned = {config: [trained_on_pairs(experiment, config, seed) for seed in seeds] for config in configs}
     made, images = {}, targets(experiment.teacher)
-    for config in configs:
+    for config, steps in planned.items():
         experiment.train([config], seeds)
-        steps = [experiment.plan.flow(config, seed) for seed in seeds]
         measured = [measure(experiment, config, seed, images) for seed in seeds]
         made[config] = {
             "settings": settings(steps[0].inputs),

@@ -17,7 +17,9 @@ from rfpp import checkpoints, engine, pairs
 from rfpp.base import files, rng
 from rfpp.base.checks import at_least, one_of
 from rfpp.checkpoints.weights import read_safetensors
+from rfpp.configurations import CONFIGURATIONS
 from rfpp.denoisers import EDMPrecond, VPPrecond
+from rfpp.experiment import Config, Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset
 from rfpp.pipeline import shipped
@@ -210,6 +212,17 @@ def _held_out(source: Path, rows: int) -> Pairs | None:
             if alike and inputs["seed"] != of["seed"]:
                 others.append((inputs["n"], path.parent))
     return of_dataset(PairDataset(min(others)[1]), rows) if others else None
+
+
+def trained_on_pairs(experiment: Experiment, config: Config, seed: int) -> TrainFlow:
+    """The training of a configuration; raises ``ValueError`` for an arena method, whose losses have other ranges."""
+    step = experiment.plan.flow(config, seed)
+    if not isinstance(step, TrainFlow):
+        raise ValueError(
+            f"config={str(config)!r} is a method of rfpp.arena, whose trainings are not examined; "
+            f"choose one of {', '.join(CONFIGURATIONS)}"
+        )
+    return step
 
 
 def of_training(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +50,13 @@ class TrainGenerator(Step):
     @presentation
     def title(self) -> str:
         return f"train {self.label}, seed {self.seed}"
+
+    @presentation
+    def suited(self, run: Run) -> Run:
+        """Return the run without compilation for a method with average velocities: no compiler takes their ``jvp``."""
+        if not self.method.two_times:
+            return run
+        return replace(run, machinery=run.machinery.model_copy(update={"compile": False}))
 
     def compute(self, folder: Path, run: Run) -> None:
         if is_kept(folder):

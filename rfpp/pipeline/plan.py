@@ -12,7 +12,7 @@ from rfpp.arena import find as contender
 from rfpp.base import rng
 from rfpp.base.checks import at_least, one_of
 from rfpp.configurations import CONFIGURATIONS, TEACHER, Configuration, check, check_timesteps
-from rfpp.data import Dataset
+from rfpp.data import Dataset, Images
 from rfpp.engine import Optimisation
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
 from rfpp.pipeline.generators import Leaps, Renoised, TrainGenerator
@@ -36,6 +36,16 @@ from rfpp.presets import Preset, PresetError
 SPLITS = ("train", "held_out")
 Config = str | Configuration | Method
 _DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
+
+
+def _check_classes(configuration: Configuration, images: Images, teacher: Weights) -> None:
+    """Raise ``ValueError`` for a training on real images that lack the teacher's last classes."""
+    real, seen = configuration.pairs == "real" or configuration.real_share, int(images.labels.max()) + 1
+    if real and (known := teacher.untrained().label_dim) > seen:
+        raise ValueError(
+            f"config={str(configuration)!r} trains on real images, but the training split has none of classes "
+            f"{seen} to {known - 1}; add some, or choose a configuration without real images"
+        )
 
 
 class Plan:
@@ -217,8 +227,10 @@ class Plan:
         sizes |= {self.preset.training.large_batch} if methods else set()
         for size in (*sizes, *(recipe.batch for recipe in recipes)):
             engine.check(size, self.preset.machinery)
-        shape = self.images.load().train.shape
+        images = self.images.load().train
+        shape = images.shape
         for configuration in configurations:
+            _check_classes(configuration, images, self.teacher)
             check(configuration, shape)
             for part in (configuration.timesteps, configuration.premetric):
                 identity(part)
@@ -281,7 +293,7 @@ class Plan:
     def steps(self, configs: Iterable[Config] | None = None, seeds: Sequence[int] | None = None) -> list[Step]:
         """All steps up to graded flows of ``configs`` (A to G) at one evaluation, each after the steps it needs."""
         return in_order(
-            self.grade(config, seed, self.sampler())
+            self.grade(config, seed, self.own_sampler(config))
             for seed in seeds or self.preset.seeds
             for config in configs or CONFIGURATIONS
         )

@@ -47,7 +47,7 @@ class Source:
     name: str
     path: str | None = None
     resolution: int | None = None
-    crop: str | None = None
+    crop: str | None = "center"
     held_out: float = data.HELD_OUT
     function: str | None = None
 

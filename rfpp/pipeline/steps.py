@@ -65,7 +65,8 @@ class Run:
         if finished is not None:
             return finished
         with torch.inference_mode(False), torch.enable_grad():  # callers may have gradients off; training needs them
-            return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, self), resumable=True)
+            run = step.suited(self)
+            return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, run), resumable=True)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Step(ABC):
     def cost(self, size: Size) -> Cost:
         """Return the cost of the step on a problem of this size."""
         return Cost()
+
+    @presentation
+    def suited(self, run: Run) -> Run:
+        """Return the run without what this step cannot use, which changes no result either."""
+        return run
 
     @cached_property
     def inputs(self) -> dict[str, Any]:

@@ -42,15 +42,15 @@ class Data(_Settings):
     :class:`rfpp.data.Dataset`, or are given to :class:`rfpp.experiment.Experiment`.
 
     A relative ``path`` is within ``RFPP_DATA``, else ``datasets/`` of the checkout. ``resolution`` and ``held_out``
-    are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`. ``count``: how many
-    images there are, for plans that are made before they are fetched.
+    are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`; with ``crop: null``,
+    whole images are resized. ``count``: how many images there are, for plans that are made before they are fetched.
     """
 
     name: Literal["digits", "photos", "cifar10", "images", "custom"]
     path: str | None = None
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     resolution: Count | None = None
-    crop: Literal["center", "dhariwal"] | None = None
+    crop: Literal["center", "dhariwal"] | None = "center"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     count: Count | None = None
 
@@ -206,6 +206,13 @@ class Preset(_Settings):
         counts("seeds", self.seeds, 0)  # a seed given twice would count as two trainings
         if self.data.function is not None and self.data.name != "custom":
             raise ValueError(f"data.function works only with data.name='custom', not with data.name={self.data.name!r}")
+        takes = {"images": ("crop", "held_out"), "photos": ("held_out",)}.get(self.data.name, ())
+        for name in ("crop", "held_out"):
+            value, default = getattr(self.data, name), Data.model_fields[name].default
+            if name not in takes and value != default:
+                raise ValueError(
+                    f"data.{name}={value!r}, but data.name={self.data.name!r} does not take it; leave it out"
+                )
         digits = self.data.name == "digits"
         if self.data.name == "custom":  # whether a teacher fits is checked once the images exist
             return self

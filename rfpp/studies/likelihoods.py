@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rfpp import data, likelihood
 from rfpp.base import rng
-from rfpp.base.checks import at_least, counts
+from rfpp.base.checks import at_least
 from rfpp.configurations import TEACHER
 from rfpp.experiment import Experiment
 from rfpp.likelihood import Exact, Hutchinson, LogDensity
@@ -132,11 +132,6 @@ class FewEvaluations:
         """Mean absolute difference from the reference, by the number of evaluations."""
         found = self.by_determinant if kind == "determinant" else self.by_trace
         return {steps: float((values - self.reference).abs().mean()) for steps, values in found.items()}
-
-
-def check_steps(steps: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless these are different numbers of evaluations."""
-    counts("evaluations", steps)
 
 
 def few_evaluations(
