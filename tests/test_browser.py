@@ -217,7 +217,8 @@ FOLDED = """() => {
 
 FIRST_FIGURE = """() => {
     const figure = document.querySelector("article figure img");
-    return figure.getBoundingClientRect().top + window.scrollY;
+    const note = document.querySelector("article .not-run");  // of a chapter that this book shows as stored
+    return figure.getBoundingClientRect().top + window.scrollY - (note ? note.getBoundingClientRect().height : 0);
 }"""
 
 
@@ -245,6 +246,8 @@ def test_a_keyboard_unfolds_what_was_found(browser: Any) -> None:
     """Paper shows it unfolded, and the screen folds it again."""
     page = browser.new_page(offline=True)
     page.goto((ROOT / "notebooks" / "04_ablation.html").as_uri())
+    if page.locator(".not-run").count():
+        pytest.skip("the chapter was not run for this book, so nothing was found: run `make book`")
     folded = page.locator(".found details")
     last = folded.locator("a").last
     assert not last.is_visible()

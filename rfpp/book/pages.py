@@ -188,7 +188,7 @@ def stored(notebook: NotebookNode, slug: str, preset: str, claims: Mapping[str, 
     """
     page = chapter(notebook, slug, preset, {}, claims)
     lines = (
-        ":::{admonition} Not run for this book", ":class: warning",
+        ":::{admonition} Not run for this book", ":class: warning not-run",
         f"This chapter shows outputs that are stored in the repository, from another run, at `{presets.DEFAULT}`. "
         f"To run it for this book: `make book PRESET={preset} NB={slug}`.", ":::",
     )  # fmt: skip
