@@ -216,7 +216,7 @@ def _import(arguments: argparse.Namespace) -> None:
     if is_url or Path(source).suffix in (".pkl", ".safetensors") or Path(source).is_dir():
         for name in ("network", "weights", "set"):
             if given := getattr(arguments, name):
-                raise ValueError(f"--{name}={given} is for a .pth file, but source={source!r}; leave it out")
+                raise ValueError(f"--{name}={given} is for a local .pth file, but source={source!r}; leave it out")
         model = checkpoints.load_any(source, arguments.sha256)
     elif arguments.network is None:
         raise ValueError(

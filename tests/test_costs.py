@@ -78,6 +78,19 @@ def test_the_bill_of_imagenet_by_hand():
     assert bill.operations == pytest.approx(bill.passes * step / 3 + with_lpips * lpips, rel=0.01)
 
 
+def test_counting_places_nothing_on_a_device(monkeypatch):
+    """A placed network takes its inputs along, and those that are counted have no content to take."""
+
+    def refuse(model):
+        raise AssertionError("placed")
+
+    monkeypatch.setattr(costs.processes, "place", refuse)
+    plan = Plan(presets.load("smoke"))
+    teacher, trunk = costs._teacher(plan), costs._perceptual(plan)
+    assert costs.bill(plan).operations > 0
+    assert not any(parameter.is_meta for model in (teacher, trunk) for parameter in model.parameters())
+
+
 def test_small_networks_are_counted_too():
     """Longer trainings take more passes and operations; what stays on the disk is the same."""
     small, large = (costs.bill(Plan(presets.load("smoke", {"training.steps": steps}))) for steps in (3, 6))

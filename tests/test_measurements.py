@@ -93,6 +93,19 @@ def test_networks_are_told_apart_by_their_settings(one, other):
     assert identities.identity(one) == identities.identity(copy.deepcopy(one).train())
 
 
+def test_a_network_may_hold_what_python_is_made_of():
+    """Functions of packages, and sets; not what differs from call to call."""
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 8, activation="gelu")
+    one, other = torch.nn.Identity(), torch.nn.Identity()
+    one.act, other.act = torch.tanh, torch.sigmoid
+    one.kinds = other.kinds = {"b", "a"}
+    assert identities.identity(layer) == identities.identity(copy.deepcopy(layer))
+    assert identities.identity(one) != identities.identity(other) == identities.identity(copy.deepcopy(other))
+    one.act = [].append
+    with pytest.raises(Unidentified):
+        identities.identity(one)
+
+
 def test_pairs_are_told_apart_by_what_is_in_their_folder(experiment, tmp_path):
     pairs = experiment.pairs("held_out")
     before = identities.identity(pairs)
@@ -100,6 +113,8 @@ def test_pairs_are_told_apart_by_what_is_in_their_folder(experiment, tmp_path):
     assert identities.identity(pairs) == before
     copied = tmp_path / "copied"
     shutil.copytree(pairs.folder, copied)
+    assert identities.identity(PairDataset(copied)) == before
+    (copied / "manifest.json").unlink()  # when and where they were made
     assert identities.identity(PairDataset(copied)) == before
     other = next(copied.glob("shard-*"))
     other.write_bytes(other.read_bytes()[:-1] + b"?")
@@ -129,6 +144,8 @@ def test_a_folder_of_weights_is_told_apart_by_its_files(tmp_path):
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "config.json").write_text("{}")
     before = networks.Published(str(folder)).identity()
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "download.lock").touch()
     assert networks.Published(str(folder)).identity() == before
     (folder / "unet" / "config.json").write_text('{"a": 1}')
     assert networks.Published(str(folder)).identity() != before

@@ -498,7 +498,6 @@ ELSEWHERE = {
     "find",
     "imported",
     "checked",
-    "own_reference",
     "presentation",
     "in_order",
     "package",

@@ -123,7 +123,7 @@ class Means(metrics.Extractor):
 def test_standard_grades_from_the_command_line(images, tmp_path, monkeypatch, capsys):
     """Graded twice, the second time against the statistics that the first one wrote; numpy's moments of the images."""
     asked = []
-    monkeypatch.setattr(metrics, "inception", lambda weights, device: asked.append(weights) or Means())
+    monkeypatch.setattr(metrics, "inception", lambda weights, device="cpu": asked.append(weights) or Means())
     monkeypatch.setenv("RFPP_RUNS", str(tmp_path))
     changes = settings({**SHRUNK, "data.path": images, "features.inception": "https://127.0.0.1:9/mirror.pth"})
     command = ["evaluate", "--preset", "cifar10", "--config", "A", "--standard", "--n", "24", *changes]
@@ -133,7 +133,7 @@ def test_standard_grades_from_the_command_line(images, tmp_path, monkeypatch, ca
     record = json.loads(Path(shown.splitlines()[-1]).read_text())
     protocol = record["protocol"]
     assert f"FID (not as published) {record['fid']:.2f}" in shown and (protocol["n"], protocol["nfe"]) == (24, 1)
-    (reference,) = tmp_path.rglob("references/*.npz")
+    (reference,) = tmp_path.rglob("reference/*/reference.npz")
     pixels = load_data("cifar10", images).train.pixels.double().mean(dim=(2, 3)).numpy()
     np.testing.assert_allclose(np.load(reference)["mu"], pixels.mean(axis=0))
     np.testing.assert_allclose(np.load(reference)["sigma"], np.cov(pixels.T))
@@ -141,7 +141,7 @@ def test_standard_grades_from_the_command_line(images, tmp_path, monkeypatch, ca
         assert cli.main([*command, "--reference", str(reference), "--weights", "https://127.0.0.1:9/other.pth"]) == 0
     again = json.loads(Path(capsys.readouterr().out.splitlines()[-1]).read_text())
     assert again == {**record, "protocol": {**protocol, "reference": reference.name}}
-    assert asked == ["https://127.0.0.1:9/mirror.pth", "https://127.0.0.1:9/other.pth"]
+    assert asked == ["https://127.0.0.1:9/mirror.pth"] * 2 + ["https://127.0.0.1:9/other.pth"]  # two for the moments
     (made,) = tmp_path.rglob("samples/*/pairs.json")
     assert json.loads(made.read_text())["n"] == 24
 

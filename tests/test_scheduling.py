@@ -140,6 +140,21 @@ def test_a_step_that_gets_further_may_lose_its_worker_more_often(tmp_path):
     assert len(deaths) > scheduling.ATTEMPTS
 
 
+def test_a_grade_gets_further_with_each_shard_of_its_samples(tmp_path):
+    experiment = Experiment("smoke", runs=tmp_path, jobs=1)
+    step = experiment.plan.grade("A", 0, experiment.sampler())
+    work = scheduling._Work(experiment.run, [step], 1, tmp_path, None)
+    samples = experiment.run.store.partial(step.name, step.key) / "samples"
+    samples.mkdir(parents=True)
+    found = [work._got_further(step.key)]
+    for number in range(2):
+        path = samples / f"shard-{number}.safetensors"
+        path.touch()
+        os.utime(path, (number + 1, number + 1))
+        found += [work._got_further(step.key), work._got_further(step.key)]
+    assert found == [False, True, False, True, False]
+
+
 _calls = []
 
 

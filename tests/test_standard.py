@@ -482,7 +482,7 @@ def test_bad_input_is_refused_before_any_work(images, options, complaint):
 
 
 def test_a_reference_of_other_features_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "inception", lambda weights, device: Flat())
+    monkeypatch.setattr(metrics, "inception", lambda weights, device="cpu": Flat())
     reference(13).save(tmp_path / "other.npz")
     experiment = Experiment("smoke", runs=tmp_path / "runs")
     with pytest.raises(ValueError, match="reference=other.npz has 13 features, but flat has 12"):
@@ -506,21 +506,24 @@ class Named(Extractor):
 
 
 def test_a_method_is_graded_by_its_own_sampler_and_named_by_its_own_weights(tmp_path, monkeypatch):
-    """The real images pass the extractor once for all seeds, and their moments are used again after that."""
+    """The real images pass the extractor once for all seeds, and once for their moments, which are then kept."""
     made = []
-    monkeypatch.setattr(metrics, "inception", lambda weights, device: made.append(Named()) or made[-1])
+    monkeypatch.setattr(metrics, "inception", lambda weights, device="cpu": made.append(Named()) or made[-1])
     experiment = Experiment("smoke", runs=tmp_path, jobs=1)
     sampler = experiment.own_sampler("meanflow")
     with pytest.warns(UserWarning, match="not comparable"):
         grades = list(experiment.grades("meanflow", [0, 1], n=8))
     files_of = [experiment.flow_file("meanflow", seed) for seed in (0, 1)]
     assert [each.protocol.flow_sha256 for each in grades] == [files.sha256(file) for file in files_of]
-    assert [each.protocol.solver for each in grades] == [str(sampler)] * 2 and len(made) == 1
+    assert [each.protocol.solver for each in grades] == [str(sampler)] * 2
     assert experiment.plan.steps(["meanflow"], [0])[-1].sampler == sampler
-    images, first = len(experiment.data.train), made[0].seen
+    images = len(experiment.data.train)
+    assert [extractor.seen for extractor in made] == [images + 8 + 8, images]
     with pytest.warns(UserWarning, match="not comparable"):
         again = experiment.grade("meanflow", 1, n=8)
-    assert again == grades[1] and made[1].seen == first - images - 8  # neither the moments nor the first seed
+    assert again == grades[1] and [extractor.seen for extractor in made[2:]] == [images + 8]
+    with pytest.warns(UserWarning, match="not comparable"):
+        assert len(list(experiment.grades("meanflow", [1, 1], n=8))) == 2
 
 
 def test_a_misspelt_setting_is_refused_before_any_work():

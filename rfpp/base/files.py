@@ -9,7 +9,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,21 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1024)
+@cache
 def _hashed(path: Path, size: int, changed: int) -> str:
     """Hash a file of this size that was last changed then."""
     return sha256(path)
 
 
 def content(place: Path) -> str:
-    """Hash a file, or the names and contents of all files of a folder; unchanged files are read once per process."""
-    found = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    """Hash a file, or the names and contents of all files of a folder; unchanged files are read once per process.
+
+    Files and folders whose names begin with a dot do not count: tools keep notes of their own there.
+    """
+    found = [place]
+    if place.is_dir():
+        seen = (path for path in place.rglob("*") if path.is_file())
+        found = sorted(path for path in seen if not any(name[0] == "." for name in path.relative_to(place).parts))
     states = [path.stat() for path in found]
     hashes = [
         _hashed(path.resolve(), state.st_size, state.st_mtime_ns) for path, state in zip(found, states, strict=True)

@@ -315,7 +315,7 @@ def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
             page = pages.chapter(content, slug, name, by_scale, claims, in_colour)
         else:
             content = nbformat.read(path, as_version=4)
-            page = pages.stored(content, slug, name, claims)
+            page = pages.stored(content, slug, preset, claims)
         nbformat.write(page, source / "notebooks" / path.name)
         if slug == "training":
             (source / "book" / "one-step.png").write_bytes(pages.picture(content, "fig-one-step"))

@@ -182,9 +182,9 @@ def chapter(
 
 
 def stored(notebook: NotebookNode, slug: str, preset: str, claims: Mapping[str, Claim]) -> NotebookNode:
-    """A chapter that was not run at ``preset``, with its stored outputs and a note that says so.
+    """A chapter that was not run at ``preset``, a name or a file, with its stored outputs and a note that says so.
 
-    Each verdict is a card without a value, for this run has no record of it.
+    Each verdict is the stored one, on a card without a value.
     """
     page = chapter(notebook, slug, preset, {}, claims)
     lines = (

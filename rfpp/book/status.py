@@ -87,7 +87,8 @@ def page(preset: str, run: Path, shown: Mapping[str, bool]) -> str:
     """
     parts: list[str | Table] = [
         "(status)=", "# Status", f"This book was built on {moment(datetime.now(UTC).timestamp())}.",
-        software(preset), "## Notebooks", "Each page shows the output of this run of its notebook.",
+        software(preset), "## Notebooks", "Each page shows the output of the run in this table, "
+        "or the one that is stored in the repository.",
         notebooks(run, shown), "## Steps",
         "Each finished step is stored with a record of the software and device that computed it. The table covers all "
         "steps in the folder of this preset, including those of other settings. Times are those of one process, when "

@@ -124,12 +124,12 @@ def _is_missing(file: str, sha256: str | None) -> bool:
     return downloads.is_address(file) and not downloads.kept(file, sha256).exists()
 
 
-def _perceptual(plan: Plan) -> nn.Module:
-    """Return LPIPS, with random weights if VGG-16's are not here yet."""
+def _perceptual(plan: Plan) -> Any:
+    """Return the network of LPIPS, with random weights if VGG-16's are not here yet."""
     source = plan.perceptual
     if isinstance(source, VGG) and _is_missing(source.file or features.VGG_URL, features.VGG_SHA256):
-        return perceptual_distance(features.VGGLPIPS(_vgg16().state_dict()))
-    return perceptual_distance(source.untrained())
+        return features.VGGLPIPS(_vgg16().state_dict())
+    return source.untrained()
 
 
 def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
@@ -155,7 +155,7 @@ def measure(plan: Plan, repeats: int = 20, lpips: bool = True) -> Pace:
     without: premetrics.Premetric = premetrics.pseudo_huber
     with_lpips = without
     if lpips:
-        with_lpips = premetrics.bind(best.premetric, lambda: _perceptual(plan))
+        with_lpips = premetrics.bind(best.premetric, lambda: perceptual_distance(_perceptual(plan)))
 
     def forward(step: int) -> None:
         with torch.no_grad():
@@ -354,7 +354,14 @@ def bill(plan: Plan) -> Bill:
         with torch.device("meta"):
             forward = _count_forward(EDMPrecond(networks.paper(name)), torch.empty(1, *shape))
     else:
-        network, distance = copy.deepcopy(_teacher(plan)).to("meta").requires_grad_(True), _perceptual(plan).to("meta")
+        network, distance = (
+            copy.deepcopy(_teacher(plan)).to("meta").requires_grad_(True),
+            copy.deepcopy(_perceptual(plan)),
+        )
+        # Not on this process's device: what is placed there takes its inputs along, and these have no content.
+        distance = (features.FeatureLPIPS(distance) if isinstance(distance, features.Classifier) else distance).to(
+            "meta"
+        )
         parameters = sum(parameter.numel() for parameter in network.parameters())
         with torch.device("meta"):
             image, changed = torch.zeros(1, *shape), torch.zeros(1, *shape, requires_grad=True)

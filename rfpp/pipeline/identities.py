@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from rfpp.base.files import content, digest
-from rfpp.pairs import PairDataset
+from rfpp.pairs import INDEX, PairDataset
 from rfpp.pipeline.digests import Normal, code_digest, free_names, is_own, package, reached, shape
 
 _NOTHING = object()
@@ -56,8 +56,12 @@ def identity(value: Any) -> Any:
         return value
     if isinstance(value, Path | torch.dtype | torch.device):
         return str(value)
+    if inspect.isbuiltin(value) and not isinstance(value.__self__, list | dict | set):  # torch.tanh, for example
+        return f"{getattr(value.__self__, '__name__', value.__module__)}.{value.__qualname__}"
     if isinstance(value, list | tuple):
         return [identity(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((identity(item) for item in value), key=digest)
     if isinstance(value, Mapping):
         return {str(key): identity(item) for key, item in value.items()}
     if isinstance(value, Tensor | np.ndarray):
@@ -93,7 +97,8 @@ def _instance(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare}
     elif isinstance(value, PairDataset):
-        parts = {"content": content(value.folder)}
+        stored = [value.folder / INDEX, *sorted(value.folder.glob("shard-*.safetensors"))]
+        parts = {path.name: content(path) for path in stored}
     elif isinstance(value, nn.Module):
         parts, kinds = _module(value), {type(part) for part in value.modules()}
     elif kind.__module__ == "builtins" or not hasattr(value, "__dict__"):

@@ -39,13 +39,15 @@ _DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
 
 
 def _check_classes(configuration: Configuration, images: Images, teacher: Weights) -> None:
-    """Raise ``ValueError`` for a training on real images that lack the teacher's last classes."""
-    real, seen = configuration.pairs == "real" or configuration.real_share, int(images.labels.max()) + 1
-    if real and (known := teacher.untrained().label_dim) > seen:
+    """Raise ``ValueError`` for a mixture of pairs with real images that lack the teacher's last classes."""
+    last = int(images.labels.max())
+    if configuration.real_share and last + 1 < teacher.untrained().label_dim:
         raise ValueError(
-            f"config={str(configuration)!r} trains on real images, but the training split has none of classes "
-            f"{seen} to {known - 1}; add some, or choose a configuration without real images"
+            f"config={str(configuration)!r} mixes pairs of all classes with real images, but the training split has "
+            f"none of a class after {last}; add some, or choose a configuration with real_share=0"
         )
+    if isinstance(configuration.start, Configuration):
+        _check_classes(configuration.start, images, teacher)
 
 
 class Plan:

@@ -264,6 +264,14 @@ def _take_gpu(places: Path) -> None:
         number += 1
 
 
+def _take_free_gpu(name: str) -> None:
+    """Take a GPU for a cluster's worker, unless the cluster has given it some; ``name``: the cluster's."""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        places = Path(tempfile.gettempdir()) / f"rfpp-places-{name}"
+        places.mkdir(exist_ok=True)
+        _take_gpu(places)
+
+
 def _prepare(threads: int, places: Path) -> None:
     """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -294,7 +302,7 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
-    """Provide the workers of a dask cluster, which share ``runs/``. Which GPU a worker has is up to the cluster.
+    """Provide the workers of a dask cluster, which share ``runs/``; each has the GPU that the cluster shows to it.
 
     Raises ``ImportError`` without dask, and ``ValueError`` for a scheduler that cannot be reached, has no workers, or
     whose workers have another version of this package, or several threads: these would share a random stream.
@@ -322,5 +330,6 @@ def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
                 f"scheduler={scheduler!r}: {', '.join(several)} compute several steps at once; start workers with "
                 "dask worker --nthreads 1"
             )
+        client.run(_take_free_gpu, digest(scheduler)[:8])
         pool = client.get_executor(pure=False)
         yield lambda: pool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -92,7 +92,11 @@ class Given:
         return self.dataset
 
     def identity(self) -> Any:
-        """Identify the images in keys by their content."""
+        """Identify the images in keys by their content, which must not change."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Any:
         return _content(self.dataset)
 
 

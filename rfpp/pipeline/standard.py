@@ -16,11 +16,10 @@ from rfpp import metrics
 from rfpp.base import files, processes
 from rfpp.base.checks import at_least
 from rfpp.base.files import digest
-from rfpp.metrics import Extractor, Grades, Moments, Statistics, embed
+from rfpp.metrics import Grades, Statistics, embed
 from rfpp.metrics.grades import check_reference
-from rfpp.pairs import PairDataset
-from rfpp.pipeline.grades import SHARD, compared
-from rfpp.pipeline.networks import MODEL
+from rfpp.pipeline.grades import SHARD, DrawSamples, MeasureReference
+from rfpp.pipeline.networks import MODEL, Inception
 from rfpp.pipeline.plan import Config, Plan
 from rfpp.pipeline.sampling import Sampler, Samples
 from rfpp.pipeline.steps import Run, Step
@@ -42,7 +41,7 @@ def grades(
 ) -> Iterator[Grades]:
     """Grade ``n`` samples of a flow of each seed and keep the samples; of several processes, only the first one grades.
 
-    ``compute`` computes the samples of all seeds, side by side where it can.
+    ``compute`` computes the samples of all seeds at once, side by side where it can; the iterator grades them in turn.
     ``reference``: statistics of real images in EDM's ``.npz`` format. If ``None``, they are computed from the training
     images and, for a folder or archive, also the held-out ones. ``reference_count``: the number of images behind the
     statistics, if the file does not say; ``weights``: Inception's weights, the preset's if ``None``. Raises
@@ -60,49 +59,34 @@ def grades(
     extractor = metrics.inception(source, processes.device())
     if published is not None:
         check_reference(published, extractor)
-    steps = {seed: plan.samples(config, seed, sampler, n) for seed in seeds}
-    compute(steps.values())
+    steps = [plan.samples(config, seed, sampler, n) for seed in seeds]
+    compute(steps)
+    own = MeasureReference(plan.images, Inception(None if source == metrics.INCEPTION_URL else str(source)))
+    against = published or own.load(run)
     described: dict[str, Any] = {"nfe": sampler.nfe, "solver": str(sampler)}
     if isinstance(sampler, Sampler):
         described = {each.name: getattr(sampler, each.name) for each in fields(sampler) if each.compare}
+    described |= {"dataset": plan.images.load().name}
 
     @functools.cache
-    def real() -> tuple[Statistics, Tensor]:
+    def real() -> Tensor:
         some = plan.images.load().train.pixels[: metrics.PUBLISHED_MANIFOLD]
-        features = torch.cat([found for found, _ in embed(some, extractor)])
-        return published or own_reference(plan, folder, extractor), features
+        return torch.cat([found for found, _ in embed(some, extractor)])
 
-    for seed, step in steps.items():
+    def graded(step: DrawSamples) -> Grades:
         samples, flow = step.load(run), step.flow
-        weights_of = files.sha256(run.get(flow) / MODEL) if isinstance(flow, Step) else flow.identity()[0]
+        weights_of = files.sha256(run.get(flow) / MODEL) if isinstance(flow, Step) else str(flow.identity()[0])
 
-        def work(seed: int = seed, samples: PairDataset = samples, weights_of: str = str(weights_of)) -> Grades:
+        def work() -> Grades:
             batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(SHARD))
-            against, features = real()
             return metrics.grade(
-                batches, extractor, against, reference_features=features, dataset=plan.images.load().name,
-                flow_sha256=weights_of, seed=plan.noise_seed(seed), **described,
+                batches, extractor, against, reference_features=real(), flow_sha256=weights_of, seed=step.seed,
+                **described,
             )  # fmt: skip
 
-        yield processes.by_main(work)
+        return processes.by_main(work)
 
-
-def own_reference(plan: Plan, folder: Path, extractor: Extractor) -> Statistics:
-    """Reference statistics as published: of all images of an archive, else of the training split.
-
-    They are kept in ``folder``, under a name that tells images and extractor apart, and used again from there.
-    """
-    dataset, whose = plan.images.load(), "own"
-    if extractor.sha256:
-        whose = digest([plan.images.identity(), extractor.sha256])[:8]
-    path = folder / "references" / f"{dataset.name}-{whose}.npz"
-    if extractor.sha256 and path.is_file():
-        return Statistics.load(path)
-    moments = Moments(extractor.num_features)
-    for found, _ in embed((rows for part in compared(dataset) for rows in part.pixels.split(128)), extractor):
-        moments.add(found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return moments.statistics(path.name).save(path)
+    return map(graded, steps)
 
 
 def write(grades: Grades, config: object, seed: int, folder: Path) -> Path:
