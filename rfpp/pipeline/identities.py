@@ -26,6 +26,8 @@ from rfpp.pairs import INDEX, PairDataset
 from rfpp.pipeline.digests import Normal, code_digest, free_names, is_own, package, reached, shape
 
 _NOTHING = object()
+_PURE = ("math", "torch")
+"""Packages whose built-in functions, such as ``torch.tanh``, are identified by their names."""
 _ADVICE = "write it into a module or a notebook's cell, as a class or function with a name"
 
 
@@ -56,8 +58,8 @@ def identity(value: Any) -> Any:
         return value
     if isinstance(value, Path | torch.dtype | torch.device):
         return str(value)
-    if inspect.isbuiltin(value) and not isinstance(value.__self__, list | dict | set):  # torch.tanh, for example
-        return f"{getattr(value.__self__, '__name__', value.__module__)}.{value.__qualname__}"
+    if inspect.isbuiltin(value) and str(value.__module__).partition(".")[0] in _PURE:
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, list | tuple):
         return [identity(item) for item in value]
     if isinstance(value, set | frozenset):

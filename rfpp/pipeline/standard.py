@@ -63,10 +63,6 @@ def grades(
     compute(steps)
     own = MeasureReference(plan.images, Inception(None if source == metrics.INCEPTION_URL else str(source)))
     against = published or own.load(run)
-    described: dict[str, Any] = {"nfe": sampler.nfe, "solver": str(sampler)}
-    if isinstance(sampler, Sampler):
-        described = {each.name: getattr(sampler, each.name) for each in fields(sampler) if each.compare}
-    described |= {"dataset": plan.images.load().name}
 
     @functools.cache
     def real() -> Tensor:
@@ -81,12 +77,19 @@ def grades(
             batches = (samples.read(rows)["images"] for rows in torch.arange(n).split(SHARD))
             return metrics.grade(
                 batches, extractor, against, reference_features=real(), flow_sha256=weights_of, seed=step.seed,
-                **described,
+                dataset=plan.images.load().name, **_described(sampler),
             )  # fmt: skip
 
         return processes.by_main(work)
 
     return map(graded, steps)
+
+
+def _described(sampler: Samples) -> dict[str, Any]:
+    """How a sampler works, as the protocol says it."""
+    if isinstance(sampler, Sampler):
+        return {each.name: getattr(sampler, each.name) for each in fields(sampler) if each.compare}
+    return {"nfe": sampler.nfe, "solver": str(sampler)}
 
 
 def write(grades: Grades, config: object, seed: int, folder: Path) -> Path:
