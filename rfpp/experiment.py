@@ -288,4 +288,4 @@ class Experiment:
     ) -> Iterator[Grades]:
         """Yield the :meth:`grade` of each seed; the samples of all seeds are drawn first, side by side."""
         sampler = sampler or self.own_sampler(config)
-        return standard.grades(self.plan, self.run, self.folder, config, seeds, sampler, self.compute, **options)
+        return standard.grades(self.plan, self.run, config, seeds, sampler, self.compute, **options)

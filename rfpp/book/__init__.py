@@ -276,9 +276,9 @@ def _executed(preset: str, slugs: Sequence[str] = ()) -> dict[str, Any]:
                 what = f"judged {', '.join(lost)} without a record in {folder / 'claims'}"
             elif page is None:
                 what = "was changed since it was run"
-        if what and notebook not in wanted:
-            continue
         if what:
+            if notebook not in wanted:
+                continue
             again = f"python -m rfpp run --preset {preset} {notebook.stem}"
             raise FileNotFoundError(f"{notebook.name} {what} at preset {preset!r}; run: {again}")
         found[notebook.stem] = page

@@ -354,14 +354,11 @@ def bill(plan: Plan) -> Bill:
         with torch.device("meta"):
             forward = _count_forward(EDMPrecond(networks.paper(name)), torch.empty(1, *shape))
     else:
-        network, distance = (
-            copy.deepcopy(_teacher(plan)).to("meta").requires_grad_(True),
-            copy.deepcopy(_perceptual(plan)),
-        )
+        network, distance = copy.deepcopy(_teacher(plan)), copy.deepcopy(_perceptual(plan))
+        if isinstance(distance, features.Classifier):
+            distance = features.FeatureLPIPS(distance)
         # Not on this process's device: what is placed there takes its inputs along, and these have no content.
-        distance = (features.FeatureLPIPS(distance) if isinstance(distance, features.Classifier) else distance).to(
-            "meta"
-        )
+        network, distance = network.to("meta").requires_grad_(True), distance.to("meta")
         parameters = sum(parameter.numel() for parameter in network.parameters())
         with torch.device("meta"):
             image, changed = torch.zeros(1, *shape), torch.zeros(1, *shape, requires_grad=True)

@@ -302,7 +302,7 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
-    """Provide the workers of a dask cluster, which share ``runs/``; each has the GPU that the cluster shows to it.
+    """Provide the workers of a dask cluster, which share ``runs/``; each has a GPU of its own, if it sees several.
 
     Raises ``ImportError`` without dask, and ``ValueError`` for a scheduler that cannot be reached, has no workers, or
     whose workers have another version of this package, or several threads: these would share a random stream.

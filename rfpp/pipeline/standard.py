@@ -28,7 +28,6 @@ from rfpp.pipeline.steps import Run, Step
 def grades(
     plan: Plan,
     run: Run,
-    folder: Path,
     config: Config,
     seeds: Sequence[int],
     sampler: Samples,
