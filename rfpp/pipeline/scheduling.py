@@ -39,7 +39,7 @@ VARIABLE = "RFPP_JOBS"
 MEMORY = 1 << 30
 """Bytes that a worker takes: its libraries, and the training of a small network."""
 ATTEMPTS = 3
-"""How many times a step whose worker dies is started without getting further."""
+"""How many times a step whose worker dies is started without getting further, the last time alone."""
 _LOOK = 1.0
 _STOP = "stop"
 _own_place: list[FileLock] = []
@@ -163,12 +163,24 @@ class _Work:
                     raise Stopped(f"stopped by {stop.asked}; finished steps are kept. Run the same command to go on")
 
     def _begin(self) -> None:
-        """Give ready steps to free workers; steps that the most work waits for come first."""
-        self.ready = sorted([*self.ready, *self.graph.get_ready()], key=self.weights.__getitem__)
+        """Give ready steps to free workers; steps that the most work waits for come first.
+
+        All workers end when one does. So the last attempt of a step waits until nothing else is left to do, and is made
+        alone: only then is the death of a worker certainly this step's.
+        """
+        self.ready = sorted([*self.ready, *self.graph.get_ready()], key=self._urgency)
         while self.ready and len(self.begun) < self.count:
+            if self.begun and self._is_last_attempt(self.ready[-1]):
+                break
             key = self.ready.pop()
             future = self.workers().submit(_compute, self.steps[key], self.run, self._note(key, "progress"))
             self.begun[future] = key
+
+    def _is_last_attempt(self, key: str) -> bool:
+        return self.attempts[key] == ATTEMPTS - 1
+
+    def _urgency(self, key: str) -> tuple[bool, float]:
+        return not self._is_last_attempt(key), self.weights[key]
 
     def _ended(self, future: Future[None]) -> bool:
         """Return whether an ended step is finished; a step whose worker died is queued again."""
@@ -189,10 +201,7 @@ class _Work:
         return True
 
     def _got_further(self, key: str) -> bool:
-        """Whether a step has written a shard or a checkpoint since its worker last died.
-
-        All workers end when one does, so a step that makes progress is not the one to blame.
-        """
+        """Whether a step has written a shard or a checkpoint since its worker last died."""
         folder = self.run.store.partial(self.steps[key].name, key)
         written = (path for pattern in CHECKED for path in folder.rglob(pattern))  # a grade's samples lie further in
         newest = max((path.stat().st_mtime for path in written), default=0.0)
