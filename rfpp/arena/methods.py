@@ -20,8 +20,8 @@ SOURCES = ("images", "pairs")
 PLAIN = 3.0
 """Network passes for a row that goes forwards and backwards; a backward pass counts as two."""
 JVP = 5.5
-"""Network passes for a value with its derivative along a direction, without gradients, as measured by
-``benchmarks/bench_arena.py``."""
+"""Network passes for a value with its derivative along a direction, without gradients: what it cost when the
+arena's budgets were set. ``benchmarks/bench_arena.py`` measures it again."""
 
 
 @dataclass(frozen=True)

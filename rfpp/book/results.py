@@ -266,7 +266,8 @@ def _origins(by_scale: Mapping[str, Mapping[str, Record]]) -> list[str]:
     rows = []
     for preset, records in by_scale.items():
         for circumstances in sorted({record.circumstances for record in records.values()}):
-            device, torch_version, version, commit = circumstances
+            recorded, torch_version, version, commit = circumstances
+            device = recorded.replace(" 1 threads", " 1 thread")
             same = [record for record in records.values() if record.circumstances == circumstances]
             rows.append(
                 [f"`{preset}`", device, f"rfpp {version}, torch {torch_version}", f"`{commit}`",
@@ -315,7 +316,9 @@ Each row is a claim, and each column after it a scale at which the claim was tes
 those of this book ask what the paper does not. A value is the mean over seeds, with its 95 % interval in brackets. A
 claim is *reproduced* when all of the interval obeys its rule, *not reproduced* when none of it does, and
 *inconclusive* otherwise. Every claim about the method has a control, the same measurement on something that lacks
-what the claim is about. If the control obeys the rule as well, the verdict is *vacuous*. A random quantity that was
+what the claim is about. If the whole interval of the control obeys the rule as well, the verdict is *vacuous*. Where
+a configuration is compared with itself, the mean of the control's gains is never above zero, so a rule that asks for a
+gain cannot hold there: this control shows how much seeds differ, and does not test the rule. A random quantity that was
 measured once is always inconclusive. {numref}`fig-rungs-over-training` shows how much each change of Table 1 is worth
 after a longer training.
 """
@@ -325,8 +328,8 @@ _FOREST = """
 :alt: A line for each claim, with the interval of each scale and its control beside the bound of the rule.
 
 All claims that were judged. To the right of the line, the rule is obeyed. Each row is scaled so that its farthest
-interval fits; bars are 95 % intervals over seeds. Hollow marks show the mean of the control at the first scale, which
-should not obey the rule; controls beyond the edge are drawn at the edge.
+interval fits; bars are 95 % intervals over seeds. Hollow marks show the mean of the control at the first scale,
+whose interval should not obey the rule; controls beyond the edge are drawn at the edge.
 ```
 """
 _COVERS = """
@@ -337,7 +340,8 @@ _MANY = """
 Intervals of 95 % are wrong one time in twenty, so one or two among this many claims may well be wrong. `p` is the
 smallest number for which an interval of confidence 1 - `p` would still decide. The next column corrects it for the
 number of claims by Holm's step-down. Verdicts with a corrected value below 0.05 stand: the chance that any of these
-is wrong is below 5 %.
+is wrong is below 5 %. Where all seeds gave the same value, the interval has no width and `p` is 0. This says that no
+spread was seen, not that the value is certain.
 """
 _UNDECIDED = """
 For each inconclusive claim, this section gives the distance of its mean from the rule's bound, the distance that

@@ -187,6 +187,23 @@ def _gaussian(trips: RoundTrips) -> Tensor:
     return torch.randn(trips.real.x.shape, generator=rng.generator(0, "reference"))
 
 
+@torch.no_grad()
+def norms_by_origin(experiment: Experiment, n: int) -> dict[str, Tensor]:
+    """Norms ``(n,)`` of the noise of training images, as in G's pairs (Section 4.4), and of two others to compare with.
+
+    These are the noise of held-out images, which the same flow carries there in the same way, and Gaussian noise. There
+    may be fewer than ``n`` images of a kind.
+    """
+    inverted, held_out = experiment.inverted(), experiment.data.held_out
+    _, seen, _ = inverted.batch(torch.arange(min(n, len(inverted))))
+    x, labels = to_float(held_out.pixels[:n]), held_out.labels[:n] if experiment.classes else None
+    nfe, generator = experiment.preset.real_data.nfe, rng.generator(0, "inversion")
+    unseen = samplers.invert(experiment.flow(TEACHER), x, nfe, labels=labels, generator=generator)
+    gaussian = torch.randn(seen.shape, generator=rng.generator(0, "reference"))
+    found = {"noise of training images": seen, "noise of held-out images": unseen, "Gaussian noise": gaussian}
+    return {name: z.flatten(1).norm(dim=1) for name, z in found.items()}
+
+
 FULL_SCALE = 3.0
 """Standard deviations of noise that fill the range of an image."""
 
