@@ -38,7 +38,9 @@ class StorageError(OSError):
 
 def provenance() -> dict[str, str]:
     """Return the software and machine that a result was computed with."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread" if threads == 1 else f"CPU, {threads} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return {
         "rfpp": rfpp.__version__,
         "torch": torch.__version__,
