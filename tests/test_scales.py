@@ -176,7 +176,7 @@ def test_the_presets_of_64_pixels(name, tmp_path, monkeypatch):
     Mean colours stand in for Inception."""
     labelled = name == "paper-imagenet64"
     monkeypatch.setattr(metrics, "inception", lambda *arguments: Means())
-    changes = {key: value for key, value in SHRUNK.items() if not key.startswith(("teacher", "features"))}
+    changes = {key: value for key, value in (SHRUNK | LIGHTER).items() if not key.startswith(("teacher", "features"))}
     changes["data.path"] = archive(tmp_path / "images.zip", labelled)
     changes["teacher.file"] = published(tmp_path / "edm.pkl", labelled)
     monkeypatch.setenv("RFPP_CACHE", str(tmp_path / "cache"))
