@@ -59,7 +59,7 @@ notebooks: $(stamp) ## run the notebooks and keep their outputs in notebooks/
 	@$(python) -m rfpp run --preset "$(PRESET)" --write-back $(NB)
 
 clean: ## remove results, the book and caches
-	rm -rf runs _build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs/* _build .pytest_cache .mypy_cache .ruff_cache
 
 clean-all: clean ## remove .venv as well
 	rm -rf .venv rfpp.egg-info

@@ -76,6 +76,9 @@ def _sample(arguments: argparse.Namespace) -> None:
     checks.at_least("n", arguments.n, 1)
     if arguments.out.suffix.lower() not in _PICTURES:
         raise ValueError(f"out={str(arguments.out)!r} must end in {', '.join(_PICTURES)}")
+    if arguments.out.is_dir():
+        raise ValueError(f"out={str(arguments.out)!r} is a folder; a picture's file is needed")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     options = _sampler(arguments)
     experiment = _experiment(arguments)
     import matplotlib
@@ -89,7 +92,6 @@ def _sample(arguments: argparse.Namespace) -> None:
         experiment.flow(arguments.config, arguments.seed or 0), z, labels
     )
     rows = {f"{start}..": images[start : start + 20] for start in range(0, len(images), 20)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     plots.image_rows(rows).savefig(arguments.out)
     print(arguments.out)
 

@@ -1,6 +1,7 @@
 """Notebooks run in batch: checked first, never half-published, with their progress shown."""
 
 import contextlib
+import datetime
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from rfpp.base import paths, progress
 from rfpp.book import NotebookFailed, ParameterError
 from rfpp.pipeline import scheduling
 
-PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []"
+PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []\nsettings: dict = {}"
 
 
 class Terminal(io.StringIO):
@@ -83,6 +84,31 @@ def test_nothing_runs_when_the_last_notebook_refuses_a_parameter(checkout, tmp_p
     with pytest.raises(ParameterError, match="02_two"):
         book.run("laptop", parameters={"steps": 1})
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"preset": "smoke"}, "preset='smoke': results of a preset have a folder; use --preset"),
+        ({"seeds": ["a"]}, "seeds='a' is a str"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\] has an entry twice"),
+        ({"settings": {"training.stepz": 3}}, "training.stepz"),
+        ({"settings": {"training.steps": datetime.date(2026, 1, 1)}}, "training.steps|date"),
+    ],
+)
+def test_what_notebooks_share_is_checked_before_any_work(checkout, tmp_path, given, complaint):
+    checkout("01_one"), checkout("02_two")
+    with pytest.raises(ValueError, match=complaint):
+        book.run("laptop", parameters=given, jobs=2, terminal=Terminal())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_notebook_whose_process_dies_is_named(checkout):
+    checkout("01_one", "print('good')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(NotebookFailed, match="01_one.ipynb failed: its process died, as it does when memory runs out"):
+        book.run("laptop", terminal=Terminal())
+    (failed,) = (paths.runs() / "laptop" / "notebooks").iterdir()
+    assert failed.name == "01_one.failed.ipynb" and "good" in failed.read_text()
 
 
 def test_notebooks_are_chosen_by_part_of_their_name(checkout):

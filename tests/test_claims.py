@@ -13,6 +13,7 @@ from scipy import stats
 
 from rfpp import claims, presets
 from rfpp.base import paths
+from rfpp.book import results
 from rfpp.book.results import page as results_page
 from rfpp.claims import (
     Rule,
@@ -30,6 +31,7 @@ from rfpp.claims import (
     visible_effect,
 )
 from rfpp.claims.ledger import LOCK
+from rfpp.claims.records import commit
 from rfpp.pipeline.plan import Plan
 from rfpp.pipeline.store import provenance
 
@@ -538,6 +540,19 @@ def test_records_of_other_scales_have_columns_of_their_own(checkout, experiment,
     cells = [re.sub("<[^>]*>", "", cell).strip() for cell in row.split("|")]
     assert "✓ reproduced 0.7 [0.7, 0.7]" in cells and "✗ not reproduced 0.2 [0.2, 0.2]" in cells
     assert "| not run | does not apply |" in table(page)["c03"]
+
+
+def test_the_commit_is_unknown_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"
+
+
+def test_a_scale_without_the_first_claim_keeps_its_place_in_the_legend(checkout, experiment):
+    check("c02", 1.0, experiment=experiment)
+    record = claims.records(experiment.folder / "claims")["c02"]
+    ledger = {id: claims.ledger()[id] for id in ("c01", "c02")}
+    drawn = results.forest({"laptop": {"c02": record}, "desk": {"c01": record, "c02": record}}, ledger)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["laptop", "desk", "control"]
 
 
 def test_the_page_says_where_numbers_come_from(checkout, experiment):

@@ -108,6 +108,29 @@ def inside(balls, points):
     return float((np.linalg.norm(points[:, None] - balls[None], axis=-1) <= radii).any(axis=1).mean())
 
 
+def test_only_what_a_claim_is_about_is_compared(experiment, tmp_path):
+    names, about = ["B", "F", "simple-reflow", "F in time"], "it is about one step; evaluations=[2, 4]"
+    assert arena.incomparable(experiment, "B", "F", names, [1, 2]) is None
+    assert arena.incomparable(experiment, "B", "F", names, [2, 4]) == about
+    assert "it compares B and cd" in arena.incomparable(experiment, "B", "cd", names, [1])
+    assert arena.incomparable(experiment, "simple-reflow", "F in time", names, [1]) is None
+    elsewhere = Experiment("cifar10", runs=tmp_path)
+    assert "LPIPS takes on digits" in arena.incomparable(elsewhere, "simple-reflow", "F in time", names, [1])
+
+
+def test_evaluations_that_a_contender_cannot_take_are_refused_before_any_work(tmp_path):
+    """Consistency models start at 80/81, where 128 equal steps have no room."""
+    experiment = Experiment("smoke", runs=tmp_path)
+    arena.check_evaluations(experiment, ["B", "ct"], [1, 8])
+    with pytest.raises(ValueError, match=r"evaluations=\[1, 128\]: ct cannot take 128: first_time="):
+        arena.check_evaluations(experiment, ["B", "ct"], [1, 128])
+
+
+def test_fewer_pairs_than_samples_are_covered(tmp_path):
+    found = arena.coverage(Experiment("smoke", {"pairs.train": 20}, runs=tmp_path), [], [0])
+    assert 0 <= found["teacher"]["precision, 1 NFE"][0] <= 1
+
+
 def test_precision_and_recall_are_shares_in_balls(experiment):
     """By brute force, of the samples that are graded."""
     names, count = ["F", "meanflow-pairs", "ct"], experiment.preset.evaluation.samples

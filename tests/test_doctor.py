@@ -295,6 +295,19 @@ def test_a_damaged_file_of_a_training_is_found(copied):
     assert found(findings) == ["files"] and "model.safetensors" in str(findings[0])
 
 
+def test_a_damaged_picture_of_a_training_is_found(copied, known):
+    picture = copied / "samples-10.safetensors"
+    picture.write_bytes(picture.read_bytes()[:-8])
+    findings = of_trainings.examine(doctor.read(copied), known)
+    assert found(findings) == ["files"] and "samples-10.safetensors" in str(findings[0])
+
+
+def test_a_single_row_has_no_spread(experiment):
+    findings = doctor.examine(doctor.of_experiment(experiment, "F", 0, rows=1))
+    skipped = {each.check for each in findings if each.status == SKIPPED and "needs two pairs" in each.reason}
+    assert skipped == {"enough pairs", "direction"} and not {"enough pairs", "direction"} & set(found(findings))
+
+
 def test_a_damaged_shard_is_found(copied, capsys):
     folder = copied.parents[1] / "pairs" / doctor.read(copied).inputs["pairs"][1]
     shard = folder / "shard-00000.safetensors"
@@ -336,13 +349,23 @@ def known(experiment, tmp_path_factory):
 
 
 def test_curves_have_all_that_was_kept(experiment, known):
-    entry = known["smoke"]
+    (entry,) = known.values()
     values = entry["configurations"]["F"]["values"]
     assert entry["seeds"] == [0, 1, 2] and values.keys() == curves.QUANTITIES.keys()
     for at in values.values():  # each step has its checkpoint here
         assert [len(seeds) for seeds in at] == [3, 3, 3] and all(None not in seeds for seeds in at)
     history = experiment.history("F", 1)
     assert [at[1] for at in values["loss"]] == [history.losses[0], history.losses[2], history.losses[9]]
+
+
+def test_curves_of_another_configuration_are_added(experiment, known, tmp_path, monkeypatch):
+    (tmp_path / "book" / "data").mkdir(parents=True)
+    ((name, entry),) = known.items()
+    former = {name: {**entry, "configurations": {"A": entry["configurations"]["F"]}}}
+    (tmp_path / curves.FILE).write_text(json.dumps(former))
+    monkeypatch.setattr(paths, "repository", lambda: tmp_path)
+    curves.make(experiment, ["F"])
+    assert curves.read()[name]["configurations"].keys() == {"A", "F"}
 
 
 def test_curves_of_too_few_seeds_are_refused(capsys):
@@ -373,7 +396,8 @@ def test_a_training_is_on_course_until_its_loss_is_another(experiment, known):
     """Its own curve, and five seeds that lie within two per cent of it."""
     experiment.evaluate("F", 0, nfe=1)
     training, tight = doctor.of_experiment(experiment, "F", 0), json.loads(json.dumps(known))
-    values = tight["smoke"]["configurations"]["F"]["values"]
+    (entry,) = tight.values()
+    values = entry["configurations"]["F"]["values"]
     for quantity, at in values.items():
         values[quantity] = [[factor * seeds[0] for factor in (0.98, 0.99, 1.0, 1.01, 1.02)] for seeds in at]
     findings = of_trainings.examine(training, tight)

@@ -44,7 +44,7 @@ def no_work(monkeypatch):
 
 def test_it_makes_the_pairs_of_the_preset(experiment):
     """The teacher's images of their noise, through the public sampler, to half a grey level."""
-    for split, n in (("train", 96), ("held_out", 32)):
+    for split, n in (("train", 96), ("held_out", 64)):
         made = experiment.pairs(split)
         x, z, labels = made.batch(torch.arange(len(made)))
         assert len(made) == n and labels.tolist() == [i % 10 for i in range(n)]
@@ -53,7 +53,7 @@ def test_it_makes_the_pairs_of_the_preset(experiment):
 
 
 def test_training_and_held_out_pairs_have_no_noise_in_common(experiment):
-    train, held_out = (experiment.pairs(split).batch(torch.arange(32))[1] for split in ("train", "held_out"))
+    train, held_out = (experiment.pairs(split).batch(torch.arange(64))[1] for split in ("train", "held_out"))
     assert torch.cdist(train.flatten(1), held_out.flatten(1)).min() > 1
 
 
@@ -114,7 +114,7 @@ def test_an_evaluation_is_what_its_parts_say(experiment):
         distance = frechet(classifier.features(experiment.data.train.floats()), classifier.features(images))
     assert result.frechet == pytest.approx(distance, rel=1e-2, abs=1e-3)
     held_out = experiment.pairs("held_out")
-    x, z, labels = held_out.batch(torch.arange(32))
+    x, z, labels = held_out.batch(torch.arange(64))
     error = samplers.sample(experiment.flow("F"), z, 1, times=[0.999], labels=labels) - x
     assert result.pair_error == pytest.approx(float(error.square().mean()), rel=1e-4)
 

@@ -117,11 +117,11 @@ def test_a_blend_is_a_value_that_is_graded_and_kept(tmp_path, monkeypatch):
 
 def test_pairs_that_choose_do_not_judge(tmp_path):
     experiment = Experiment("smoke", runs=tmp_path)
-    choosing, judging = few_steps.split(experiment, 20)
-    assert len(choosing.z) == 20 and len(judging.z) == 12
+    choosing, judging = few_steps.split(experiment, 40)
+    assert len(choosing.z) == 40 and len(judging.z) == 24
     assert not (choosing.z[:, None] == judging.z[None]).flatten(2).all(dim=2).any()
-    with pytest.raises(ValueError, match="pairs_used=32 leaves none of the 32 held-out pairs to judge by"):
-        few_steps.split(experiment, 32)
+    with pytest.raises(ValueError, match="pairs_used=64 leaves none of the 64 held-out pairs to judge by"):
+        few_steps.split(experiment, 64)
 
 
 def test_gains_by_hand():

@@ -381,6 +381,15 @@ def test_networks_that_draw_something_else_are_not_shown(visit, damage):
     assert not page.is_visible("#live-digits") and page.is_visible("#live-digits-wrong")
 
 
+def test_weights_that_were_cut_off_are_told(visit):
+    """The part in the plane, which needs none, still works."""
+    page, _ = visit()
+    page.evaluate("rfpp.data.models.flow.weights = '!'")
+    page.evaluate(f"() => {{ {(BOOK / '_static' / 'live' / 'open.js').read_text()} }}")
+    assert not page.is_visible("#live-digits") and page.is_visible("#live-digits-wrong")
+    assert page.is_visible("#live-plane")
+
+
 def test_without_scripts_and_on_paper_there_are_pictures(visit):
     page, _ = visit(java_script_enabled=False)
     pictures = page.locator(".live-still img")

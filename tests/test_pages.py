@@ -176,6 +176,14 @@ def test_colour_images_keep_their_lightness_on_dark_pages(source, in_colour, kep
     assert f".tag_{pages.PHOTOGRAPHS} img" in css
 
 
+@pytest.mark.parametrize(("page", "figure"), [("intro.md", "fig-first"), ("live.md", "fig-live-digits")])
+def test_so_do_the_two_pictures_of_samples_on_other_pages(page, figure):
+    text = (paths.repository() / "book" / page).read_text()
+    lines = pages.with_colours(text, figure).splitlines()
+    at = lines.index(f":name: {figure}")
+    assert lines.pop(at + 1) == f":figclass: tag_{pages.PHOTOGRAPHS}" and lines == text.splitlines()
+
+
 def test_the_first_page_takes_its_picture_from_a_notebook(executed):
     assert pages.picture(executed, "fig-x") == IMAGE
     with pytest.raises(ValueError, match="no figure 'fig-y'"):

@@ -9,6 +9,13 @@ from pathlib import Path
 LEDGER = Path("book") / "claims.yml"
 
 
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} begins with the home of a user who is not known here: {error}") from error
+
+
 @cache
 def _search(start: Path) -> Path | None:
     package = Path(__file__).resolve().parents[1]
@@ -35,7 +42,7 @@ def runs() -> Path:
     Raises ``NotADirectoryError`` where that is a file or within one.
     """
     given = os.environ.get("RFPP_RUNS")
-    folder = Path(given).expanduser().resolve() if given else (_search(Path.cwd()) or Path.cwd()) / "runs"
+    folder = _expanded(given).resolve() if given else (_search(Path.cwd()) or Path.cwd()) / "runs"
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir():
         raise NotADirectoryError(
@@ -47,7 +54,7 @@ def runs() -> Path:
 def downloads() -> Path:
     """The folder of downloads, shared by all checkouts: ``RFPP_CACHE``, else ``rfpp`` in the user's cache folder."""
     if os.environ.get("RFPP_CACHE"):
-        return Path(os.environ["RFPP_CACHE"]).expanduser().resolve()
+        return _expanded(os.environ["RFPP_CACHE"]).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfpp"
 
 
@@ -55,5 +62,5 @@ def datasets(path: str | Path) -> Path:
     """The location of a dataset. A relative path starts from ``RFPP_DATA`` if set, else from ``datasets/`` in the
     checkout or in the working directory."""
     folder = os.environ.get("RFPP_DATA")
-    root = Path(folder).expanduser() if folder else (_search(Path.cwd()) or Path.cwd()) / "datasets"
-    return (root / Path(path).expanduser()).resolve()
+    root = _expanded(folder) if folder else (_search(Path.cwd()) or Path.cwd()) / "datasets"
+    return (root / _expanded(path)).resolve()

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from rfpp import presets
 from rfpp.base import files, paths, progress
-from rfpp.base.checks import nearest
+from rfpp.base.checks import counts, nearest
 from rfpp.base.files import digest
 
 _PLAIN_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
@@ -108,12 +108,21 @@ def run(
     """
     from rfpp.pipeline import scheduling
 
+    parameters = dict(parameters or {})
+    if "preset" in parameters:
+        raise ParameterError(f"preset={parameters['preset']!r}: results of a preset have a folder; use --preset")
     settings, sources, count = presets.load(preset), notebooks(slugs), scheduling.jobs(jobs)
     if preset.endswith((".yaml", ".yml")):
         preset = str(Path(preset).resolve())  # a notebook runs in its own folder
-    given = dict(parameters or {}) | ({"preset": preset} if preset != presets.DEFAULT else {})
+    given = parameters | ({"preset": preset} if preset != presets.DEFAULT else {})
     for source in sources:
         check_parameters(source, given)
+    try:  # what all notebooks share, before the first one trains
+        presets.load(preset, parameters.get("settings"))
+        if seeds := parameters.get("seeds"):
+            counts("seeds", seeds, minimum=0)
+    except TypeError as error:
+        raise ParameterError(str(error)) from error
     if write_back and given:
         raise ParameterError(f"write_back stores the outputs of the default parameters; leave out {', '.join(given)}")
     changed = {name: value for name, value in given.items() if name != "preset"}
@@ -154,6 +163,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     failed = target.with_suffix(".failed.ipynb")
     partial = target.with_name(f".{target.stem}.partial.ipynb")
@@ -173,6 +183,13 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
         os.replace(partial, failed)
         raise NotebookFailed(
             f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+            f"The notebook up to there: {failed}"
+        ) from None
+    except DeadKernelError:
+        if partial.is_file():
+            os.replace(partial, failed)
+        raise NotebookFailed(
+            f"{source.name} failed: its process died, as it does when memory runs out\n"
             f"The notebook up to there: {failed}"
         ) from None
     else:
@@ -327,6 +344,10 @@ def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
     (source / "book" / "status.md").write_text(
         status.page(name, run_folder, {path.stem: path.stem in executed for path in notebooks()})
     )
+    if in_colour:  # pictures of photographs keep their colours on dark pages
+        for text, name in (("intro.md", "fig-first"), ("live.md", "fig-live-digits")):
+            written = source / "book" / text
+            written.write_text(pages.with_colours(written.read_text(), name))
     results.forest(by_scale, claims).savefig(source / "book" / "forest.svg")
     benchmarks.write(source / "book")
     doctor.write(experiment, source / "book")

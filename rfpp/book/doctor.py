@@ -90,6 +90,9 @@ def _curve(axis: Axes, values: list[list[float | None]], colour: str, marker: st
         for place, at in zip(places, values, strict=True)
         if (limits := curves.expected(at)) is not None
     ]
+    axis.plot([], [], color=colour, marker=marker, markersize=3, label=label)
+    if not kept:
+        return
     for seed in zip(*(at for _, at, _ in kept), strict=True):
         axis.plot([place for place, *_ in kept], seed, color=colour, marker=marker, markersize=3, linewidth=0.8)
     lows, highs = zip(*(limits for *_, limits in kept), strict=True)
@@ -97,7 +100,6 @@ def _curve(axis: Axes, values: list[list[float | None]], colour: str, marker: st
         axis.fill_between([place for place, *_ in kept], lows, highs, color=colour, alpha=0.18, linewidth=0)
     else:
         axis.vlines(kept[0][0], lows, highs, color=colour, alpha=0.35, linewidth=5)
-    axis.plot([], [], color=colour, marker=marker, markersize=3, label=label)
 
 
 def figure(known: Mapping[str, Any]) -> Figure:

@@ -196,6 +196,12 @@ def stored(notebook: NotebookNode, slug: str, preset: str, claims: Mapping[str, 
     return page
 
 
+def with_colours(page: str, figure: str) -> str:
+    """A page's text whose figure keeps its colours on dark pages, as photographs should."""
+    mark = f":name: {figure}\n"
+    return page.replace(mark, f"{mark}:figclass: tag_{PHOTOGRAPHS}\n")
+
+
 def picture(executed: NotebookNode, name: str) -> bytes:
     """The PNG of the figure that is called ``name`` in a notebook; raises ``ValueError`` when there is none."""
     for cell in executed.cells:

@@ -98,21 +98,21 @@ def sheets(images: Mapping[str, Tensor], across: int) -> Figure:
     return figure
 
 
-def over_training(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Figure:
+def over_training(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Figure:
     """A panel per number of steps: each rung's gain, with its 95 % interval over seeds, by the length of the training.
 
-    ``panels[title][rung][training steps]``: one value for each seed. Rungs stand side by side at each length.
+    ``panels[title][rung][length]``: one value for each seed. Rungs stand side by side at each length.
     """
     lowest = min(np.mean(gains) for rungs in panels.values() for each in rungs.values() for gains in each.values())
     figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 2.5 * len(panels) + 0.4), squeeze=False, sharey=True)
     for axis, (title, rungs) in zip(axes[:, 0], panels.items(), strict=True):
-        lengths = sorted({steps for gains in rungs.values() for steps in gains})
-        for shift, (steps, marker) in enumerate(zip(lengths, "osD^v" * len(lengths), strict=False)):
-            spans = [interval(gains[steps]) for gains in rungs.values()]
-            means = np.array([np.mean(gains[steps]) for gains in rungs.values()])
+        lengths = list(dict.fromkeys(length for gains in rungs.values() for length in gains))
+        for shift, (length, marker) in enumerate(zip(lengths, "osD^v" * len(lengths), strict=False)):
+            spans = [interval(gains[length]) for gains in rungs.values()]
+            means = np.array([np.mean(gains[length]) for gains in rungs.values()])
             errors = np.abs(np.array(spans).T - means)
             places = np.arange(len(rungs)) + 0.16 * (shift - (len(lengths) - 1) / 2)
-            axis.errorbar(places, means, errors, fmt=marker, markersize=5, capsize=3, label=f"{steps:,} steps")
+            axis.errorbar(places, means, errors, fmt=marker, markersize=5, capsize=3, label=length)
         axis.axhline(0, color="0.25", linewidth=0.8)
         axis.set_xticks(range(len(rungs)), list(rungs))
         axis.set(title=title, ylabel="share of the distance\nthat is removed", ylim=(min(-0.2, lowest - 0.2), 1.05))
@@ -120,28 +120,30 @@ def over_training(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]
     return figure
 
 
-def forest(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], controls: Mapping[str, float]) -> Figure:
-    """A line per claim, right of the middle where its rule is obeyed.
+def forest(
+    scales: Sequence[str], rows: Mapping[str, Mapping[str, tuple[float, float, float]]], controls: Mapping[str, float]
+) -> Figure:
+    """A line per claim, right of the middle where its rule is obeyed; ``scales`` have their colours in this order.
 
     ``rows[claim][scale]``: mean and interval, as the margin by which the rule is obeyed; ``controls[claim]``: the
     control's margin. Each row is scaled by its farthest interval; controls beyond it are drawn at the edge.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.42 * len(rows) + 0.8))
-    scales = list(dict.fromkeys(scale for intervals in rows.values() for scale in intervals))
     for place, (title, intervals) in enumerate(rows.items()):
         unit = max(abs(end) for interval in intervals.values() for end in interval)
         for number, scale in enumerate(scales):
             if scale in intervals:
                 mean, low, high = (margin / unit for margin in intervals[scale])
-                label = scale if place == 0 else None
                 axis.errorbar(
                     mean, place + 0.2 * number + 0.12, xerr=[[mean - low], [high - mean]], fmt="osD^v"[number % 5],
-                    color=f"C{number}", markersize=4.5, capsize=2.5, label=label,
+                    color=f"C{number}", markersize=4.5, capsize=2.5,
                 )  # fmt: skip
         if title in controls:
             edge = min(max(controls[title] / unit, -1.08), 1.08)
             axis.plot(edge, place + 0.22, "D", markersize=5, markerfacecolor="none", color="0.45", zorder=1)
         axis.text(-1.12, place - 0.16, title, fontsize=7.5, va="center", bbox={"color": "white", "pad": 0.5})
+    for number, scale in enumerate(scales):
+        axis.plot([], [], "osD^v"[number % 5], markersize=4.5, color=f"C{number}", label=scale)
     axis.plot([], [], "D", markersize=5, markerfacecolor="none", color="0.45", label="control")
     axis.axvline(0, color="0.25", linewidth=0.8)
     axis.set(xlim=(-1.15, 1.15), ylim=(len(rows) - 0.3, -0.6), xticks=[], yticks=[])
@@ -154,7 +156,7 @@ def forest(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], control
 def loss_curves(curves: Mapping[str, Sequence[History]], labels: Mapping[str, str]) -> Figure:
     """Loss against step: a panel per configuration (their losses are different quantities), a line per seed."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 2.6), squeeze=False)
-    for axis, (name, runs), colour in zip(axes[0], curves.items(), sns.color_palette(), strict=False):
+    for axis, (name, runs), colour in zip(axes[0], curves.items(), cycle(sns.color_palette()), strict=False):
         for run in runs:
             axis.plot(run.steps, run.losses, color=colour, alpha=0.6, linewidth=1.2)
         axis.set(title=f"configuration {name}", xlabel="training step", ylabel=labels[name], yscale="log")
@@ -168,7 +170,7 @@ def by_seed(
     figure, axes = plt.subplots(1, len(measured), figsize=(min(WIDTH, 3.2 * len(measured)), 2.9), squeeze=False)
     for axis, (quantity, values) in zip(axes[0], measured.items(), strict=True):
         for place, runs in enumerate(values.values()):
-            colour = sns.color_palette()[place]
+            colour = f"C{place % len(sns.color_palette())}"
             axis.bar(place, np.mean(runs), width=0.6, color=colour, alpha=0.35)
             axis.plot(place + np.linspace(-0.12, 0.12, len(runs)), runs, "o", color=colour, markersize=4.5)
         for (name, level), dashes in zip((references or {}).get(quantity, {}).items(), ("--", ":", "-."), strict=False):
@@ -187,7 +189,7 @@ def by_nfe(
     """A panel per quantity, a line per sampler: the mean over seeds against the NFE, seeds as dots."""
     figure, axes = plt.subplots(1, len(curves), figsize=(WIDTH, 3.0), squeeze=False)
     for axis, (quantity, samplers) in zip(axes[0], curves.items(), strict=True):
-        for (name, points), marker in zip(samplers.items(), "osD^v", strict=False):
+        for (name, points), marker in zip(samplers.items(), cycle("osD^v"), strict=False):
             line = axis.plot(
                 list(points), [np.mean(runs) for runs in points.values()], marker=marker, markersize=5, label=name
             )
@@ -267,7 +269,7 @@ def histograms(
         if bands and quantity in bands:
             axis.axvspan(*bands[quantity], color="0.9", zorder=0, label=band_label)
         edges = np.histogram_bin_edges(np.concatenate([values.numpy() for values in samples.values()]), bins=60)
-        for (name, values), colour in zip(samples.items(), sns.color_palette(), strict=False):
+        for (name, values), colour in zip(samples.items(), cycle(sns.color_palette()), strict=False):
             axis.hist(values.numpy(), bins=edges, density=True, histtype="stepfilled", color=colour, alpha=0.3)
             axis.hist(values.numpy(), bins=edges, density=True, histtype="step", color=colour, label=name)
         axis.set(xlabel=quantity, yticks=[])
@@ -291,7 +293,7 @@ def over_time(
     width = WIDTH if len(panels) > 1 else WIDTH * 0.7
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), squeeze=False)
     for axis, (quantity, lines) in zip(axes[0], panels.items(), strict=True):
-        for (name, (times, values, spread)), marker in zip(lines.items(), "osD^v", strict=False):
+        for (name, (times, values, spread)), marker in zip(lines.items(), cycle("osD^v"), strict=False):
             line = axis.plot(times, values, marker=marker, markersize=3, label=name)
             if spread is not None:
                 low = (

@@ -145,7 +145,7 @@ def _margins(claim: Claim, record: Record) -> tuple[float, float, float]:
 
 
 def forest(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> Figure:
-    """All claims that were judged, with each scale's interval and the mean of the first scale's control."""
+    """All claims that were judged, with each scale's interval and the mean of the first control that there is."""
     rows: dict[str, dict[str, tuple[float, float, float]]] = {}
     controls: dict[str, float] = {}
     for claim in claims.values():
@@ -157,7 +157,7 @@ def forest(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Cl
             if control is not None:
                 controls[title] = _margin(claim, sum(control) / len(control))
     plots.style()
-    return plots.forest(rows, controls)
+    return plots.forest([preset for preset, found in by_scale.items() if found], rows, controls)
 
 
 def _undecided(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
@@ -328,8 +328,8 @@ _FOREST = """
 :alt: A line for each claim, with the interval of each scale and its control beside the bound of the rule.
 
 All claims that were judged. To the right of the line, the rule is obeyed. Each row is scaled so that its farthest
-interval fits; bars are 95 % intervals over seeds. Hollow marks show the mean of the control at the first scale,
-whose interval should not obey the rule; controls beyond the edge are drawn at the edge.
+interval fits; bars are 95 % intervals over seeds. Hollow marks show the mean of the control at the first scale with a
+record, whose interval should not obey the rule; controls beyond the edge are drawn at the edge.
 ```
 """
 _COVERS = """

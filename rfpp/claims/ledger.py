@@ -7,6 +7,7 @@ change only by an amendment, which states the date, the previous terms and the r
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -168,7 +169,12 @@ class Claim(Terms):
 
 def ledger() -> dict[str, Claim]:
     """The claims of ``book/claims.yml`` by id; raises ``ValueError`` for an invalid entry."""
-    entries = yaml.safe_load((paths.repository() / paths.LEDGER).read_text())
+    return dict(_parsed((paths.repository() / paths.LEDGER).read_text()))
+
+
+@functools.lru_cache(maxsize=1)  # a build asks some hundred times, and parsing takes a quarter of a second
+def _parsed(text: str) -> dict[str, Claim]:
+    entries = yaml.safe_load(text)
     claims = [Claim.model_validate(entry) for entry in entries]
     repeated = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
     if repeated:

@@ -181,9 +181,12 @@ def _write(record: Record, folder: Path) -> None:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark if files differ from it; ``"unknown"`` outside of git."""
+    """The commit of the checkout, with a mark if files differ from it; ``"unknown"`` outside of git or without it."""
     command = ["git", "-C", str(paths.repository()), "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return result.stdout.strip() or "unknown"
 
 

@@ -140,7 +140,9 @@ def measure(experiment: Experiment, config: str, seed: int, images: Tensor) -> d
 
 
 def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Sequence[int] | None = None) -> Path:
-    """Write the curves of an experiment's trainings to :data:`FILE`, replacing its preset's, and return the file.
+    """Write the curves of an experiment's trainings to :data:`FILE`, and return the file.
+
+    They replace the preset's earlier ones, except those of other configurations with the same seeds.
 
     Raises ``FileNotFoundError`` outside a checkout, and ``ValueError`` for too few seeds.
     """
@@ -159,8 +161,12 @@ def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Seq
                        for name in QUANTITIES},
             "trainings": [step.key for step in steps],
         }  # fmt: skip
-    entry = {"seeds": seeds, "fractions": list(FRACTIONS), "configurations": made, "provenance": provenance()}
-    files.write_text(path, json.dumps({**kept, experiment.preset.origin: entry}, indent=1, sort_keys=True) + "\n")
+    name = experiment.preset.name  # with changed settings another than its origin's
+    others = kept[name]["configurations"] if name in kept and kept[name]["seeds"] == seeds else {}
+    entry = {
+        "seeds": seeds, "fractions": list(FRACTIONS), "configurations": others | made, "provenance": provenance()
+    }  # fmt: skip
+    files.write_text(path, json.dumps({**kept, name: entry}, indent=1, sort_keys=True) + "\n")
     return path
 
 

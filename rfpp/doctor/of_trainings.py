@@ -101,7 +101,8 @@ def course(training: Training, known: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("on course", "", reason="no curves are kept of trainings with these settings")
         return
     name, values = found
-    images = None if training.teacher is None else curves.targets(training.teacher)
+    are_whole = not any(file.startswith("samples-") for file in training.damaged)
+    images = None if training.teacher is None or not are_whole else curves.targets(training.teacher)
     for place, fraction in enumerate(curves.FRACTIONS):
         own: dict[str, float | None] = {"loss": curves.loss_at(training.history, steps, fraction)}
         if images is not None:
@@ -133,10 +134,15 @@ def examine(training: Training, known: Mapping[str, Any] | None = None) -> list[
         why = "its file is damaged" if training.damaged else "the training has not ended"
         found += [Finding(check, "", reason=why) for check in ("enough pairs", "direction")]
     elif training.pairs is not None:
-        if training.held_out is None:
+        compared = [training.pairs] if training.held_out is None else [training.pairs, training.held_out]
+        if min(map(len, compared)) < 2:
+            few = "a spread needs two pairs; raise rows"
+            found += [Finding(check, "", reason=few) for check in ("enough pairs", "direction")]
+        elif training.held_out is None:
             found.append(Finding("enough pairs", "", reason="no other pairs of this teacher are at hand"))
+            found.append(direction(training.flow, training.pairs))
         else:
             found.append(enough(training.flow, training.pairs, training.held_out))
-        found.append(direction(training.flow, training.held_out or training.pairs))
+            found.append(direction(training.flow, training.held_out))
     found.append(average(training.optimisation))
     return [*found, *course(training, curves.read() if known is None else known)]

@@ -96,6 +96,29 @@ def check(names: object, experiment: Experiment) -> list[str]:
     return [name for name in known if not names or name in names]
 
 
+def check_evaluations(experiment: Experiment, names: Sequence[str], evaluations: Sequence[int]) -> None:
+    """Raise ``ValueError`` for a number of evaluations that a contender's own sampler cannot take."""
+    known = contenders(experiment)
+    for name, nfe in ((name, nfe) for name in names for nfe in evaluations):
+        try:
+            experiment.plan.own_sampler(known[name].config, nfe)
+        except ValueError as error:
+            raise ValueError(f"evaluations={list(evaluations)}: {name} cannot take {nfe}: {error}") from error
+
+
+def incomparable(
+    experiment: Experiment, before: str, after: str, names: Sequence[str], evaluations: Sequence[int]
+) -> str | None:
+    """Why a claim about one step of two contenders cannot be judged; ``None`` where it can."""
+    if not {before, after} <= set(names):
+        return f"it compares {before} and {after}; entered={list(names)}"
+    if 1 not in evaluations:
+        return f"it is about one step; evaluations={list(evaluations)}"
+    if "F in time" in (before, after) and (images := experiment.preset.data.name) != "digits":
+        return f"F in time is given the time that LPIPS takes on digits, and data.name={images!r}"
+    return None
+
+
 @dataclass(frozen=True)
 class Arena:
     """Evaluations by contender and NFE, one for each of ``seeds``."""
@@ -188,7 +211,8 @@ def coverage(
 
     def drawn(name: str, seed: int, nfe: int) -> torch.Tensor:
         if name == TEACHER:
-            return experiment.pairs("train", seed).batch(torch.arange(count))[0]
+            made = experiment.pairs("train", seed)
+            return made.batch(torch.arange(min(count, len(made))))[0]
         z = pairs.noise(plan.noise_seed(seed), range(count), experiment.data.train.shape)
         sampler, flow = plan.own_sampler(known[name].config, nfe), experiment.flow(known[name].config, seed)
         return sampler(flow, z, labels_in_turn(count, experiment.classes))

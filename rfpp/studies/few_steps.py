@@ -187,8 +187,14 @@ def choose(
     return min(candidates, key=lambda each: pairs.error(flow, each))
 
 
-def check(experiment: Experiment, evaluations: Sequence[int]) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless these are different NFE for which uniform times exist."""
+def check(experiment: Experiment, evaluations: Sequence[int], pairs_used: int = 1) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless these are different NFE for which uniform times exist, and
+    ``pairs_used`` leaves some of the preset's held-out pairs."""
+    at_least("pairs_used", pairs_used, 1)
+    if pairs_used >= (available := experiment.preset.pairs.held_out):
+        raise ValueError(
+            f"pairs_used={pairs_used} leaves none of the {available} held-out pairs to judge by; use fewer"
+        )
     counts("evaluations", evaluations)
     for nfe in evaluations:
         try:

@@ -41,6 +41,10 @@ class RealImages:
     classes: Tensor
     labels: Tensor | None
 
+    def first(self, n: int) -> RealImages:
+        """The first ``n`` images, or all where there are fewer."""
+        return RealImages(self.x[:n], self.classes[:n], None if self.labels is None else self.labels[:n])
+
     def first_of_each_class(self) -> Tensor:
         """The index of the first image of each class."""
         return torch.stack([torch.nonzero(self.classes == c).flatten()[0] for c in self.classes.unique()])

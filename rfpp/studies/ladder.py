@@ -130,14 +130,21 @@ def at_scales(experiment: Experiment) -> dict[str, Ladder]:
     return dict(sorted(ladders.items(), key=lambda item: item[1].steps))
 
 
-def over_training(ladders: Iterable[Ladder]) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """For one step and for two, each rung of Table 1 and its gain for each seed, by the length of the training."""
-    ladders = list(ladders)
-    titles = dict.fromkeys(title for each in ladders for title in each.graded)
+def over_training(ladders: Mapping[str, Ladder]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """For one step and for two, each rung of Table 1 and its gain for each seed, by the length of the training.
+
+    ``ladders``: by scale, as from :func:`at_scales`. Scales of equal length are told apart by their names.
+    """
+    lengths = [each.steps for each in ladders.values()]
+    named = {
+        f"{each.steps:,} steps" + (f" ({name})" if lengths.count(each.steps) > 1 else ""): each
+        for name, each in ladders.items()
+    }
+    titles = dict.fromkeys(title for each in ladders.values() for title in each.graded)
     return {
         title: {
             f"{before} → {after}": {
-                each.steps: each.gain(title, before, after) for each in ladders if title in each.graded
+                length: each.gain(title, before, after) for length, each in named.items() if title in each.graded
             }
             for before, after in pairwise(CONFIGURATIONS)
         }

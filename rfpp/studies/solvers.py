@@ -28,7 +28,7 @@ def families(experiment: Experiment, euler: Sequence[int], heun: Sequence[int]) 
     """Samplers by name and NFE: Euler's method and Heun's, each with either update.
 
     Raises ``TypeError`` or ``ValueError`` unless ``euler`` and ``heun`` are different numbers of evaluations that the
-    methods can take from the preset's first time.
+    methods can take from the preset's first time, and so can the solve that stands in for the exact solution.
     """
     counts("euler", euler)
     counts("heun", heun)
@@ -45,6 +45,10 @@ def families(experiment: Experiment, euler: Sequence[int], heun: Sequence[int]) 
             found[f"{parameter.capitalize()}, straight update"].append(
                 experiment.sampler(nfe, parameter, update="straight")
             )
+    try:
+        experiment.sampler(EXACT, "heun")
+    except ValueError as error:
+        raise ValueError(f"the solution that others are compared with takes {EXACT} evaluations: {error}") from error
     return found
 
 

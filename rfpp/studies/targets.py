@@ -38,8 +38,9 @@ _AT_ONCE = 250
 class Coupling:
     """Couples ``x``, ``z`` ``(n, C, H, W)`` with their labels, and the flow that has their mean velocity.
 
-    It is exact for independent couples of a finite set of images. For reflow's pairs it is what a flow has learnt, and
-    the spread around it is at least the true spread.
+    It is exact for independent couples of a finite set of images. For reflow's pairs it is what a flow has learnt. On
+    pairs that the flow has not seen, the spread around it is at least the true spread; on those it was trained with, as
+    here, it may be smaller, the more often it has seen them.
     """
 
     x: Tensor

@@ -3,5 +3,12 @@
 
 for (const name of ["digits", "plane"]) {
   const section = document.getElementById(`live-${name}`);
-  if (section) rfpp[name].open(section);
+  if (!section) continue;
+  try {
+    rfpp[name].open(section);
+  } catch (error) { // such as weights that were cut off
+    section.hidden = true;
+    const note = document.getElementById(`live-${name}-wrong`);
+    if (note) note.hidden = false;
+  }
 }

@@ -77,7 +77,8 @@ rfpp.digits = (() => {
     const away = few(rfpp.flow.distance(made.result, target));
     const result = panel.querySelector(".live-result"), path = panel.querySelector(".live-path");
     result.replaceChildren(tile(made.result, "live-large"));
-    result.setAttribute("aria-label", `${name}, class ${settings.label}: ${away} from the image of its pair`);
+    const of = settings.label < 0 ? name : `${name}, class ${settings.label}`;
+    result.setAttribute("aria-label", `${of}: ${away} from the image of its pair`);
     const steps = made.path.length - 1;
     path.replaceChildren(...made.path.slice(0, steps).map(card));
     path.style.setProperty("--tile", steps < 5 ? "4.4rem" : steps < 9 ? "3.6rem" : "2.6rem");
