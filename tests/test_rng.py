@@ -392,7 +392,12 @@ CALLS = {
     plots.rounds: lambda s: plots.rounds({"one step": {"F": [1.0, 2.0]}}, {"F": "second"}),
     plots.sheets: lambda s: plots.sheets({"x": s.x}, 2),
     plots.over_training: lambda s: plots.over_training({"one step": {"A → B": {"150 steps": [0.1, 0.2]}}}),
-    tables.share: lambda s: (tables.share([0.1, 0.2]), tables.span([0.1, 0.2]), tables.number(0.1)),
+    tables.share: lambda s: (
+        tables.share([0.1, 0.2]),
+        tables.span([0.1, 0.2]),
+        tables.number(0.1),
+        tables.device("CPU, 2 threads"),
+    ),
     tables.verdicts: lambda s: tables.verdicts({"digits": {"c01": ([0.6, 0.7], [0.0, 0.1])}}),
     tables.by_nfe: lambda s: tables.by_nfe({"Euler": {1: [2.0]}}),
     plots.crossing_plane: figures,

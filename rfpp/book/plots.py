@@ -170,7 +170,7 @@ def by_seed(
     figure, axes = plt.subplots(1, len(measured), figsize=(min(WIDTH, 3.2 * len(measured)), 2.9), squeeze=False)
     for axis, (quantity, values) in zip(axes[0], measured.items(), strict=True):
         for place, runs in enumerate(values.values()):
-            colour = f"C{place % len(sns.color_palette())}"
+            colour = f"C{place}"
             axis.bar(place, np.mean(runs), width=0.6, color=colour, alpha=0.35)
             axis.plot(place + np.linspace(-0.12, 0.12, len(runs)), runs, "o", color=colour, markersize=4.5)
         for (name, level), dashes in zip((references or {}).get(quantity, {}).items(), ("--", ":", "-."), strict=False):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from rfpp.base import paths
 from rfpp.book import pages, plots
-from rfpp.book.tables import number, span
+from rfpp.book.tables import device, number, span
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
 from rfpp.claims.records import DECIDED, Record, corrected, lost, scales
@@ -266,11 +266,10 @@ def _origins(by_scale: Mapping[str, Mapping[str, Record]]) -> list[str]:
     rows = []
     for preset, records in by_scale.items():
         for circumstances in sorted({record.circumstances for record in records.values()}):
-            recorded, torch_version, version, commit = circumstances
-            device = recorded.replace(" 1 threads", " 1 thread")
+            place, torch_version, version, commit = circumstances
             same = [record for record in records.values() if record.circumstances == circumstances]
             rows.append(
-                [f"`{preset}`", device, f"rfpp {version}, torch {torch_version}", f"`{commit}`",
+                [f"`{preset}`", device(place), f"rfpp {version}, torch {torch_version}", f"`{commit}`",
                  ", ".join(record.id for record in same), f"{max(record.seconds for record in same):.0f} s"]
             )  # fmt: skip
     return _table(["scale", "device", "software", "commit", "claims", "computing"], rows)

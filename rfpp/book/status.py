@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rfpp.base.files import sha256
-from rfpp.book.tables import Table
+from rfpp.book.tables import Table, device
 from rfpp.claims.records import commit
 from rfpp.pipeline import costs, shipped
 from rfpp.pipeline.store import Artifact, Store, provenance
@@ -28,16 +28,12 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _device(recorded: str) -> str:
-    return recorded.replace(" 1 threads", " 1 thread")
-
-
 def software(preset: str) -> Table:
     """The software and the device that built the book."""
     found = provenance()
     rows = [("preset", f"`{preset}`"), ("rfpp", f"{found['rfpp']}, commit `{commit()}`"), ("Python", found["python"])]
     rows += [(name, metadata.version(name)) for name in SHOWN]
-    rows += [("device", _device(found["device"])), ("system", f"{platform.system()}, {platform.machine()}")]
+    rows += [("device", found["device"]), ("system", f"{platform.system()}, {platform.machine()}")]
     return Table(("part", "version"), rows)
 
 
@@ -59,7 +55,7 @@ def steps(finished: Iterable[Artifact]) -> Table:
     for kind, manifests in sorted(kinds.items()):
         seconds = [manifest["seconds"] for manifest in manifests]
         stored = sum(entry["bytes"] for manifest in manifests for entry in manifest["files"].values())
-        where = sorted({f"{_device(manifest['device'])}, torch {manifest['torch']}" for manifest in manifests})
+        where = sorted({f"{device(manifest['device'])}, torch {manifest['torch']}" for manifest in manifests})
         rows.append(
             (kind, len(manifests), costs.duration(sum(seconds)), costs.duration(max(seconds)), costs.size(stored),
              "; ".join(where))

@@ -36,6 +36,11 @@ def by_nfe(curves: Mapping[str, Mapping[int, Sequence[float]]], form: str = ".3g
     return Table(("NFE", *curves), [(nfe, *(of.get(nfe, "") for of in means)) for nfe in tried])
 
 
+def device(recorded: str) -> str:
+    """A device as it was recorded; earlier versions wrote ``"1 threads"``."""
+    return recorded.replace(" 1 threads", " 1 thread")
+
+
 def share(values: Sequence[float]) -> str:
     """The mean of shares over seeds with its 95 % interval, e.g. ``"21% [16%, 26%]"``."""
     low, high = claims.interval(values)

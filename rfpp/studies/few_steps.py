@@ -108,15 +108,20 @@ class Pairs:
         return float((sampler(flow, self.z, self.labels) - self.x).square().mean())
 
 
+def _leaves_some(experiment: Experiment, n: int) -> None:
+    at_least("pairs_used", n, 1)
+    made = experiment.preset.pairs.held_out
+    if n >= made:
+        raise ValueError(f"pairs_used={n} leaves none of the {made} held-out pairs to judge by; use fewer")
+
+
 def split(experiment: Experiment, n: int) -> tuple[Pairs, Pairs]:
     """The first ``n`` held-out pairs to choose by, and as many others, or all that are left, to judge by.
 
     Raises ``ValueError`` if none is left to judge by.
     """
-    at_least("pairs_used", n, 1)
+    _leaves_some(experiment, n)
     held_out = experiment.pairs("held_out")
-    if n >= len(held_out):
-        raise ValueError(f"pairs_used={n} leaves none of the {len(held_out)} held-out pairs to judge by; use fewer")
     parts = torch.arange(n), torch.arange(n, min(2 * n, len(held_out)))
     chosen, judging = (Pairs(*held_out.batch(rows)) for rows in parts)
     return chosen, judging
@@ -190,11 +195,7 @@ def choose(
 def check(experiment: Experiment, evaluations: Sequence[int], pairs_used: int = 1) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless these are different NFE for which uniform times exist, and
     ``pairs_used`` leaves some of the preset's held-out pairs."""
-    at_least("pairs_used", pairs_used, 1)
-    if pairs_used >= (available := experiment.preset.pairs.held_out):
-        raise ValueError(
-            f"pairs_used={pairs_used} leaves none of the {available} held-out pairs to judge by; use fewer"
-        )
+    _leaves_some(experiment, pairs_used)
     counts("evaluations", evaluations)
     for nfe in evaluations:
         try:
