@@ -10,14 +10,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rfpp import data, engine, features, pairs, presets
 from rfpp.arena import Method
-from rfpp.base import paths, processes, progress
+from rfpp.base import batches, paths, processes, progress
 from rfpp.configurations import TEACHER, Configuration
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
@@ -39,6 +39,15 @@ Config = str | Configuration | Method
 configuration or method object."""
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _at_most(rows: int, model: Model) -> Model:
+    """Return a model, or a flow with its denoiser, that computes at most ``rows`` rows at once."""
+    batches.at_most(rows, getattr(model, "denoiser", model))
+    return model
+
+
 class Experiment:
     """Everything a notebook asks for, at the scale of a preset.
 
@@ -48,7 +57,7 @@ class Experiment:
     ``RFPP_JOBS`` or one for each core or GPU; ``scheduler``: the address of a dask cluster that computes instead.
     Raises :class:`rfpp.presets.PresetError` before any work if one of them does not fit.
 
-    Models are on this process's device and take tensors from any device; everything else is on the CPU.
+    Models take tensors from any device and compute ``pairs.batch_size`` rows at once; everything else is on the CPU.
     """
 
     def __init__(
@@ -103,7 +112,7 @@ class Experiment:
         """The denoiser that makes the pairs; raises :class:`rfpp.presets.PresetError` if it is for other images."""
         teacher = self.plan.teacher.load(self.run)
         self.plan.fit(teacher)
-        return processes.place(copy.deepcopy(teacher))
+        return _at_most(self.run.batch_size, processes.place(copy.deepcopy(teacher)))
 
     @property
     def classes(self) -> int:
@@ -128,17 +137,17 @@ class Experiment:
             )
         grader = self._grader
         assert isinstance(grader, features.Classifier)
-        return processes.place(copy.deepcopy(grader))
+        return _at_most(self.run.batch_size, processes.place(copy.deepcopy(grader)))
 
     @cached_property
     def embedding(self) -> nn.Module:
         """The grading features as a module: images in [-1, 1] to ``(B, num_features)``."""
-        return networks.embedding(self._grader)
+        return _at_most(self.run.batch_size, networks.embedding(self._grader))
 
     @cached_property
     def perceptual(self) -> nn.Module:
         """The LPIPS of the loss, on a network that the grades do not use."""
-        return networks.perceptual_distance(self.plan.perceptual.load(self.run))
+        return _at_most(self.run.batch_size, networks.perceptual_distance(self.plan.perceptual.load(self.run)))
 
     # Pairs
 
@@ -189,7 +198,7 @@ class Experiment:
         if config == TEACHER:
             return RectifiedFlow(self.teacher)
         self.train([config], [seed])
-        return load_flow(self.plan.flow(config, seed), self.run)
+        return _at_most(self.run.batch_size, load_flow(self.plan.flow(config, seed), self.run))
 
     def history(self, config: Config, seed: int = 0) -> engine.History:
         """Return the loss curve of a trained flow."""

@@ -38,7 +38,10 @@ from rfpp.base.checks import at_least
 from rfpp.flow import T_MAX, T_MIN, RectifiedFlow
 
 ROWS = 1024
-"""Rows that go through a network at once, images times directions."""
+"""Rows that go back through a network at once, images times directions."""
+
+_SORTED = 10_000
+"""Images whose pixels are sorted at once."""
 
 Field = Callable[[Tensor], Tensor]
 
@@ -55,21 +58,24 @@ class _Distances(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _along(field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+def _along(field: Field, x: Tensor, directions: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """``field(x)`` ``(B, ...)`` and ``e^T J`` for ``directions`` ``e`` ``(K, B, ...)``, ``J`` each image's Jacobian."""
     # Fused attention cannot be mapped over directions.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Distances():
         value, pull = vjp(field, x)  # type: ignore[misc]  # without auxiliary output there are two
-        found = vmap(lambda e: pull(e)[0], chunk_size=max(1, ROWS // len(x)))(directions)
+        found = vmap(lambda e: pull(e)[0], chunk_size=max(1, rows // len(x)))(directions)
     return value.detach(), found.detach()
 
 
-def jacobian(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``field(x)`` ``(B, ...)`` and its Jacobian ``(B, d, d)``; ``field`` treats each image of ``x`` by itself."""
+def jacobian(field: Field, x: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+    """``field(x)`` ``(B, ...)`` and its Jacobian ``(B, d, d)``; ``field`` treats each image of ``x`` by itself.
+
+    ``rows``: how many go back through a network at once, images times directions.
+    """
     d = x[0].numel()
     units = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
-    value, rows = _along(field, x, units)
-    return value, rows.flatten(2).transpose(0, 1)
+    value, found = _along(field, x, units, rows)
+    return value, found.flatten(2).transpose(0, 1)
 
 
 class Divergence(Protocol):
@@ -86,11 +92,14 @@ class Divergence(Protocol):
 class Exact:
     """The trace of the Jacobian: ``d`` backward passes for each evaluation, so for small images only."""
 
+    rows: int = ROWS
+    """How many go back through a network at once, images times directions."""
+
     def directions(self, x: Tensor) -> None:
         """Nothing is drawn."""
 
     def __call__(self, field: Field, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
-        value, found = jacobian(field, x)
+        value, found = jacobian(field, x, self.rows)
         return value, found.diagonal(dim1=1, dim2=2).sum(dim=1, keepdim=True)
 
 
@@ -105,6 +114,8 @@ class Hutchinson:
 
     probes: int = 8
     seed: int = 0
+    rows: int = ROWS
+    """How many go back through a network at once, images times probes."""
 
     def __post_init__(self) -> None:
         at_least("probes", self.probes, 2)
@@ -117,7 +128,7 @@ class Hutchinson:
 
     def __call__(self, field: Field, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
         assert directions is not None
-        value, found = _along(field, x, directions)
+        value, found = _along(field, x, directions, self.rows)
         return value, (found * directions).flatten(2).sum(dim=2).T
 
 
@@ -161,7 +172,7 @@ def grey_levels(pixels: Tensor) -> int:
 
     The values may be rounded to whole numbers.
     """
-    known = pixels.unique().double()
+    known = torch.cat([some.unique() for some in pixels.split(_SORTED)]).unique().double()
     even = torch.linspace(0, 255, max(len(known), 2), dtype=torch.float64)
     return len(known) if len(known) > 1 and bool(((known - even).abs() <= 0.5).all()) else 256
 

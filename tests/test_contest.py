@@ -12,7 +12,7 @@ from rfpp.arena import PLAIN, Method, average, find
 from rfpp.base import paths
 from rfpp.book import contrasts, plots
 from rfpp.configurations import ALL
-from rfpp.data import to_float
+from rfpp.data import to_float, to_uint8
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
@@ -205,10 +205,24 @@ def test_accord_of_gradients():
 
 def test_what_a_chapter_measures_at_smoke(experiment):
     coupled = targets.couplings(experiment, 0, 12)
+    few = targets.couplings(experiment, 0, 12, most=20)
+    known = experiment.data.train.pixels[:20]
+    assert all(bool((to_uint8(x) == known).flatten(1).all(dim=1).any()) for x in few[targets.IMAGES].x[:, None])
+    first = experiment.pairs("train").batch(torch.arange(20))[0]
+    assert all(bool((x == first).flatten(1).all(dim=1).any()) for x in few[targets.PAIRS].x[:, None])
+    unseen = targets.couplings(experiment, 0, 1000)[targets.HELD_OUT]
+    x, z, labels = experiment.pairs("held_out").batch(torch.arange(64))
+    assert torch.equal(unseen.x, x) and torch.equal(unseen.z, z) and torch.equal(unseen.labels, labels)
     assert torch.equal(coupled[targets.EXCHANGED].z[1:], coupled[targets.PAIRS].z[:-1])
     assert torch.equal(coupled[targets.EXCHANGED].x, coupled[targets.PAIRS].x)
     found = targets.accords(experiment, {0: coupled}, 3)
     assert all(-1 <= value <= 1 for (value,) in found.values()) and len(found) == 3
+    whole, parts = (
+        torch.stack(list(targets.gradients(targets.start(experiment), coupled[targets.PAIRS], 3, 0, rows)))
+        for rows in (None, 3)
+    )
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+    assert targets.accord(whole) == pytest.approx(found[targets.PAIRS][0], abs=1e-6)
     assert targets.excess(found, targets.PAIRS) == [found[targets.PAIRS][0] - found[targets.IMAGES][0]]
     middle = targets.in_the_middle(experiment, {0: coupled})
     assert targets.multiples(middle, targets.PAIRS) == [middle[targets.IMAGES][0] / middle[targets.PAIRS][0]]

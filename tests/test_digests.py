@@ -249,8 +249,9 @@ NO_RESULT = {
     "rfpp.data.dataset:Images",
     "rfpp.data.dataset:to_float",
     "rfpp.base.files:digest",
+    "rfpp.base.batches",
 }
-"""Where images come from is not in a key, their content is; and ``digest`` makes keys."""
+"""Where images come from is not in a key, their content is; ``digest`` makes keys; and batches join to the whole."""
 
 
 @pytest.mark.parametrize("kind", ["shipped", "trained"])

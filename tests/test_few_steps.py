@@ -96,6 +96,34 @@ def test_a_choice_is_no_worse_on_its_own_pairs(tiny_flow, what, nfe):
     assert found == few_steps.choose(tiny_flow, pairs, nfe, 0.999, what, iterations=3)
 
 
+def test_a_choice_does_not_depend_on_how_many_pairs_are_differentiated_at_once():
+    exact, first = GaussianFlow(torch.zeros(1, dtype=FLOATS), 0.3), 0.999
+    z = randn(50, 1, dtype=FLOATS)
+    pairs = Pairs(exact.carry(first * z, first, 0), z, None)
+    parts = pairs.parts(7)
+    assert [len(part.z) for part in parts] == [7] * 7 + [1]
+    assert torch.equal(torch.cat([part.x for part in parts]), pairs.x)
+    whole, few = (few_steps.choose(exact.flow, pairs, 3, first, iterations=20, rows=rows) for rows in (None, 7))
+    assert few.times == pytest.approx(whole.times, abs=2e-4) and few.weights == pytest.approx(whole.weights, abs=2e-3)
+
+
+def test_a_blends_derivative_by_times_and_weights_is_a_difference_quotient(tiny_flow):
+    """It computes velocities twice, once more for the gradient."""
+    z, labels = randn(3, 1, 8, 8), torch.arange(3)
+
+    def total(given):
+        times, weights = [0.999, *given[:2], 0.0], [0.0, given[2], 0.0]
+        return few_steps.blend(tiny_flow, z, times, weights, labels).double().square().sum()
+
+    given = torch.tensor([0.7, 0.3, 0.4], dtype=FLOATS, requires_grad=True)
+    (slope,) = torch.autograd.grad(total(given), given)
+    for place, value in enumerate(slope):
+        step = 1e-2 * torch.eye(3, dtype=FLOATS)[place]  # large, because the network computes in single precision
+        with torch.no_grad():
+            quotient = (total(given + step) - total(given - step)) / (2e-2)
+        assert float(value) == pytest.approx(float(quotient), rel=1e-2, abs=1e-2 * float(slope.abs().max()))
+
+
 def test_a_blend_is_a_value_that_is_graded_and_kept(tmp_path, monkeypatch):
     """The batch size stands in no key, and what is kept is read at another preset of the same runs."""
     chosen = Blended((0.999, 0.4), (0.0, 0.5))

@@ -80,13 +80,14 @@ def identity(value: Any) -> Any:
 def _module(module: nn.Module) -> dict[str, Any]:
     """Return what makes up a network: weights, buffers, and the public attributes of each of its parts.
 
-    An attribute that belongs to the network's owner rather than to its function has a name with an underscore.
+    An attribute that belongs to the network's owner rather than to its function has a name with an underscore. So does
+    ``forward``, if it is an attribute: :func:`rfpp.base.batches.at_most` sets it.
     """
     settings = {
         f"{place}.{name}": value
         for place, part in module.named_modules()
         for name, value in vars(part).items()
-        if not name.startswith("_") and name != "training"
+        if not name.startswith("_") and name not in ("training", "forward")
     }
     buffers = {f"buffer {name}": value for name, value in module.named_buffers()}  # a state dict lacks some
     return {**module.state_dict(), **buffers, "settings": settings, "made as": repr(module)}

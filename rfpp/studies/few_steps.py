@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rfpp.base import rng
 from rfpp.base.checks import at_least, counts, one_of
@@ -38,11 +39,15 @@ def blend(
 
     ``x_t' = (1 - w) (x_t + (t' - t) v) + w ((1 - t') (x_t - t v) + t' z)``: Euler's update at ``w = 0`` and the
     straight one at ``w = 1``, bit for bit as in :func:`rfpp.samplers.integrate`. Times and weights are numbers, or
-    tensors to differentiate by.
+    tensors to differentiate by. The velocities are then computed a second time for the gradient, so that the memory it
+    takes is that of one step.
     """
     x = start = z * min(float(times[0]), T_MAX)
     for (t, s), w in zip(pairwise(times), weights, strict=True):
-        v = flow.velocity(x, t, labels)
+        if torch.is_grad_enabled():
+            v = checkpoint(flow.velocity, x, t, labels, use_reentrant=False)
+        else:
+            v = flow.velocity(x, t, labels)
         x = (1 - w) * (x + (s - t) * v) + w * interpolate(x - t * v, start, s)
     return x
 
@@ -103,6 +108,13 @@ class Pairs:
     z: Tensor
     labels: Tensor | None
 
+    def parts(self, rows: int | None) -> list[Pairs]:
+        """The pairs in groups of ``rows``; all in one where that is ``None``."""
+        return [
+            Pairs(self.x[some], self.z[some], None if self.labels is None else self.labels[some])
+            for some in torch.arange(len(self.x)).split(rows or len(self.x))
+        ]
+
     def error(self, flow: RectifiedFlow, sampler: Any) -> float:
         """The mean of ``||sampler(z) - x||^2 / d``."""
         return float((sampler(flow, self.z, self.labels) - self.x).square().mean())
@@ -157,12 +169,19 @@ def _objective(
 
 
 def choose(
-    flow: RectifiedFlow, pairs: Pairs, nfe: int, first: float, what: str = "both", iterations: int = 10
+    flow: RectifiedFlow,
+    pairs: Pairs,
+    nfe: int,
+    first: float,
+    what: str = "both",
+    iterations: int = 10,
+    rows: int | None = None,
 ) -> Blended:
     """Choose times, weights, or both for ``nfe`` evaluations by L-BFGS on the pairs' error, from the uniform grid.
 
     The choice is never worse on these pairs than the uniform grid with either update: both are candidates. Nothing is
-    random. Raises ``TypeError`` or ``ValueError`` for an unknown choice, or fewer than one evaluation or iteration.
+    random. ``rows``: how many pairs are differentiated at once; all by default. Raises ``TypeError`` or ``ValueError``
+    for an unknown choice, or fewer than one evaluation or iteration.
     """
     one_of("what", what, CHOICES)
     at_least("nfe", nfe, 1)
@@ -174,13 +193,16 @@ def choose(
     if nfe > 1 and len(variables):
 
         def error(values: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-            with torch.enable_grad():
-                inputs = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-                times, weights = made(inputs)
-                found = blend(flow, pairs.z, [first, *times[1:]], list(weights), pairs.labels)
-                loss = (found - pairs.x).square().mean()
-                (slope,) = torch.autograd.grad(loss, inputs)
-            return float(loss.detach()), slope.numpy()
+            inputs = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+            total, slope = 0.0, torch.zeros_like(inputs)
+            for some in pairs.parts(rows):
+                with torch.enable_grad():
+                    times, weights = made(inputs)
+                    found = blend(flow, some.z, [first, *times[1:]], list(weights), some.labels)
+                    loss = (found - some.x).square().mean() * (len(some.x) / len(pairs.x))
+                    slope += torch.autograd.grad(loss, inputs)[0]
+                total += float(loss.detach())
+            return total, slope.numpy()
 
         best = optimize.minimize(
             error, variables, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations}
@@ -225,8 +247,8 @@ def chosen(
     experiment: Experiment, flow: RectifiedFlow, pairs: Pairs, evaluations: Sequence[int], iterations: int
 ) -> dict[str, dict[int, Blended]]:
     """What :func:`choose` finds, by :data:`CHOICES` and NFE."""
-    first = experiment.preset.evaluation.first_time
-    return {what: {n: choose(flow, pairs, n, first, what, iterations) for n in evaluations} for what in CHOICES}
+    first, rows = experiment.preset.evaluation.first_time, experiment.preset.machinery.micro_batch
+    return {what: {n: choose(flow, pairs, n, first, what, iterations, rows) for n in evaluations} for what in CHOICES}
 
 
 def judge(

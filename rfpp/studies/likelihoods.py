@@ -87,10 +87,11 @@ def solved(
     dequantisation, which is ``seed`` by default.
     """
     noise = seed if noise is None else noise
-    divergence = Exact() if probes is None else Hutchinson(probes, noise)
+    rows = experiment.preset.machinery.micro_batch or likelihood.ROWS
+    divergence = Exact(rows) if probes is None else Hutchinson(probes, noise, rows)
     return likelihood.log_density(
         experiment.flow(config, seed), of.dequantised(noise), of.labels, start=of.start, end=of.end,
-        divergence=divergence, rtol=of.tolerance, atol=of.tolerance,
+        divergence=divergence, rtol=of.tolerance, atol=of.tolerance, batch_size=min(100, rows),
     )  # fmt: skip
 
 

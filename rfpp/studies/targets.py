@@ -11,27 +11,31 @@ On independent couples ``e`` is as large as Eq. 4's irreducible term; on pairs t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfpp.arena import METHODS, Levelled, average
-from rfpp.base import rng
+from rfpp.base import batches as parts
+from rfpp.base import processes, rng
 from rfpp.base.checks import at_least
 from rfpp.configurations import ALL, Configuration
+from rfpp.data import Images
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow, interpolate
+from rfpp.studies.crossings import ideal_denoiser
 
-IMAGES, PAIRS, EXCHANGED = "images, fresh noise", "reflow's pairs", "pairs, noise exchanged"
+IMAGES, PAIRS, HELD_OUT, EXCHANGED = (
+    "images, fresh noise", "reflow's pairs", "reflow's pairs, held out", "pairs, noise exchanged"
+)  # fmt: skip
 TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """The times at which spreads are measured."""
 JUDGED = 0.5
 """The time at which the claim compares targets, with ``r = 0``: the middle."""
-_AT_ONCE = 250
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Coupling:
     """Couples ``x``, ``z`` ``(n, C, H, W)`` with their labels, and the flow that has their mean velocity.
 
     It is exact for independent couples of a finite set of images. For reflow's pairs it is what a flow has learnt. On
-    pairs that the flow has not seen, the spread around it is at least the true spread; on those it was trained with, as
-    here, it may be smaller, the more often it has seen them.
+    pairs that the flow has not seen, the spread around it is at least the true spread. On those it was trained with, it
+    may be smaller, the more often it has seen them.
     """
 
     x: Tensor
@@ -49,46 +53,38 @@ class Coupling:
     mean: RectifiedFlow
 
 
-def _independent(images: Tensor, labels: Tensor | None) -> RectifiedFlow:
-    """The exact flow of images with independent noise."""
-    return RectifiedFlow(GaussianMixtureDenoiser(images, classes=labels))
+def couplings(experiment: Experiment, seed: int, n: int, most: int = 20_000, config: str = "C") -> dict[str, Coupling]:
+    """The couplings by name, ``n`` couples each; there may be fewer held-out pairs.
 
-
-def couplings(experiment: Experiment, seed: int, n: int, config: str = "C") -> dict[str, Coupling]:
-    """The couplings by name, ``n`` couples each; ``config``: the flow that stands for the mean of reflow's pairs."""
+    ``most``: how many images, or pairs, a closed form is made of at most, and couples are drawn from; ``config``: the
+    flow that stands for the mean of reflow's pairs.
+    """
     at_least("couples", n, 2)
-    images, made = experiment.data.train, experiment.pairs("train", seed)
-    generator = rng.generator(seed, "targets")
-    x, labels = images.batch(n, generator)
+    images, made, unseen = experiment.data.train, experiment.pairs("train", seed), experiment.pairs("held_out")
+    flow = experiment.flow(config, seed)
+    generator, available = rng.generator(seed, "targets"), min(len(made), most)
+    x, labels = Images(images.pixels[:most], images.labels[:most]).batch(n, generator)
     z = torch.randn(x.shape, generator=generator)
-    known = images.labels if experiment.classes else None
-    every, _, of_all = made.batch(torch.arange(len(made)))
-    chosen = torch.randperm(len(made), generator=generator)[:n]
+    every, _, of_all = made.batch(torch.arange(available))
+    chosen = torch.randperm(available, generator=generator)[:n]
     paired, noise, wanted = made.batch(chosen)
+    exchanged = RectifiedFlow(GaussianMixtureDenoiser(every, classes=of_all))
+    ideal = RectifiedFlow(ideal_denoiser(experiment, most))
     return {
-        IMAGES: Coupling(x, z, labels if experiment.classes else None, _independent(images.floats(), known)),
-        PAIRS: Coupling(paired, noise, wanted, experiment.flow(config, seed)),
-        EXCHANGED: Coupling(paired, noise.roll(1, 0), wanted, _independent(every, of_all)),
+        IMAGES: Coupling(x, z, labels if experiment.classes else None, ideal),
+        PAIRS: Coupling(paired, noise, wanted, flow),
+        HELD_OUT: Coupling(*unseen.batch(torch.arange(min(n, len(unseen)))), flow),
+        EXCHANGED: Coupling(paired, noise.roll(1, 0), wanted, exchanged),
     }
 
 
 @torch.no_grad()
 def spread(flow: average.AverageFlow, couples: Coupling, t: float, r: float = 0.0) -> tuple[float, float]:
     """The mean of ``||e||^2 / d``, and that of ``||e - (t - r) J e||^2 / d``, at a time ``t``."""
-    velocity, target = [], []
-    for rows in torch.arange(len(couples.x)).split(_AT_ONCE):
-        x, z = couples.x[rows], couples.z[rows]
-        labels = None if couples.labels is None else couples.labels[rows]
-        x_t = interpolate(x, z, t)
-        error = z - x - couples.mean.velocity(x_t, t, labels)
-
-        def u(x_t: Tensor, labels: Tensor | None = labels) -> Tensor:
-            return flow.average(x_t, t, labels, r)
-
-        changed = torch.func.jvp(u, (x_t,), (error,))[1]
-        velocity.append(error.square().flatten(1).mean(dim=1))
-        target.append((error - (t - r) * changed).square().flatten(1).mean(dim=1))
-    return float(torch.cat(velocity).mean()), float(torch.cat(target).mean())
+    x_t = interpolate(couples.x, couples.z, t)
+    error = couples.z - couples.x - couples.mean.velocity(x_t, t, couples.labels)
+    changed = torch.func.jvp(lambda x_t: flow.average(x_t, t, couples.labels, r), (x_t,), (error,))[1]
+    return float(error.square().mean()), float((error - (t - r) * changed).square().mean())
 
 
 def spreads(
@@ -134,45 +130,60 @@ def excess(of: Mapping[str, Sequence[float]], coupling: str) -> list[float]:
 
 
 def start(experiment: Experiment) -> average.AverageFlow:
-    """The flow that MeanFlow starts from, on the CPU."""
-    return average.initial(experiment.plan.teacher.load(experiment.run), 0.0, 0).eval()
+    """The flow that MeanFlow starts from, which sees as many rows at once as the experiment's other flows."""
+    flow = average.initial(experiment.plan.teacher.load(experiment.run), 0.0, 0).eval()
+    assert isinstance(flow.denoiser, nn.Module)
+    parts.at_most(experiment.preset.pairs.batch_size, processes.place(flow.denoiser))
+    return flow
 
 
-def gradients(flow: average.AverageFlow, couples: Coupling, batches: int, seed: int) -> Tensor:
-    """MeanFlow's gradient with respect to all weights for each of some batches of the couples, ``(batches, weights)``.
+def gradients(
+    flow: average.AverageFlow, couples: Coupling, batches: int, seed: int, rows: int | None = None
+) -> Iterator[Tensor]:
+    """Yield MeanFlow's gradient with respect to all weights, ``(weights,)``, for each of some batches of the couples.
 
-    Times are those of MeanFlow on images, uniform, so that couplings differ in nothing else.
+    Times are those of MeanFlow on images, uniform, so that couplings differ in nothing else. ``rows``: how many are
+    computed at once; a whole batch by default.
     """
     at_least("batches", batches, 2)
     size = len(couples.x) // batches
     method: Any = METHODS["meanflow"].objective(None, size, seed, 1, flow)  # type: ignore[arg-type]
-    found = []
-    for number in range(batches):
-        rows = slice(number * size, (number + 1) * size)
-        drawn = rng.generator(seed, "gradients", number)
-        times = method.two(drawn, range(size), method.every)
-        labels = None if couples.labels is None else couples.labels[rows]
-        loss = method.losses(flow, couples.x[rows], couples.z[rows], labels, *times).mean()
-        parts = torch.autograd.grad(loss, list(flow.parameters()))
-        found.append(torch.cat([part.flatten() for part in parts]))
-    return torch.stack(found)
+    for number, batch in enumerate(torch.arange(batches * size).split(size)):
+        times = method.two(rng.generator(seed, "gradients", number), range(size), method.every)
+        total: Any = 0
+        for some in torch.arange(size).split(rows or size):
+            chosen = batch[some]
+            labels = None if couples.labels is None else couples.labels[chosen]
+            given = couples.x[chosen], couples.z[chosen], labels, *(each[some] for each in times)
+            loss = method.losses(flow, *given).sum() / size
+            found = torch.autograd.grad(loss, list(flow.parameters()))
+            total = total + torch.cat([part.flatten() for part in found])
+        yield total
 
 
-def accord(gradients: Tensor) -> float:
-    """The mean cosine between the gradients ``(batches, weights)`` of two different batches: 1 where all agree."""
-    unit = torch.nn.functional.normalize(gradients.double(), dim=1)
-    count = len(unit)
-    return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
+def accord(gradients: Iterable[Tensor]) -> float:
+    """The mean cosine between the gradients ``(weights,)`` of two different batches: 1 where all agree.
+
+    With unit vectors ``u_i`` of ``n`` gradients it is ``(||sum_i u_i||^2 - n) / (n (n - 1))``, which needs no two of
+    them at once.
+    """
+    total, count = torch.zeros(()), 0
+    for gradient in gradients:
+        total, count = total + torch.nn.functional.normalize(gradient.double(), dim=0), count + 1
+    return float((total.square().sum() - count) / (count * (count - 1)))
 
 
 def accords(
     experiment: Experiment, coupled: Mapping[int, Mapping[str, Coupling]], batches: int
 ) -> dict[str, list[float]]:
-    """How much the gradients of two batches agree at the start of a training, by coupling, for each seed."""
-    flow = start(experiment)
-    names = dict.fromkeys(name for couples in coupled.values() for name in couples)
+    """How much the gradients of two batches agree at the start of a training, by coupling, for each seed.
+
+    Held-out pairs are left out: there are too few of them for batches as large as the others'.
+    """
+    flow, rows = start(experiment), experiment.preset.machinery.micro_batch
+    names = dict.fromkeys(name for couples in coupled.values() for name in couples if name != HELD_OUT)
     return {
-        name: [accord(gradients(flow, couples[name], batches, seed)) for seed, couples in coupled.items()]
+        name: [accord(gradients(flow, couples[name], batches, seed, rows)) for seed, couples in coupled.items()]
         for name in names
     }
 

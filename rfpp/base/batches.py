@@ -1,0 +1,50 @@
+"""Networks that see few rows at a time, so that memory does not depend on how many images a caller has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rfpp.base.checks import at_least
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def in_batches(function: Callable[..., Tensor], rows: int, x: Tensor, *others: Any, **named: Any) -> Tensor:
+    """``function(x, *others, **named)``, computed for ``rows`` rows of ``x`` ``(B, ...)`` at a time, and joined.
+
+    Other tensors with ``B`` rows are divided alike; everything else is passed on as it is. ``function`` treats each row
+    by itself. Raises ``ValueError`` for fewer than one row.
+    """
+    at_least("rows", rows, 1)
+    count = len(x)
+    if count <= rows:
+        return function(x, *others, **named)
+
+    def part(value: Any, chosen: slice) -> Any:
+        return value[chosen] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+
+    slices = [slice(first, first + rows) for first in range(0, count, rows)]
+    return torch.cat(
+        [
+            function(
+                x[chosen],
+                *(part(value, chosen) for value in others),
+                **{name: part(value, chosen) for name, value in named.items()},
+            )
+            for chosen in slices
+        ]
+    )
+
+
+def at_most(rows: int, model: Model) -> Model:
+    """Return ``model`` itself, which from now on computes at most ``rows`` rows of its inputs at once.
+
+    Without gradients, this bounds the memory that a call takes. With them, all batches' graphs are kept.
+    """
+    model.forward = partial(in_batches, model.forward, rows)
+    return model
