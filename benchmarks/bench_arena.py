@@ -1,6 +1,6 @@
 """The prices behind the arena's budgets: what a derivative along a direction and LPIPS cost beside a pass.
 
-``rfpp.arena.methods.JVP`` and ``rfpp.studies.arena.LPIPS`` are these ratios, rounded.
+``rfpp.arena.methods.JVP`` and ``rfpp.studies.arena.LPIPS`` are these ratios as they were when the budgets were set.
 """
 
 from __future__ import annotations

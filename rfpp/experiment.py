@@ -12,32 +12,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from rfpp import data, engine, features, pairs, presets
-from rfpp.arena import Method
 from rfpp.base import batches, paths, processes, progress
-from rfpp.configurations import TEACHER, Configuration
+from rfpp.configurations import TEACHER
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
-from rfpp.metrics import Grades, frechet_distance
+from rfpp.metrics import Grades
 from rfpp.pairs import PairDataset
 from rfpp.pipeline import networks, scheduling, standard
 from rfpp.pipeline.digests import code_digest
 from rfpp.pipeline.flows import snapshots
-from rfpp.pipeline.grades import Evaluation, agreement, load_flow, moments
+from rfpp.pipeline.grades import Evaluation, load_flow
 from rfpp.pipeline.identities import identity
 from rfpp.pipeline.measurements import Measurement
-from rfpp.pipeline.plan import Plan
-from rfpp.pipeline.sampling import Sampler, Samples, labels_in_turn
+from rfpp.pipeline.plan import Config, Plan
+from rfpp.pipeline.sampling import AnySampler, Sampler, labels_in_turn
 from rfpp.pipeline.steps import Run, Step
 from rfpp.pipeline.store import Store
-
-Config = str | Configuration | Method
-"""A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS` or of :mod:`rfpp.arena`, an import path, or a
-configuration or method object."""
-
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,14 +41,21 @@ def _at_most(rows: int, model: Model) -> Model:
     return model
 
 
+def _either(sampler: AnySampler | None, options: Mapping[str, Any]) -> None:
+    if sampler is not None and options:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(f"{given} beside sampler={sampler!r}, which has settings of its own; leave one of them out")
+
+
 class Experiment:
     """Everything a notebook asks for, at the scale of a preset.
 
     ``preset``: a name, a YAML file or a :class:`rfpp.presets.Preset`; ``overrides``: settings to replace, such as
-    ``{"training.steps": 800}``; ``runs``: the folder of results, ``runs/`` in the checkout by default; ``dataset``:
+    ``{"training.steps": 800}``; ``runs``: the folder of results, by default :func:`rfpp.base.paths.runs`; ``dataset``:
     images of your own instead of the preset's; ``jobs``: how many steps to compute side by side, by default
     ``RFPP_JOBS`` or one for each core or GPU; ``scheduler``: the address of a dask cluster that computes instead.
-    Raises :class:`rfpp.presets.PresetError` before any work if one of them does not fit.
+    Raises ``ValueError``, for settings :class:`rfpp.presets.PresetError`, or ``TypeError`` before any work if one of
+    them does not fit.
 
     Models take tensors from any device and compute ``pairs.batch_size`` rows at once; everything else is on the CPU.
     """
@@ -73,7 +73,7 @@ class Experiment:
             overrides = {**(overrides or {}), "data": {"name": "custom"}}
         processes.listen_to_other_machines()
         processes.keep_memory()
-        self.preset = preset if isinstance(preset, presets.Preset) else presets.load(preset, overrides)
+        self.preset = presets.load(preset, overrides)
         self.plan = Plan(self.preset, dataset)
         self.folder = (runs or paths.runs()) / self.preset.name
         self.jobs, self.scheduler = scheduling.jobs(jobs), scheduler
@@ -216,7 +216,7 @@ class Experiment:
         """Return a sampler that starts at the preset's first time; ``inner``: the start times of the later steps."""
         return self.plan.sampler(nfe, solver, update, inner)
 
-    def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> Samples:
+    def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> AnySampler:
         """Return the sampler that a configuration or method is designed for; ``options``: those of :meth:`sampler`.
 
         Raises ``ValueError`` for options that a method does not take.
@@ -232,8 +232,8 @@ class Experiment:
         return pairs.noise(seed, range(n), self.data.train.shape), labels_in_turn(n, self.classes)
 
     def sweep(
-        self, config: Config, seeds: Sequence[int], wanted: Sequence[Samples], draw: int = 0
-    ) -> dict[Samples, list[Evaluation]]:
+        self, config: Config, seeds: Sequence[int], wanted: Sequence[AnySampler], draw: int = 0
+    ) -> dict[AnySampler, list[Evaluation]]:
         """Grade a configuration with several samplers: for each sampler, one evaluation per seed.
 
         Each seed has its own noise for samples, the same for every configuration; another ``draw`` gives other noise.
@@ -248,7 +248,7 @@ class Experiment:
         self.run.get(self.plan.reference())
         images = self.preset.evaluation.samples + self.preset.pairs.held_out
         total = len(seeds) * images * sum(sampler.nfe for sampler in steps)
-        found: dict[Samples, list[Evaluation]] = {sampler: [] for sampler in steps}
+        found: dict[AnySampler, list[Evaluation]] = {sampler: [] for sampler in steps}
         with progress.bar(total=total, desc=f"evaluating {config}", unit="NFE", unit_scale=True) as bar:
             for number in range(len(seeds)):
                 for index, (sampler, each) in enumerate(steps.items(), start=1):
@@ -259,32 +259,18 @@ class Experiment:
                     bar.update(done + images * sampler.nfe - bar.n)  # the full count, also for results from disk
         return found
 
-    def evaluate(self, config: Config, seed: int = 0, *, sampler: Samples | None = None, **options: Any) -> Evaluation:
+    def evaluate(
+        self, config: Config, seed: int = 0, *, sampler: AnySampler | None = None, **options: Any
+    ) -> Evaluation:
         """Grade a flow with a ``sampler`` or, without one, with its own sampler and these ``options``.
 
-        :mod:`rfpp.arena`'s methods take no option but ``nfe``.
+        :mod:`rfpp.arena`'s methods take no option but ``nfe``. Raises ``ValueError`` for options beside a sampler.
         """
+        _either(sampler, options)
         sampler = sampler or self.own_sampler(config, **options)
         return self.sweep(config, [seed], [sampler])[sampler][0]
 
-    def references(self) -> dict[str, Evaluation]:
-        """Grade references like samples: real held-out images, and as many images of the teacher as there are samples.
-
-        All held-out images are used; fewer images give a larger distance.
-        """
-        held_out, made = self.data.held_out, self.pairs("train")
-        rows = torch.arange(min(len(made), self.preset.evaluation.samples))
-        _, _, labels = made.batch(rows)
-        reference = self.plan.reference().load(self.run)
-
-        def grade(pixels: Tensor, wanted: Tensor | None) -> Evaluation:
-            distance = frechet_distance(moments(self.embedding, pixels).statistics("images"), reference)
-            return Evaluation(distance, agreement(self._grader, pixels, wanted), float("nan"))
-
-        known = held_out.labels if self.classes else None
-        return {"real, held out": grade(held_out.pixels, known), "teacher": grade(made.read(rows)["images"], labels)}
-
-    def grade(self, config: Config, seed: int = 0, sampler: Samples | None = None, **options: Any) -> Grades:
+    def grade(self, config: Config, seed: int = 0, sampler: AnySampler | None = None, **options: Any) -> Grades:
         """Return FID, inception score, precision and recall on Inception's features, with their protocol.
 
         ``sampler``: by default the one that the configuration or method is designed for, with one evaluation;
@@ -293,7 +279,7 @@ class Experiment:
         return next(self.grades(config, [seed], sampler, **options))
 
     def grades(
-        self, config: Config, seeds: Sequence[int], sampler: Samples | None = None, **options: Any
+        self, config: Config, seeds: Sequence[int], sampler: AnySampler | None = None, **options: Any
     ) -> Iterator[Grades]:
         """Yield the :meth:`grade` of each seed; the samples of all seeds are drawn first, side by side."""
         sampler = sampler or self.own_sampler(config)

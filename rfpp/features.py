@@ -78,7 +78,8 @@ class Classifier(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A classifier's ``features`` as a separate module, in the form that ``torchmetrics`` needs."""
+    """A classifier's ``features`` as a separate module, with the ``num_features`` that :class:`rfpp.metrics.Moments`
+    needs."""
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()

@@ -187,7 +187,8 @@ def dequantise(x: Tensor, levels: int, generator: torch.Generator) -> Tensor:
 def matching_time(levels: int) -> float:
     """The time whose noise ``sigma = t / (1 - t)`` has the deviation of uniform dequantisation, a width over sqrt(12).
 
-    A flow expects noise there about as large as :func:`dequantise` adds: 0.0023 for 8-bit pixels, 0.035 for 17 levels.
+    A flow expects noise there about as large as :func:`dequantise` adds. The time is 0.0023 for 8-bit pixels and 0.035
+    for 17 levels.
     """
     at_least("levels", levels, 2)
     sigma = 2 / (levels - 1) / math.sqrt(12)

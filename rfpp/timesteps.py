@@ -81,7 +81,7 @@ class UShaped(TimestepDistribution):
 
     @property
     def _flat(self) -> bool:
-        return abs(self.a) < 1e-6  # below this, the closed forms differ from uniform by less than rounding
+        return abs(self.a) < 1e-6  # the closed forms would lose more digits than they differ from uniform, 1e-13
 
     def _ends(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``exp(a (t - 1))`` and ``exp(-a t)`` over ``2 (1 - exp(-a))``: finite for every ``a``, unlike ``cosh``."""
@@ -104,7 +104,7 @@ class UShaped(TimestepDistribution):
             return p
         if a < _STEEP:
             return 0.5 + torch.asinh((2 * p - 1) * math.sinh(a / 2)) / a
-        # asinh(y) is log(2 y) here, except near y = 0; sinh(a / 2) might overflow.
+        # sinh(a / 2) is exp(a / 2) / 2 here and might overflow, so its logarithm a / 2 is taken out of asinh.
         half = (2 * p - 1).abs() / 2
         distance = 0.5 + torch.log(half + torch.sqrt(half**2 + math.exp(-a))) / a
         return 0.5 + torch.sign(p - 0.5) * distance

@@ -249,10 +249,10 @@ def test_files_keep_the_second_time(teacher, tmp_path):
 
 def test_a_start_without_a_second_time_is_refused(teacher):
     with pytest.raises(
-        ValueError, match=r"start=VPPrecond .* lacks the second time input; .* augment_dim of at least 9"
+        ValueError, match=r"denoiser=VPPrecond .* lacks the second time input; .* augment_dim of at least 9"
     ):
         average.around(VPPrecond(network()))
-    with pytest.raises(ValueError, match="start=EDMPrecond"):
+    with pytest.raises(ValueError, match="denoiser=EDMPrecond"):
         average.around(teacher)
     with pytest.raises(ValueError, match="teacher=VPPrecond .* has no place for a second time"):
         average.initial(VPPrecond(network()), 0.0, 0)
@@ -416,3 +416,9 @@ def test_bad_input_is_refused(experiment):
         replace(arena.METHODS["shortcut"], every=0)
     with pytest.raises(ValueError, match=r"samples in its own way: leave out solver"):
         experiment.evaluate("meanflow", solver="heun")
+    for config in ("meanflow", "F"):
+        with pytest.raises(TypeError, match="solvr"):
+            experiment.evaluate(config, solvr="heun")
+    sampler = experiment.sampler(2)
+    with pytest.raises(ValueError, match=r"nfe=3 beside sampler=Sampler\(nfe=2"):
+        experiment.evaluate("F", sampler=sampler, nfe=3)

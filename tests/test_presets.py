@@ -171,6 +171,17 @@ def test_an_unchanged_preset_keeps_its_name(changes):
     assert load("smoke", changes) == load("smoke")
 
 
+def test_a_preset_can_be_changed_again():
+    """The name tells what is changed in all, not in how many turns."""
+    once = load("laptop", {"training.steps": 800, "training.lr": 1e-3 / 2})
+    first = load("laptop", {"training.steps": 800})
+    assert load(first, {"training.lr": 1e-3 / 2}) == once and once.origin == "laptop"
+    assert load(first) is first and load(first, {"training.steps": 800}) is first
+    assert load(once, {"training.steps": 150, "training.lr": 1e-3}).model_dump(exclude={"name"}) == (
+        load("laptop").model_dump(exclude={"name"})
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

@@ -50,7 +50,7 @@ from rfpp.pairs import generators
 from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
 from rfpp.pipeline import store as artifacts
 from rfpp.pipeline.plan import Plan
-from rfpp.studies import solvers
+from rfpp.studies import grading, solvers
 
 matplotlib.use("Agg")
 
@@ -118,7 +118,7 @@ def whole_experiment(things):
     whole.train(["A", "F", "G", "third"], [0])
     (
         whole.evaluate("F", nfe=3, solver="heun"),
-        whole.references(),
+        grading.references(whole),
         whole.noise(5),
         whole.history("A"),
         whole.snapshots("A"),

@@ -64,7 +64,7 @@ def test_every_stage_of_cifar10(images, tmp_path):
     for config in ("teacher", "A", "F", "G", "third"):
         result = experiment.evaluate(config, nfe=2)
         assert math.isfinite(result.frechet) and 0 <= result.agreement <= 1 and math.isfinite(result.pair_error)
-    assert {name: value.agreement >= 0 for name, value in experiment.references().items()} == {
+    assert {name: value.agreement >= 0 for name, value in grading.references(experiment).items()} == {
         "real, held out": True, "teacher": True
     }  # fmt: skip
     assert experiment.data.train.shape == (3, 32, 32) and experiment.classes == 10

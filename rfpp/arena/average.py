@@ -124,8 +124,9 @@ def around(denoiser: nn.Module) -> AverageFlow:
     network = getattr(denoiser, "model", None)
     if not isinstance(denoiser, EDMPrecond) or getattr(network, "augment_dim", 0) < FEATURES:
         raise ValueError(
-            f"start={type(denoiser).__name__} of a {type(network).__name__} lacks the second time input; an EDMPrecond "
-            f"of a network with augment_dim of at least {FEATURES} is needed: rfpp.arena.average.initial makes one"
+            f"denoiser={type(denoiser).__name__} of a {type(network).__name__} lacks the second time input; an "
+            f"EDMPrecond of a network with augment_dim of at least {FEATURES} is needed, which "
+            "rfpp.arena.average.initial makes"
         )
     assert network is not None
     return AverageFlow(IntervalPrecond(network, denoiser.sigma_data))

@@ -29,7 +29,8 @@ class Consistency(Method):
 
     In noise levels ``sigma = t / (1 - t)``, ``sigma_r = sigma_t (1 - 2^-k (1 + 8 sigmoid(-sigma_t)))`` at stage ``k``
     of ``stages``, but at least 0, where the target is ``x``. ``distilled``: ``x_r`` comes from a Heun step of the
-    teacher, not from the same ``x`` and ``z``.
+    teacher, not from the same ``x`` and ``z``. A row's loss is pseudo-Huber with ``c = 0.00054 sqrt(d)``, divided by
+    ``sigma_t - sigma_r``.
     """
 
     distilled: bool = False

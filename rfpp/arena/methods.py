@@ -87,7 +87,8 @@ class TwoTimes(Method):
 class Coupled(Objective):
     """An objective on images ``x`` and noise ``z``: the teacher's pairs, or images with fresh noise.
 
-    Pairs and times are those that :class:`rfpp.training.Reflow` draws with the same seed.
+    With the same seed, pairs are those that :class:`rfpp.training.Reflow` draws, and so are the times of rows with a
+    single time.
     """
 
     source: Images | PairDataset

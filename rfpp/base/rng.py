@@ -1,8 +1,9 @@
 """Random numbers that belong to their caller.
 
-Nothing in ``rfpp`` draws from torch's or numpy's global generators. Every random step names its purpose, as in
-``generator(seed, "pairs", 17)``, and gets the same stream on every run, whatever ran before. A resumed or reordered
-computation therefore gives the same result.
+Nothing in ``rfpp`` depends on torch's or numpy's global generators, or leaves them changed: code that can draw from no
+others runs within :func:`scoped`. Every random step of a run names its purpose, as in ``generator(seed, "pairs", 17)``,
+and gets the same stream on every run, whatever ran before. A resumed or reordered computation therefore gives the same
+result. A function that is called with ``generator=None`` draws anew each time.
 """
 
 from __future__ import annotations

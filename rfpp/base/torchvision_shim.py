@@ -1,6 +1,6 @@
 """Import torchvision beside a torch build that its compiled operators do not fit.
 
-``lpips`` and ``torchmetrics`` import torchvision, whose own import fails with ``operator torchvision::nms does not
+``lpips`` and ``torch_fidelity`` import torchvision, whose own import fails with ``operator torchvision::nms does not
 exist`` where its compiled operators do not fit the installed torch (a CPU torch beside the default torchvision wheel).
 Neither needs those operators: declaring their schemas is enough. Where the builds match, nothing is declared.
 """

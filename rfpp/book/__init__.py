@@ -99,12 +99,11 @@ def run(
     """Execute notebooks at a preset and return the paths of the executed copies.
 
     ``jobs``: how many run in parallel, after the trainings that their claims rest on; as for
-    :func:`rfpp.pipeline.scheduling.jobs`. With one notebook, or one at a time, so many of its trainings run in
-    parallel. Everything is checked before the first one starts. Copies that ran with ``parameters`` are kept apart from
-    those that the book shows. A notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an earlier good
-    copy.
-    ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run.
-    Raises :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
+    :func:`rfpp.pipeline.scheduling.jobs`. If notebooks run one after the other, so many of their trainings run in
+    parallel instead. Everything is checked before the first one starts. Copies that ran with ``parameters`` are kept
+    apart from those that the book shows. A notebook that fails leaves ``<name>.failed.ipynb`` and does not touch an
+    earlier good copy. ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run. Raises
+    :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """
     from rfpp.pipeline import scheduling
 
@@ -303,7 +302,8 @@ def _executed(preset: str, slugs: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
-    """Write the pages that are generated from the run: chapters, the results, and the first page's result.
+    """Write all pages and pictures that are generated from the run: chapters, results, costs, status, benchmarks, the
+    doctor's and the live page.
 
     Chapters that are not in ``executed`` are shown with the outputs that are stored in ``notebooks/``.
     """
@@ -317,7 +317,7 @@ def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
         results,
         sizes,
         status,
-    )  # import all that a record may depend on
+    )
     from rfpp.claims import ledger
     from rfpp.claims.records import scales
     from rfpp.experiment import Experiment

@@ -148,7 +148,7 @@ def gpu_rates() -> Table:
 
 
 OPERATION = "scaled_dot_product_"
-"""With what the names of all operations for attention begin."""
+"""The prefix of the names of all operations for attention."""
 
 
 def gpu_attention() -> Table:

@@ -213,7 +213,8 @@ def picture(executed: NotebookNode, name: str) -> bytes:
 
 
 def carried(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
-    """A line on how much of c13, A to F, its first rung B does alone (c06); nothing where that was not judged."""
+    """A line that says how much of the improvement from A to F (c13) configuration B brings alone (c06); none where c06
+    was not judged."""
     first = claims["c06"]
     shares = [
         f"{value(first, found[first.id].measured)} at `{preset}`"

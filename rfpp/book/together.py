@@ -15,8 +15,9 @@ from typing import Any, TextIO
 from rfpp import claims
 from rfpp.book import NotebookFailed, shown_progress
 from rfpp.configurations import ALL, TEACHER
-from rfpp.experiment import Config, Experiment
+from rfpp.experiment import Experiment
 from rfpp.pipeline import scheduling
+from rfpp.pipeline.plan import Config
 from rfpp.studies import arena
 
 

@@ -1,9 +1,9 @@
 """The claims ledger: what the paper says, what was measured, and the verdict of the rule in the ledger.
 
-``book/claims.yml`` lists the claims. A notebook ends with ``claims.check("c13", measured=[...], seeds=[...],
-control=[...], experiment=...)``, which prints one line and leaves a JSON record under ``runs/<preset>/claims/``. The
-results page of the book is made from these records, and from those in ``book/records/<preset>/`` for scales that were
-run elsewhere.
+``book/claims.yml`` lists the claims. Below the figure that shows a claim, a notebook calls
+``claims.check("c13", measured=[...], seeds=[...], control=[...], experiment=...)``, which prints one line and leaves a
+JSON record under ``runs/<preset>/claims/``. The results page of the book is made from these records, and from those in
+``book/records/<preset>/`` for scales that were run elsewhere.
 """
 
 from rfpp.claims.ledger import Amendment, Claim, Rule, Terms, check_lock, ledger, lock, locked

@@ -76,7 +76,7 @@ class Terms(BaseModel):
     def digest(self) -> str:
         """The digest of these terms in the lock and in records; a control or a scope that is ``None`` is left out.
 
-        The fields that it covers are those that :meth:`Amendment.before` may name.
+        The fields that it covers are those that :attr:`Amendment.before` may name.
         """
         return digest(self.model_dump(mode="json", exclude_none=True, include=set(Terms.model_fields)))
 

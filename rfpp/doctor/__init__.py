@@ -24,7 +24,7 @@ def examine(material: Pairs | Training) -> list[Finding]:
 
 def damage(error: Damaged) -> Finding:
     """The finding for a row that differs from its checksum, or a manifest that cannot be read."""
-    remedy = "delete the folder, then repeat the command that made it"
+    remedy = "repeat the command that made them; if it stops at a damaged index or manifest, delete the folder first"
     return Finding("files", f"damaged files, the first: {error}", remedy, 1, 0, 0)
 
 

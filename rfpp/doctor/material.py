@@ -19,12 +19,13 @@ from rfpp.base.checks import at_least, one_of
 from rfpp.checkpoints.weights import read_safetensors
 from rfpp.configurations import CONFIGURATIONS
 from rfpp.denoisers import EDMPrecond, VPPrecond
-from rfpp.experiment import Config, Experiment
+from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset
 from rfpp.pipeline import shipped
 from rfpp.pipeline.flows import MakePairs, TrainFlow
 from rfpp.pipeline.networks import HISTORY, MODEL, STATES
+from rfpp.pipeline.plan import Config
 from rfpp.pipeline.store import MANIFEST
 
 ROWS = 4096

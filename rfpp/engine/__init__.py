@@ -1,9 +1,9 @@
 """One training loop for everything, on a laptop or on one or several GPU machines: exact, resumable, any precision.
 
-The training rows come from an :class:`Objective`, which draws row ``i`` of step ``n`` from the seed, ``n`` and ``i``.
-The data, times and noise therefore do not depend on the number of processes that share a step, on the pieces into which
-each process splits its part, or on interruptions. (Dropout masks depend on the step and its pieces: an interruption
-changes none of them, but other pieces do.)
+The training rows come from an :class:`Objective`, which draws row ``i`` of step ``n`` from the seed, the size of the
+whole batch, ``n`` and ``i``. The data, times and noise therefore do not depend on the number of processes that share a
+step, on the pieces into which each process splits its part, or on interruptions. (Dropout masks depend on the step and
+its pieces: an interruption changes none of them, but other pieces do.)
 """
 
 from rfpp.engine.history import BINS, WINDOWS, History

@@ -21,8 +21,8 @@ BINS, WINDOWS = 20, 10
 
 @dataclass
 class History:
-    """The mean loss per logged step and, if rows have a time, ``over_time``: the mean loss in each of 20 bins of
-    [0, 1], for each tenth of the training."""
+    """``losses``: the mean loss of the steps since the entry before, up to each of ``steps``. ``over_time``: if rows
+    have a time, the mean loss in each of 20 bins of [0, 1], for each tenth of the training."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)

@@ -28,7 +28,7 @@ SKIPPED = 10
 
 
 class Diverged(ArithmeticError):
-    """Raised when the loss is not finite."""
+    """Raised when a loss or the weights are not finite."""
 
 
 class CannotResume(ValueError):
@@ -56,9 +56,9 @@ def fit(
     images in [-1, 1] for TensorBoard at each checkpoint but the last. The losses over time in TensorBoard are those of
     the first process's rows.
 
-    Raises :class:`Diverged` when a loss is not finite (in fp16, several in a row), :class:`CannotResume` when
-    ``folder`` holds another training, and :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM, with a
-    checkpoint written. ``model`` is left untouched.
+    Raises :class:`Diverged` when a loss or, at a checkpoint, the weights are not finite (in fp16, several losses in a
+    row), :class:`CannotResume` when ``folder`` holds another training, and :class:`rfpp.base.processes.Stopped` after
+    SIGINT or SIGTERM, with a checkpoint written. ``model`` is left untouched.
     """
     machinery = machinery or Machinery()
     check(objective.batch_size, machinery)

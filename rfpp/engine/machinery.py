@@ -25,7 +25,8 @@ class Machinery(BaseModel):
     for dropout masks, which depend on ``micro_batch``, memory layout and compiler.
 
     ``micro_batch``: rows that a process takes at once, all of its part if ``None``; the gradients of several pieces
-    are summed, and processes communicate once per step. ``compile``, ``channels_last``: for GPUs. ``workers``:
+    are summed, and processes communicate once per step. ``compile``, ``channels_last``: for GPUs. ``log_every``: steps
+    over which a logged loss is averaged. ``workers``:
     processes that draw batches ahead; with none, batches are drawn between steps. ``save_every``: steps between two
     checkpoints; the last ``keep`` are kept, and those of every ``keep_every``-th step (none if 0). ``tensorboard``:
     write losses, learning rate and samples for TensorBoard. Presets include these settings.

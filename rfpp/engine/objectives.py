@@ -18,7 +18,10 @@ class Objective(ABC):
 
     @abstractmethod
     def draw(self, step: int, rows: range) -> Batch:
-        """Draw these ``rows`` of a step's batch, on the CPU; each row depends only on seed, step and row."""
+        """Draw these ``rows`` of a step's batch, on the CPU.
+
+        Each row depends only on the objective, with its seed and batch size, on the step and on the row.
+        """
 
     @abstractmethod
     def losses(self, model: nn.Module, *batch: Any) -> Tensor:

@@ -19,7 +19,8 @@ FORMAT = 1
 class Checkpoints:
     """The states of a training in a folder, each a pair of files: the tensors, and a note with their checksum.
 
-    The note is written last, so a state without a note does not count. Damaged states are skipped with a warning.
+    The note is written last, so a state without a note does not count. Damaged states are named in a warning and
+    deleted.
     """
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0) -> None:
@@ -79,7 +80,10 @@ class Checkpoints:
         return load_file(path), note
 
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read the newest undamaged state, tensors and note; damaged states are named in a warning and deleted."""
+        """Read the newest undamaged state, tensors and note.
+
+        Damaged states are named in a warning and deleted; those that cannot be read now are named and kept.
+        """
         for step in reversed(self.steps()):
             try:
                 return self.read(step)

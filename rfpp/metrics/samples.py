@@ -24,7 +24,8 @@ def precision_recall(real: Tensor, generated: Tensor, embedding: nn.Module, neig
     """Precision, the share of generated images within the real ones' manifold, and recall, the converse.
 
     The manifold is made of balls around the ``embedding`` of each image that reach to its ``neighbours``-th neighbour
-    (Kynkäänniemi et al., 2019); computed by torch-fidelity. Images: ``(N, C, H, W)``.
+    (Kynkäänniemi et al., 2019); computed by torch-fidelity. ``real``, ``generated``: ``(N, ...)``, what ``embedding``
+    takes; ``torch.nn.Identity()`` takes features.
     """
     found = prc_features_to_metric(
         embedding(generated).float(),

@@ -180,8 +180,8 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
 def frechet_distance_of_images(real: Tensor, generated: Tensor, embedding: nn.Module, batch_size: int = 1024) -> float:
     """Fréchet distance between two sets of images ``(N, C, H, W)`` in the features of ``embedding``.
 
-    ``embedding`` maps images to ``(B, num_features)`` and has that attribute: a digit classifier gives the distance
-    this book reports on digits. Biased upwards by about ``1/N``: compare at equal ``N``. Raises ``ValueError`` for
+    ``embedding`` maps images to ``(B, num_features)`` and has that attribute. It is biased upwards by an amount
+    proportional to ``1/N``: compare at equal ``N``. Raises ``ValueError`` for
     fewer than 2 images of either set.
     """
     if min(len(real), len(generated)) < 2:

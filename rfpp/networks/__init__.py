@@ -1,9 +1,10 @@
-"""The U-Nets of the paper: ``SongUNet`` (NCSN++ and DDPM++) and ``DhariwalUNet`` (ADM).
+"""The U-Nets of the paper, ``SongUNet`` (NCSN++ and DDPM++) and ``DhariwalUNet`` (ADM), and ``DiffusersUNet``, a
+network of the diffusers library.
 
 A network maps a scaled noisy image to an image, given the noise level and, if it has classes, a label:
-``network(x, noise_labels, class_labels=None, augment_labels=None)``. Parameter names are those of EDM checkpoints
-(Karras et al., 2022), so a published state dict loads unchanged. The networks know nothing of flows or noise schedules:
-:mod:`rfpp.denoisers` wraps them.
+``network(x, noise_labels, class_labels=None, augment_labels=None)``. Parameter names of the
+first two are those of EDM checkpoints (Karras et al., 2022), so a published state dict loads unchanged. The networks
+know nothing of flows or noise schedules: :mod:`rfpp.denoisers` wraps them.
 
 Shapes: images ``(B, C, H, W)``, noise labels ``(B,)``, class labels one-hot ``(B, label_dim)``, embeddings ``(B, E)``.
 """

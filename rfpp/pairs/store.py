@@ -147,8 +147,8 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
     opening a folder takes no longer for millions of pairs than for a few.
 
     ``x``: ``(C, H, W)`` in [-1, 1]; ``z``: the same shape; ``label``: a scalar integer tensor.
-    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, and :class:`Damaged` when a row is
-    read that differs from what was written.
+    Raises ``FileNotFoundError`` when the folder holds no pairs or lacks a shard, ``ValueError`` for an index that is
+    damaged or of another version, and :class:`Damaged` when a row is read that differs from what was written.
     """
 
     def __init__(self, out_dir: str | Path) -> None:

@@ -347,7 +347,10 @@ class Bill:
 
 
 def bill(plan: Plan) -> Bill:
-    """Compute the bill from networks of the plan's sizes with random weights; nothing is timed or downloaded."""
+    """Compute the bill from networks of the plan's sizes with random weights.
+
+    Nothing is timed. Nothing is downloaded if ``teacher.network`` names the network of a published teacher.
+    """
     name, shape = plan.preset.teacher.network, plan.images.load().train.shape
     if name is not None:
         parameters, training, lpips = step_operations(name)

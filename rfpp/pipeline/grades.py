@@ -23,7 +23,7 @@ from rfpp.pipeline.digests import presentation
 from rfpp.pipeline.flows import MakePairs, TrainFlow, placed
 from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.networks import Weights, embedding
-from rfpp.pipeline.sampling import Samples, draw, labels_in_turn
+from rfpp.pipeline.sampling import AnySampler, draw, labels_in_turn
 from rfpp.pipeline.sources import Given, Source
 from rfpp.pipeline.steps import Cost, Run, Size, Step
 
@@ -107,7 +107,7 @@ class GradeFlow(Step):
     """
 
     flow: TrainFlow | TrainGenerator | Weights
-    sampler: Samples
+    sampler: AnySampler
     samples: int
     seed: int
     held_out: MakePairs
@@ -169,7 +169,7 @@ class DrawSamples(Step):
     """Draw and keep samples of a flow, for the standard evaluation."""
 
     flow: TrainFlow | TrainGenerator | Weights
-    sampler: Samples
+    sampler: AnySampler
     n: int
     seed: int
 

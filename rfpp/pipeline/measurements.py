@@ -24,8 +24,8 @@ _VALUE, _TENSORS = "value.json", "tensors.safetensors"
 class Measurement(Step):
     """``function(*arguments)``: its key covers the function's code, and what the arguments are made of.
 
-    The result may consist of numbers, strings, tensors, lists, tuples, mappings, and dataclasses of this package; for
-    anything else the work ends in a ``TypeError``.
+    The result may consist of numbers, strings, tensors, ``None``, lists, tuples, mappings, and dataclasses of this
+    package; for anything else the work ends in a ``TypeError``.
     """
 
     function: Callable[..., Any]
@@ -51,8 +51,10 @@ class Measurement(Step):
 
 
 def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A result as a JSON value, in which what is no number or string is an object with one entry; its tensors go into
-    ``tensors``."""
+    """Convert a result to JSON; its tensors are put into ``tensors``.
+
+    A number, a string or ``None`` stands for itself, anything else is an object with one entry.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     kind = type(value)
@@ -67,7 +69,10 @@ def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
     if dataclasses.is_dataclass(value) and is_own(kind):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {f"{kind.__module__}:{kind.__qualname__}": _taken_apart(parts, tensors)}
-    raise TypeError(f"a {kind.__name__} cannot be stored; allowed: numbers, strings, tensors and dataclasses of rfpp")
+    raise TypeError(
+        f"the result holds a {kind.__name__}, which cannot be stored; allowed: numbers, strings, tensors, dataclasses "
+        "of rfpp, and lists, tuples and mappings of these"
+    )
 
 
 def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -27,7 +27,7 @@ from rfpp.pipeline.networks import (
     TrainTeacher,
     Weights,
 )
-from rfpp.pipeline.sampling import Sampler, Samples
+from rfpp.pipeline.sampling import AnySampler, Sampler
 from rfpp.pipeline.sources import Given, Source, checked
 from rfpp.pipeline.steps import Run, Step, in_order
 from rfpp.pipeline.store import Store
@@ -35,6 +35,8 @@ from rfpp.presets import Preset, PresetError
 
 SPLITS = ("train", "held_out")
 Config = str | Configuration | Method
+"""A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS` or of :mod:`rfpp.arena`, an import path, or a
+configuration or method object."""
 _DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
 
 
@@ -92,9 +94,10 @@ class Plan:
         dataset, settings = self.images.load(), self.preset.teacher
         shape = (teacher.model.in_channels, teacher.model.img_resolution, teacher.model.img_resolution)
         if shape != dataset.train.shape:
+            given = "name" if settings.name else "file" if settings.file else "train.network"
             raise PresetError(
-                f"teacher.{'name' if settings.name else 'file'} makes images of shape {shape}, "
-                f"but data.name={dataset.name!r} has {dataset.train.shape}; choose a teacher and data that fit"
+                f"teacher.{given} makes images of shape {shape}, but data.name={dataset.name!r} has "
+                f"{dataset.train.shape}; choose a teacher and data that fit"
             )
         if teacher.label_dim not in (0, dataset.classes):
             raise PresetError(
@@ -121,12 +124,6 @@ class Plan:
         label = f", {split.replace('_', ' ')}" + (f", seed {seed}" if own else "")
         drawn = rng.derive(settings.seed, split, seed) if own else rng.derive(settings.seed, split)
         return MakePairs(self.teacher, n, drawn, settings.num_steps, label)
-
-    @property
-    def varies(self) -> tuple[str, ...]:
-        """The sources of variation between training seeds, which an interval over seeds covers."""
-        pairs = ("pairs",) if self.preset.pairs.per_seed else ()
-        return ("training", *pairs, "noise of the samples")
 
     def inverted(self) -> InvertImages:
         """Real images and the noise that the teacher carries them to."""
@@ -253,14 +250,16 @@ class Plan:
         times = None if inner is None else tuple(inner)
         return Sampler(nfe, solver, update, self.preset.evaluation.first_time, times, self.preset.pairs.batch_size)
 
-    def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> Samples:
+    def own_sampler(self, config: Config, nfe: int = 1, **options: Any) -> AnySampler:
         """The sampler that a configuration or method is designed for; ``options``: those of :meth:`sampler`.
 
-        Raises ``ValueError`` for options that a method does not take.
+        Raises ``ValueError`` for options that a method does not take, and ``TypeError`` for unknown ones.
         """
         found = contender(config) if config != TEACHER else None
         if not isinstance(found, Method):
             return self.sampler(nfe, **options)
+        if unknown := options.keys() - _DEFAULTS.keys():
+            raise TypeError(f"{', '.join(sorted(unknown))} is no option of a sampler; allowed: {', '.join(_DEFAULTS)}")
         if given := [name for name, value in options.items() if value != _DEFAULTS[name]]:
             raise ValueError(f"config={str(config)!r} samples in its own way: leave out {', '.join(given)}")
         first, at_once = found.first or self.preset.evaluation.first_time, self.preset.pairs.batch_size
@@ -281,14 +280,14 @@ class Plan:
     def _graded(self, config: Config, seed: int) -> TrainFlow | TrainGenerator | Weights:
         return self.teacher if config == TEACHER else self.flow(config, seed)
 
-    def grade(self, config: Config, seed: int, sampler: Samples, draw: int = 0) -> GradeFlow:
+    def grade(self, config: Config, seed: int, sampler: AnySampler, draw: int = 0) -> GradeFlow:
         """The grades of a configuration's flow, or of the ``"teacher"``, with a sampler, on the seed's noise."""
         return GradeFlow(
             self._graded(config, seed), sampler, self.preset.evaluation.samples, self.noise_seed(seed, draw),
             self.pairs("held_out"), self.reference(),
         )  # fmt: skip
 
-    def samples(self, config: Config, seed: int, sampler: Samples, n: int) -> DrawSamples:
+    def samples(self, config: Config, seed: int, sampler: AnySampler, n: int) -> DrawSamples:
         """Samples of a flow that are kept."""
         return DrawSamples(self._graded(config, seed), sampler, n, self.noise_seed(seed))
 

@@ -17,7 +17,7 @@ from rfpp.flow import T_MAX, RectifiedFlow
 from rfpp.pairs import PairDataset
 
 
-class Samples(Protocol):
+class AnySampler(Protocol):
     """Any sampler: a frozen dataclass, or another identifiable value, that makes images from noise."""
 
     @property
@@ -78,7 +78,7 @@ def labels_in_turn(n: int, classes: int) -> Tensor | None:
 
 def draw(
     flow: RectifiedFlow,
-    sampler: Samples,
+    sampler: AnySampler,
     folder: Path,
     *,
     n: int,

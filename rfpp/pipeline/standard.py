@@ -21,7 +21,7 @@ from rfpp.metrics.grades import check_reference
 from rfpp.pipeline.grades import SHARD, DrawSamples, MeasureReference
 from rfpp.pipeline.networks import MODEL, Inception
 from rfpp.pipeline.plan import Config, Plan
-from rfpp.pipeline.sampling import Sampler, Samples
+from rfpp.pipeline.sampling import AnySampler, Sampler
 from rfpp.pipeline.steps import Run, Step
 
 
@@ -30,7 +30,7 @@ def grades(
     run: Run,
     config: Config,
     seeds: Sequence[int],
-    sampler: Samples,
+    sampler: AnySampler,
     compute: Callable[[Iterable[Step]], None],
     *,
     n: int | None = None,
@@ -84,7 +84,7 @@ def grades(
     return map(graded, steps)
 
 
-def _described(sampler: Samples) -> dict[str, Any]:
+def _described(sampler: AnySampler) -> dict[str, Any]:
     """How a sampler works, as the protocol says it."""
     if isinstance(sampler, Sampler):
         return {each.name: getattr(sampler, each.name) for each in fields(sampler) if each.compare}

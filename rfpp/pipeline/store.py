@@ -211,7 +211,7 @@ class Store:
             if (step, key) not in self._named:
                 self._named.add((step, key))
                 names = ", ".join(str(folder / name) for name in damaged)
-                why = "it cannot be read" if damaged == [MANIFEST] else "checksum differs"
+                why = "it cannot be read" if damaged == [MANIFEST] else "missing or changed"
                 warnings.warn(f"damaged ({why}): {names}; {step} is computed again when it is needed", stacklevel=5)
             return None, [*(folder / name for name in damaged), *unknown]
         return Artifact(step, key, folder, manifest), []

@@ -42,8 +42,9 @@ class Data(_Settings):
     :class:`rfpp.data.Dataset`, or are given to :class:`rfpp.experiment.Experiment`.
 
     A relative ``path`` is within ``RFPP_DATA``, else ``datasets/`` of the checkout. ``resolution`` and ``held_out``
-    are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`; with ``crop: null``,
-    whole images are resized. ``count``: how many images there are, for plans that are made before they are fetched.
+    are for ``images`` and ``photos``, and ``crop`` for ``images``, as for :func:`rfpp.data.load`, but 0.05 are held out
+    by default; with ``crop: null``, whole images are resized. ``count``: how many images there are, for plans that are
+    made before they are fetched.
     """
 
     name: Literal["digits", "photos", "cifar10", "images", "custom"]
@@ -299,14 +300,7 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
     values[last] = value
 
 
-def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Preset:
-    """A preset by name or from a YAML file, with settings such as ``{"training.steps": 800}`` replaced.
-
-    A changed preset is named after its origin and its changes (``laptop+3fa2b1``), so that its notebooks and claims
-    are kept apart.
-    Raises :class:`PresetError` for an unknown preset or setting, a value of the wrong type or range, or a file that has
-    the name of a shipped preset but other settings.
-    """
+def _read(preset: str | Path) -> Preset:
     text = str(preset)
     path = Path(text) if text.endswith((".yaml", ".yml")) else FOLDER / f"{text}.yaml"
     if path.parent == FOLDER and path.stem not in names():
@@ -330,15 +324,27 @@ def load(preset: str | Path = DEFAULT, overrides: Mapping[str, Any] | None = Non
             f"{path}: name={original.name!r} belongs to a preset of this library, whose settings are others; choose "
             "another name, because results and claims are kept under it"
         )
+    return original
+
+
+def load(preset: str | Path | Preset = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Preset:
+    """A preset by name, from a YAML file or as it is, with settings such as ``{"training.steps": 800}`` replaced.
+
+    A changed preset is named after its origin and its changes (``laptop+3fa2b1``), so that its notebooks and claims
+    are kept apart.
+    Raises :class:`PresetError` for an unknown preset or setting, a value of the wrong type or range, or a file that has
+    the name of a shipped preset but other settings.
+    """
+    original = preset if isinstance(preset, Preset) else _read(preset)
     if not overrides:
         return original
-    values = original.model_dump()
+    values = {**original.model_dump(), "name": original.origin}
     for name, value in overrides.items():
         _set(values, name, value)
     try:
         changed = Preset.model_validate(values)
     except ValidationError as error:
         raise PresetError(_explain(error, f"preset {original.name!r} as changed")) from None
-    if changed == original:
+    if changed.model_dump(exclude={"name"}) == original.model_dump(exclude={"name"}):
         return original
-    return changed.model_copy(update={"name": f"{original.name}+{digest(changed.model_dump())[:6]}"})
+    return changed.model_copy(update={"name": f"{original.origin}+{digest(changed.model_dump())[:6]}"})

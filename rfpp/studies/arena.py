@@ -18,17 +18,18 @@ from rfpp import metrics, pairs
 from rfpp.arena import METHODS, PLAIN, SIMPLE_REFLOW, Method, find
 from rfpp.configurations import ALL, TEACHER, Configuration
 from rfpp.data import to_uint8
-from rfpp.experiment import Config, Experiment
+from rfpp.experiment import Experiment
 from rfpp.pipeline.flows import TrainFlow
 from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.grades import Evaluation
+from rfpp.pipeline.plan import Config
 from rfpp.pipeline.sampling import labels_in_turn
 from rfpp.studies import scales
 from rfpp.studies.grading import batched
 
 LPIPS = 0.45
-"""The time that LPIPS adds to a row of a training step with the digits' networks, in units of a network pass;
-``make bench`` measures a step of F beside one of C."""
+"""The time that LPIPS adds to a row of a training step with the digits' networks, in units of a network pass, as it was
+when the arena's budgets were set; ``make bench`` measures it again."""
 FINE_TUNED = 0.25
 """The share of the budget that G spends on real images."""
 BASELINE = "B"
@@ -200,7 +201,8 @@ def at(arenas: Mapping[str, Arena], nfe: int) -> dict[str, dict[str, list[float]
 def coverage(
     experiment: Experiment, names: Sequence[str], seeds: Sequence[int], evaluations: Sequence[int] = (1,)
 ) -> dict[str, dict[str, list[float]]]:
-    """``"precision, 1 NFE"`` and ``"recall, 1 NFE"`` of each contender's samples among the training images, and so on.
+    """Precision and recall of each contender's samples among the training images, by contender and by a heading such as
+    ``"precision, 1 NFE"``.
 
     There is one value for each seed. They are computed by :func:`rfpp.metrics.precision_recall` in the grading
     features. ``"teacher"``: those of the images in the pairs, for comparison, the same at each number of evaluations.

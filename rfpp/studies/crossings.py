@@ -111,8 +111,8 @@ def miss(experiment: Experiment, drawn: Couples) -> tuple[float, float]:
 @dataclass(frozen=True)
 class Overlap:
     """The teacher's ``ordinary`` samples and those of crossing noise (``missed``), ``(n, C, H, W)``; ``share``: the
-    share of the latter within the manifold of other ordinary samples, relative to that share of the former;
-    ``control``: the same for ordinary samples of fresh noise in place of the latter."""
+    precision of samples of crossing noise among other ordinary ones, divided by that of ordinary samples; ``control``:
+    the same for ordinary samples of fresh noise."""
 
     ordinary: Tensor
     missed: Tensor

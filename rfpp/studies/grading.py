@@ -15,7 +15,7 @@ from rfpp.base import rng
 from rfpp.base.checks import at_least
 from rfpp.configurations import TEACHER, find
 from rfpp.experiment import Experiment
-from rfpp.pipeline.grades import Evaluation
+from rfpp.pipeline.grades import Evaluation, agreement, moments
 from rfpp.pipeline.sampling import Sampler
 from rfpp.samplers import TWO_STEPS
 
@@ -133,6 +133,24 @@ def protocol(experiment: Experiment) -> str:
     return f"{n:,} samples of seed {experiment.preset.seeds[0]} against {n:,} training images of {dataset}{known}"
 
 
+def references(experiment: Experiment) -> dict[str, Evaluation]:
+    """Grade references like samples: real held-out images, and as many images of the teacher as there are samples.
+
+    All held-out images are used; fewer images give a larger distance.
+    """
+    held_out, made, grader = experiment.data.held_out, experiment.pairs("train"), experiment.plan.grader
+    rows = torch.arange(min(len(made), experiment.preset.evaluation.samples))
+    _, _, labels = made.batch(rows)
+    reference = experiment.plan.reference().load(experiment.run)
+
+    def grade(pixels: Tensor, wanted: Tensor | None) -> Evaluation:
+        distance = metrics.frechet_distance(moments(experiment.embedding, pixels).statistics("images"), reference)
+        return Evaluation(distance, agreement(grader.load(experiment.run), pixels, wanted), float("nan"))
+
+    known = held_out.labels if experiment.classes else None
+    return {"real, held out": grade(held_out.pixels, known), "teacher": grade(made.read(rows)["images"], labels)}
+
+
 def _has_classifier(experiment: Experiment) -> bool:
     return experiment.preset.features.kind != "standard"
 
@@ -185,7 +203,7 @@ def scores(
     seed, n, real = experiment.preset.seeds[0], compared(experiment), _Real.of(experiment)
     made, passes = experiment.pairs("train"), 2 * experiment.preset.pairs.num_steps - 1
     images = made.read(torch.arange(min(n, len(made))))["images"]
-    found = {(TEACHER, passes): real.score(images, experiment.references()["teacher"])}
+    found = {(TEACHER, passes): real.score(images, references(experiment)["teacher"])}
     for config in (TEACHER, *configs):
         graded = experiment.sweep(config, [seed], samplers)
         for sampler in samplers:

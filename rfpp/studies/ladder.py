@@ -11,7 +11,7 @@ from typing import Any
 from rfpp.configurations import ALL, CONFIGURATIONS
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
-from rfpp.pipeline.sampling import Samples
+from rfpp.pipeline.sampling import AnySampler
 from rfpp.studies import scales
 
 RUNGS = (*pairwise(CONFIGURATIONS), ("C-small", "D-small"))
@@ -93,7 +93,9 @@ class Ladder:
         }
 
 
-def climb(experiment: Experiment, configs: Iterable[str], steps: Mapping[str, Samples], seeds: Sequence[int]) -> Ladder:
+def climb(
+    experiment: Experiment, configs: Iterable[str], steps: Mapping[str, AnySampler], seeds: Sequence[int]
+) -> Ladder:
     """Train ``configs`` where needed, and grade them with each sampler of ``steps``, by its title."""
     configs = list(configs)
     experiment.train(configs, seeds)

@@ -191,7 +191,7 @@ def accords(
 def powers(values: Sequence[float]) -> dict[float, Configuration]:
     """Configuration C with the premetric family at some powers; at 0 it is C itself.
 
-    Raises ``TypeError`` or ``ValueError`` unless these are different numbers from 0 to 1, at least one.
+    Raises ``ValueError`` unless these are different numbers from 0 to 1, at least one.
     """
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise ValueError(f"powers={values!r}: a list of at least one number from 0 to 1 is needed")
