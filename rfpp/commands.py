@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rfpp import arena, book, configurations, presets
-from rfpp.base import checks, downloads, files, processes
+from rfpp.base import batches, checks, downloads, files, processes
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -381,16 +381,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _at_once(error: BaseException) -> str:
-    """The setting for the number of images at once in the code that raised an error."""
-    places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    return (
-        "machinery.micro_batch"
-        if any(file.parts[-2:] == ("engine", "loop.py") for file in places)
-        else "pairs.batch_size"
-    )
-
-
 def _is_read() -> bool:
     """Whether somebody still reads what is printed; ``head`` does not, after its lines."""
     try:
@@ -412,11 +402,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        with processes.terminable():
+        with processes.terminable(), processes.alone_after_errors():
             status = arguments.function(arguments)
             sys.stdout.flush()
     except torch.OutOfMemoryError as error:
-        print(f"error: {error}\na smaller {_at_once(error)} takes less memory", file=sys.stderr)
+        trace = "".join(traceback.format_exception(error))  # with that of a worker
+        print(f"error: {error}\na smaller {batches.setting(trace)} takes less memory", file=sys.stderr)
         return 2
     except BrokenPipeError as error:
         if _is_read():

@@ -172,7 +172,12 @@ def grey_levels(pixels: Tensor) -> int:
 
     The values may be rounded to whole numbers.
     """
-    known = torch.cat([some.unique() for some in pixels.split(_SORTED)]).unique().double()
+    known = torch.empty(0, dtype=pixels.dtype)
+    for some in pixels.split(_SORTED):
+        known = torch.cat([known, some.unique()]).unique()
+        if len(known) == 256:
+            return 256
+    known = known.double()
     even = torch.linspace(0, 255, max(len(known), 2), dtype=torch.float64)
     return len(known) if len(known) > 1 and bool(((known - even).abs() <= 0.5).all()) else 256
 

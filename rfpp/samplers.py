@@ -45,10 +45,7 @@ def generation_times(steps: int, first: float = T_MAX) -> Tensor:
     Raises ``ValueError`` if the second time would not be below the first.
     """
     if steps > 1 and first <= 1 - 1 / steps:
-        raise ValueError(
-            f"first={first} (a preset's evaluation.first_time) leaves no room for {steps} steps; it must be above "
-            f"{1 - 1 / steps:.6g}"
-        )
+        raise ValueError(f"first_time={first} leaves no room for {steps} steps; it must be above {1 - 1 / steps:.6g}")
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times[0] = first
     return times

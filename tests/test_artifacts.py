@@ -86,21 +86,19 @@ def test_the_key_depends_on_the_step(root):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("resumable", [False, True])
-def test_what_was_not_finished_is_never_read(root, error, resumable):
+def test_what_was_not_finished_is_never_read(root, error):
     def broken(folder):
         (folder / "result.txt").write_text("half a res")
         raise error
 
     with pytest.raises(error):
-        Store(root).get("fit", {}, broken, resumable=resumable)
+        Store(root).get("fit", {}, broken)
     assert Store(root).finished() == []
     step = Step()
     assert (Store(root).get("fit", {}, step) / "result.txt").read_text() == "result" and step.calls == 1
 
 
-@pytest.mark.parametrize("resumable", [False, True])
-def test_only_a_resumable_step_finds_what_it_had_written(root, resumable):
+def test_a_step_finds_what_it_had_written(root):
     def compute(folder):
         had = (folder / "part").exists()
         (folder / "part").write_text("")
@@ -110,8 +108,8 @@ def test_only_a_resumable_step_finds_what_it_had_written(root, resumable):
         (folder / "had").write_text(str(had))
 
     with pytest.raises(RuntimeError):
-        Store(root).get("fit", {}, compute, resumable=resumable)
-    assert (Store(root).get("fit", {}, compute, resumable=resumable) / "had").read_text() == str(resumable)
+        Store(root).get("fit", {}, compute)
+    assert (Store(root).get("fit", {}, compute) / "had").read_text() == "True"
 
 
 def run(root, code):
@@ -213,11 +211,11 @@ def test_without_a_manifest_only_files_with_own_checksums_are_kept(root):
             (folder / name).write_text("whole")
 
     found = []
-    made = Store(root).get("fit", {}, compute, resumable=True)
+    made = Store(root).get("fit", {}, compute)
     for name in (MANIFEST, "model.safetensors"):
         (made / name).write_text('{"dam')
     with pytest.warns(UserWarning, match="damaged"):
-        again = Store(root).get("fit", {}, compute, resumable=True)
+        again = Store(root).get("fit", {}, compute)
     assert found[1] == set(names[2:]) and (again / "model.safetensors").read_text() == "whole"
 
 
@@ -298,8 +296,7 @@ def test_a_disk_that_fills_up_under_a_safetensors_file_is_an_os_error(root):
     assert Store(root).finished() == []
 
 
-@pytest.mark.parametrize("resumable", [False, True])
-def test_a_step_whose_last_move_failed_is_finished_by_the_next_run(root, monkeypatch, resumable):
+def test_a_step_whose_last_move_failed_is_finished_by_the_next_run(root, monkeypatch):
     """Stopped between the manifest and the renaming: everything is there but for the name."""
 
     def stop(*arguments):
@@ -308,10 +305,10 @@ def test_a_step_whose_last_move_failed_is_finished_by_the_next_run(root, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(artifacts.os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
-            Store(root).get("fit", {}, Step(), resumable=resumable)
+            Store(root).get("fit", {}, Step())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = Store(root).get("fit", {}, Step("result"), resumable=resumable)
+        found = Store(root).get("fit", {}, Step("result"))
         assert set(found.manifest["files"]) == {"result.txt", "inner/more.bin"}
         assert Store(root).get("fit", {}, Step()) == found
 

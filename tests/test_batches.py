@@ -1,7 +1,10 @@
 """Few rows at a time: the same values, a bounded batch, and models that are otherwise what they were."""
 
 import copy
+import gc
 import io
+import pickle
+import weakref
 
 import inprocess
 import pytest
@@ -50,6 +53,28 @@ def test_a_model_sees_few_rows_and_keeps_its_identity():
     nn.init.zeros_(next(iter(limited.model.parameters())))
     torch.testing.assert_close(other(x, sigma, labels), whole(x, sigma, labels))
     assert not torch.equal(limited(x, sigma, labels), whole(x, sigma, labels))
+
+
+def test_a_dropped_model_is_gone():
+    """Without a look for cycles, because it may hold most of a GPU's memory."""
+    model = at_most(2, EDMPrecond(network()))
+    seen, was = weakref.ref(model), gc.isenabled()
+    gc.disable()
+    try:
+        del model
+        assert seen() is None
+    finally:
+        if was:
+            gc.enable()
+
+
+def test_a_limited_model_can_be_pickled():
+    model = at_most(2, EDMPrecond(network()).eval())
+    again, x = pickle.loads(pickle.dumps(model)), randn(3, 1, 8, 8)
+    torch.testing.assert_close(again(x, 0.5), model(x, 0.5))
+    with torch.no_grad():
+        next(iter(again.parameters())).zero_()
+    assert not torch.equal(again(x, 0.5), model(x, 0.5))
 
 
 def test_derivatives_pass_through():

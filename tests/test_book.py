@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import inprocess
@@ -18,7 +19,7 @@ import pytest
 
 from rfpp import book, claims, presets
 from rfpp.base import paths, progress
-from rfpp.book import NotebookFailed, ParameterError
+from rfpp.book import NotebookFailed, ParameterError, together
 from rfpp.pipeline import scheduling
 
 PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []\nsettings: dict = {}"
@@ -308,11 +309,31 @@ def test_notebooks_run_side_by_side_as_one_after_the_other(tmp_path, monkeypatch
     flows = list(tmp_path.rglob("flow/*/manifest.json"))
     assert [path.stem for path in together] == ["02_timesteps", "03_training"]
     shown = terminal.getvalue()
+    assert re.search(r"trainings: [2-9] steps, [\d,]+ forward passes\n", shown)
     assert shown.index("trainings: running") < min(shown.index(f"{path.stem}: running") for path in together)
     both = [printed(path) for path in together]
     inprocess.use(monkeypatch)
     alone = book.run("smoke", ["timesteps", "training"], jobs=1, terminal=Terminal())
     assert [printed(path) for path in alone] == both and list(tmp_path.rglob("flow/*/manifest.json")) == flows
+
+
+def test_notebooks_side_by_side_have_gpus_of_their_own(monkeypatch):
+    """Each two that run at the same time."""
+    given, both = [], threading.Barrier(2, timeout=60)
+
+    class Started(contextlib.nullcontext):
+        stderr, returncode = (), 0
+
+        def __init__(self, command, env, **_):
+            super().__init__(self)
+            both.wait()
+            given.append(env["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr(together, "gather", lambda *_: None)
+    monkeypatch.setattr(together.subprocess, "Popen", Started)
+    together.run(book.notebooks(["timesteps", "training", "samplers", "costs"]), "smoke", {}, 2, Terminal())
+    assert sorted(given[:2]) == sorted(given[2:]) == ["4", "5"]
 
 
 def test_a_signal_ends_notebooks_that_run_side_by_side(checkout, tmp_path):

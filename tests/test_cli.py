@@ -205,6 +205,18 @@ def test_running_out_of_memory_names_the_setting_that_matters(own_runs, monkeypa
     assert f"a smaller {setting} takes less memory" in capsys.readouterr().err
 
 
+def test_it_is_named_too_where_a_worker_runs_out_of_memory(own_runs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "hungry.py").write_text(
+        "import torch\nfrom rfpp.configurations import Configuration\n\n\ndef premetric(a, b, x_t=None, t=None):\n"
+        "    raise torch.OutOfMemoryError('8 GiB')\n\n\nown = Configuration('hungry', premetric=premetric)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["train", "--preset", "smoke", "--config", "hungry:own", "A", "--seed", "0", "--jobs", "2"]
+    assert cli.main(command) == 2
+    assert "a smaller machinery.micro_batch takes less memory" in capsys.readouterr().err
+
+
 def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
     """Ctrl-C in the middle of the training, then the same command again: the pairs are not made twice."""
     command = [sys.executable, "-m", "rfpp", "train", "--preset", "smoke", "--config", "A", "--seed", "0"]

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,6 +190,7 @@ def test_a_step_in_pieces_is_the_same_step(pairs):
 WORKER = """
 import sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, {tests!r})
 from test_engine import trained
 from rfpp import engine
@@ -247,6 +249,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(pairs, monkeypatch):
 ALONE = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from rfpp.base import processes
 
 def work():
@@ -261,6 +264,24 @@ except OSError as error:
 found.append(processes.by_main(lambda: processes.index() + 7))
 Path({out!r}, str(processes.index())).write_text(repr(found))
 """
+
+
+@pytest.mark.parametrize("is_gpu", [False, True])
+def test_on_gpus_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, is_gpu):
+    """They close their connections together, and the others may be waiting for this one."""
+    here, left = SimpleNamespace(num_processes=2, destroy_process_group=lambda: None), []
+    state = cache(lambda: here)
+    monkeypatch.setattr(processes, "state", state)
+    monkeypatch.setattr(processes, "through_gloo", lambda: not is_gpu)
+    monkeypatch.setattr(processes.atexit, "unregister", left.append)
+    with pytest.raises(ValueError), processes.alone_after_errors():  # nothing is connected yet
+        raise ValueError
+    assert state.cache_info().currsize == 0 and not left
+    state()
+    for error in (Stopped, ValueError):
+        with pytest.raises(error), processes.alone_after_errors():
+            raise error
+    assert left == [here.destroy_process_group] * is_gpu
 
 
 def test_an_error_of_the_first_process_reaches_all(tmp_path):
@@ -517,6 +538,7 @@ GROUP = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+from types import SimpleNamespace
 from test_engine import trained
 from rfpp import engine
 from rfpp.base import processes
@@ -548,6 +570,7 @@ KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+from types import SimpleNamespace
 from test_engine import trained
 from truth import network
 from rfpp import engine

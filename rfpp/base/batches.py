@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -41,10 +43,34 @@ def in_batches(function: Callable[..., Tensor], rows: int, x: Tensor, *others: A
     )
 
 
+class _InBatches:
+    """The ``forward`` of a model, in batches.
+
+    A model that its own attribute refers to would keep its memory, also on a GPU, until Python looks for cycles.
+    """
+
+    def __init__(self, model: nn.Module, rows: int) -> None:
+        self.model, self.rows = weakref.ref(model), rows
+
+    def __call__(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+        model = self.model()
+        assert model is not None  # it is calling
+        return in_batches(partial(type(model).forward, model), self.rows, x, *others, **named)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _InBatches, (self.model(), self.rows)  # a copy of the model computes with its own weights
+
+
 def at_most(rows: int, model: Model) -> Model:
     """Return ``model`` itself, which from now on computes at most ``rows`` rows of its inputs at once.
 
     Without gradients, this bounds the memory that a call takes. With them, all batches' graphs are kept.
     """
-    model.forward = partial(in_batches, model.forward, rows)
+    model.forward = _InBatches(model, rows)
     return model
+
+
+def setting(trace: str) -> str:
+    """The setting that decides how many rows were computed at once where a traceback ends."""
+    is_training = os.path.join("rfpp", "engine", "loop.py") in trace
+    return "machinery.micro_batch" if is_training else "pairs.batch_size"

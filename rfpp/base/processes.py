@@ -98,6 +98,21 @@ def state() -> PartialState:
     return found
 
 
+@contextmanager
+def alone_after_errors() -> Iterator[None]:
+    """After an error within, let this process end without the others.
+
+    On GPUs, processes close their connections together. The others may wait for this one in the middle of a step, and
+    nobody would learn of the error. Once it has ended, ``torchrun`` ends them.
+    """
+    try:
+        yield
+    except Exception:
+        if state.cache_info().currsize and not through_gloo():
+            atexit.unregister(state().destroy_process_group)
+        raise
+
+
 def count() -> int:
     """The number of processes."""
     return int(state().num_processes)

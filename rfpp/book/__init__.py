@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rfpp import presets
-from rfpp.base import files, paths, progress
+from rfpp.base import batches, files, paths, progress
 from rfpp.base.checks import counts, nearest
 from rfpp.base.files import digest
 
@@ -180,8 +180,10 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
         )
     except papermill.PapermillExecutionError as error:
         os.replace(partial, failed)
+        is_memory = error.ename == "OutOfMemoryError"
+        advice = f"\na smaller {batches.setting(''.join(error.traceback))} takes less memory" if is_memory else ""
         raise NotebookFailed(
-            f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+            f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}{advice}\n"
             f"The notebook up to there: {failed}"
         ) from None
     except DeadKernelError:

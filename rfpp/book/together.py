@@ -10,14 +10,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO
 
 from rfpp import claims
-from rfpp.book import NotebookFailed, shown_progress
+from rfpp.book import NotebookFailed, shown_progress, sizes
 from rfpp.configurations import ALL, TEACHER
 from rfpp.experiment import Experiment
 from rfpp.pipeline import scheduling
 from rfpp.pipeline.plan import Config
+from rfpp.pipeline.steps import Size
 from rfpp.studies import arena
 
 
@@ -27,10 +29,12 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
     When one fails, the running ones finish, no others start, and :class:`rfpp.book.NotebookFailed` names it.
     """
     with shown_progress("trainings", terminal):
-        gather(sources, preset, given, count)
+        gather(sources, preset, given, count, terminal)
     parameters = [f"--set={name}={json.dumps(value)}" for name, value in given.items() if name != "preset"]
     command = [sys.executable, "-m", "rfpp", "run", "--preset", preset, "--jobs", "1", *parameters]
-    environment = {**os.environ, **scheduling.share(count)}
+    environment, places = {**os.environ, **scheduling.share(count)}, SimpleQueue[int]()
+    for place in range(count):
+        places.put(place)
     # Those with most claims take longest; the others fill the gaps.
     order = sorted(sources, key=lambda source: -len(_claims(source)))
     working: list[subprocess.Popen[str]] = []
@@ -39,7 +43,9 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
     def execute(source: Path) -> str:
         if failed.is_set():
             return ""
-        with subprocess.Popen([*command, source.stem], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        place = places.get()
+        own = {**environment, **scheduling.one_gpu(place)}
+        with subprocess.Popen([*command, source.stem], stderr=subprocess.PIPE, text=True, env=own) as process:
             working.append(process)
             if failed.is_set():  # since it was looked at
                 process.terminate()
@@ -49,6 +55,7 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
                 if line.startswith("[1/1] "):
                     terminal.write(line.removeprefix("[1/1] "))
                     terminal.flush()
+        places.put(place)
         if process.returncode:
             failed.set()
             return "".join(line for line in lines if not line.startswith("[1/1] ")).removeprefix("error: ").strip()
@@ -71,8 +78,8 @@ def _claims(source: Path) -> list[claims.Claim]:
     return [claim for claim in claims.ledger().values() if claim.notebook == source.stem.partition("_")[2]]
 
 
-def gather(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int) -> None:
-    """Train, in parallel, what the claims of these notebooks rest on."""
+def gather(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int, terminal: TextIO) -> None:
+    """Train, in parallel, what the claims of these notebooks rest on; say before how much that is."""
     experiment = Experiment(preset, given.get("settings"), jobs=count)
     judged = [claim for source in sources for claim in _claims(source) if not claims.out_of_scope(claim.id, experiment)]
     names: dict[Config, None] = dict.fromkeys(name for claim in judged for name in claim.rests_on if name != TEACHER)
@@ -82,4 +89,11 @@ def gather(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count
     if "arena" in slugs and not given.get("entered"):
         names |= dict.fromkeys(each.config for each in arena.contenders(experiment).values())
     if names:
-        experiment.train(names, given.get("seeds"))
+        seeds = given.get("seeds") or experiment.preset.seeds
+        steps = [experiment.plan.flow(name, seed) for seed in seeds for name in names]
+        missing = scheduling.missing(experiment.run, steps)
+        if missing:
+            size = Size(pixels=1, parameters=1, images=len(experiment.data.train))
+            passes = sizes.large(sum(step.cost(size).in_all for step in missing))
+            terminal.write(f"trainings: {len(missing)} steps, {passes} forward passes\n")
+        experiment.train(names, seeds)

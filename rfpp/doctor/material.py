@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rfpp import checkpoints, engine, pairs
-from rfpp.base import files, rng
+from rfpp.base import batches, files, processes, rng
 from rfpp.base.checks import at_least, one_of
 from rfpp.checkpoints.weights import read_safetensors
 from rfpp.configurations import CONFIGURATIONS
@@ -124,7 +124,16 @@ def load_teacher(source: str) -> Any:
     model = model.denoiser if isinstance(model, RectifiedFlow) else model
     if not isinstance(model, EDMPrecond | VPPrecond):
         raise ValueError(f"teacher={source!r} is a {type(model).__name__}; a denoiser is needed")
-    return model
+    return _placed(model)
+
+
+_AT_ONCE = 128
+"""Rows that a network computes at once."""
+
+
+def _placed(model: Any) -> Any:
+    """A denoiser on this process's device that computes few rows at once."""
+    return batches.at_most(_AT_ONCE, processes.place(model))
 
 
 def of_dataset(dataset: PairDataset, rows: int = ROWS, teacher: Any = None) -> Pairs:
@@ -182,9 +191,9 @@ def teacher_of(folder: Path, inputs: Mapping[str, Any]) -> Any:
     name, *key = inputs.get("teacher") or [None]
     for known in shipped.RECIPES:
         if name == shipped.sha256(known):
-            return shipped.load(known)
+            return _placed(shipped.load(known))
     trained = folder.parents[1] / str(name) / str(key[0] if key else "") / MODEL
-    return checkpoints.load(trained) if trained.is_file() else None
+    return _placed(checkpoints.load(trained)) if trained.is_file() else None
 
 
 def _stored_pairs(folder: Path, rows: int, teacher: Any) -> Pairs:
@@ -247,6 +256,8 @@ def of_training(
         history = engine.History(**json.loads((folder / HISTORY).read_text()))
     flow = checkpoints.load(folder / MODEL) if manifest and MODEL not in damaged else None
     assert flow is None or isinstance(flow, RectifiedFlow)
+    if flow is not None:
+        _placed(flow.denoiser)
     kind, key = inputs["pairs"]
     source, seen, others = folder.parents[1] / kind / key, None, None
     if (source / pairs.INDEX).is_file():

@@ -267,8 +267,7 @@ def report(forecasts: Sequence[Forecast], pace: Pace | None) -> str:
     left = passes = 0.0
     for entry in forecasts:
         step = entry.step
-        # A training step is a forward pass and a backward pass, which costs two.
-        count = (1 - entry.done) * (entry.cost.passes + 3 * entry.cost.trained)
+        count = (1 - entry.done) * entry.cost.in_all
         seconds = entry.seconds(pace) if pace else 0.0
         left, passes = left + seconds, passes + count
         shown = duration(seconds) if pace and entry.done < 1 else ""
@@ -372,7 +371,7 @@ def bill(plan: Plan) -> Bill:
     costs = [step.cost(size) for step in plan.steps()]
     return Bill(
         parameters,
-        sum(cost.passes + 3 * cost.trained for cost in costs),
+        sum(cost.in_all for cost in costs),
         sum(cost.passes * forward + cost.trained * (training + cost.with_lpips * lpips) for cost in costs),
         sum(cost.stored for cost in costs),
     )

@@ -12,7 +12,7 @@ import builtins
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -196,7 +196,6 @@ class _Module:
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     """Each local name with its module and its name there, ``None`` for the module itself."""
-    stars: list[str] = field(default_factory=list)
 
     @classmethod
     def parse(cls, name: str, path: Path) -> _Module:
@@ -221,10 +220,7 @@ class _Module:
                 )
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                if alias.name == "*":
-                    self.stars.append(node.module)
-                else:
-                    self.imports[alias.asname or alias.name] = (node.module, alias.name)
+                self.imports[alias.asname or alias.name] = (node.module, alias.name)
 
 
 def _targets(node: ast.stmt) -> list[str]:
@@ -264,8 +260,6 @@ class Package:
         if first in module.imports:
             source, name = module.imports[first]
             return self._import(source, [*([name] if name else []), *rest])
-        for star in module.stars:
-            return {(star, "*")} if self.module(star) else set()
         return {(module.name, "*")}
 
     def _import(self, source: str, rest: list[str]) -> set[tuple[str, str]]:
@@ -349,12 +343,6 @@ class Package:
             found[f"{source}:{name}"], names = self.definition(source, name)
             waiting |= names
         return dict(sorted(found.items()))
-
-    @cached_property
-    def modules(self) -> list[str]:
-        """The names of all modules."""
-        inside = (path.relative_to(self.root.parent).with_suffix("") for path in self.root.rglob("*.py"))
-        return sorted(".".join(path.parts).removesuffix(".__init__") for path in inside)
 
 
 @cache

@@ -110,6 +110,8 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
         for number, step in enumerate(wanted, start=1):
             dataclasses.replace(run, position=f" ({number} of {len(wanted)})").get(step)
         return
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # a worker on this process's GPU needs what is free
     where = _local(count) if scheduler is None else _cluster(scheduler)
     with tempfile.TemporaryDirectory(prefix="rfpp-") as notes, where as workers:
         _Work(run, wanted, count, Path(notes), workers).do()
@@ -258,18 +260,24 @@ def _gpus() -> list[str]:
     return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
+def one_gpu(number: int) -> dict[str, str]:
+    """Return the environment variables for the ``number``-th of several processes, which take the GPUs in turn."""
+    gpus = _gpus()
+    return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+
+
 def _take_gpu(places: Path) -> None:
     """Take the first place in the folder that no other worker has, and the GPU of its number.
 
     A worker keeps them for life, because a process cannot leave a GPU. A dead worker's place is free again.
     """
-    gpus, number = _gpus(), 0
-    while gpus and not _own_place:
+    has_gpus, number = bool(_gpus()), 0
+    while has_gpus and not _own_place:
         lock = FileLock(places / f"{number}.lock", timeout=0)
         with contextlib.suppress(Timeout):
             lock.acquire()
             _own_place.append(lock)
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            os.environ |= one_gpu(number)
         number += 1
 
 

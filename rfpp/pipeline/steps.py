@@ -27,6 +27,11 @@ class Cost:
     with_lpips: bool = False
     stored: int = 0
 
+    @property
+    def in_all(self) -> int:
+        """All forward passes; an image of a training step counts three, because a backward pass costs two."""
+        return self.passes + 3 * self.trained
+
 
 @dataclass(frozen=True)
 class Size:
@@ -66,7 +71,7 @@ class Run:
             return finished
         with torch.inference_mode(False), torch.enable_grad():  # callers may have gradients off; training needs them
             run = step.suited(self)
-            return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, run), resumable=True)
+            return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, run))
 
 
 @dataclass(frozen=True)

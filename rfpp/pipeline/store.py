@@ -86,11 +86,9 @@ CHECKED = ("shard-*.safetensors", "states/*")
 """The files with checksums of their own: shards of pairs, and checkpoints of trainings."""
 
 
-def _prepare(final: Path, partial: Path, damaged: list[Path], resumable: bool) -> None:
-    """Make the folder where a step is computed; for a resumable step, it keeps the undamaged files."""
-    if not resumable:
-        shutil.rmtree(partial, ignore_errors=True)
-    elif damaged and not partial.exists():
+def _prepare(final: Path, partial: Path, damaged: list[Path]) -> None:
+    """Make the folder where a step is computed; it keeps the undamaged files."""
+    if damaged and not partial.exists():
         for path in damaged:
             path.unlink(missing_ok=True)
         os.replace(final, partial)
@@ -114,14 +112,12 @@ class Store:
         """Return the folder of an unfinished step."""
         return self.root / step / f".{key}.partial"
 
-    def get(
-        self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], object], *, resumable: bool = False
-    ) -> Artifact:
+    def get(self, step: str, inputs: Mapping[str, Any], compute: Callable[[Path], object]) -> Artifact:
         """Return the step with these ``inputs`` (a JSON value), from disk or from ``compute(folder)``.
 
-        ``resumable``: an interrupted ``compute`` finds its files again and continues; undamaged files of a damaged step
-        are kept. Two runs that need the same step compute it once; the processes of one run, which all call this
-        together, all compute. Raises :class:`StorageError` when the folder cannot be written.
+        An interrupted ``compute`` finds its files again and can continue; undamaged files of a damaged step are kept.
+        Two runs that need the same step compute it once; the processes of one run, which all call this together, all
+        compute. Raises :class:`StorageError` when the folder cannot be written.
         """
         key = self.key(step, inputs)
         final, partial = self.root / step / key, self.partial(step, key)
@@ -135,7 +131,7 @@ class Store:
                     stack.enter_context(FileLock(final.with_name(f".{key}.lock")))
                     found, damaged = self._find(step, key)  # another run may have finished it meanwhile
                     if found is None:
-                        _prepare(final, partial, damaged, resumable)
+                        _prepare(final, partial, damaged)
                     return found is None
 
                 def finish() -> None:

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from rfpp import metrics, pairs
+from rfpp import pairs
 from rfpp.arena import METHODS, PLAIN, SIMPLE_REFLOW, Method, find
 from rfpp.configurations import ALL, TEACHER, Configuration
 from rfpp.data import to_uint8
@@ -25,7 +24,7 @@ from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.plan import Config
 from rfpp.pipeline.sampling import labels_in_turn
 from rfpp.studies import scales
-from rfpp.studies.grading import batched
+from rfpp.studies.grading import compared, precision_recall, real_features
 
 LPIPS = 0.45
 """The time that LPIPS adds to a row of a training step with the digits' networks, in units of a network pass, as it was
@@ -201,15 +200,14 @@ def at(arenas: Mapping[str, Arena], nfe: int) -> dict[str, dict[str, list[float]
 def coverage(
     experiment: Experiment, names: Sequence[str], seeds: Sequence[int], evaluations: Sequence[int] = (1,)
 ) -> dict[str, dict[str, list[float]]]:
-    """Precision and recall of each contender's samples among the training images, by contender and by a heading such as
-    ``"precision, 1 NFE"``.
+    """Precision and recall of each contender's samples among as many training images, by contender and by a heading
+    such as ``"precision, 1 NFE"``.
 
     There is one value for each seed. They are computed by :func:`rfpp.metrics.precision_recall` in the grading
     features. ``"teacher"``: those of the images in the pairs, for comparison, the same at each number of evaluations.
     """
     known, plan = contenders(experiment), experiment.plan
-    pixels = experiment.data.train.pixels
-    count, real = min(len(pixels), experiment.preset.evaluation.samples), batched(experiment.embedding, pixels)
+    count, real = compared(experiment), real_features(experiment)
 
     def drawn(name: str, seed: int, nfe: int) -> torch.Tensor:
         if name == TEACHER:
@@ -220,8 +218,7 @@ def coverage(
         return sampler(flow, z, labels_in_turn(count, experiment.classes))
 
     def graded(name: str, seed: int, nfe: int) -> tuple[float, float]:
-        made = batched(experiment.embedding, to_uint8(drawn(name, seed, nfe)))
-        return metrics.precision_recall(real, made, nn.Identity())
+        return precision_recall(real, to_uint8(drawn(name, seed, nfe)), experiment)
 
     found: dict[str, dict[str, list[float]]] = {name: {} for name in (*names, TEACHER)}
     for name, columns in found.items():

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from rfpp import intersections, metrics, premetrics, samplers, training
-from rfpp.base import rng
+from rfpp.base import batches, processes, rng
 from rfpp.data import to_float
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
@@ -149,8 +149,16 @@ def principal_plane(groups: dict[str, Tensor], embedding: nn.Module) -> dict[str
 def ideal_denoiser(experiment: Experiment, most: int) -> GaussianMixtureDenoiser:
     """The closed-form posterior mean of the first ``most`` training images, by class if the teacher has any."""
     images = experiment.data.train
-    classes = images.labels[:most] if experiment.classes else None
-    return GaussianMixtureDenoiser(to_float(images.pixels[:most]), classes=classes)
+    return closed_form(experiment, to_float(images.pixels[:most]), images.labels[:most])
+
+
+def closed_form(experiment: Experiment, x: Tensor, labels: Tensor | None) -> GaussianMixtureDenoiser:
+    """The closed-form posterior mean of images ``x`` ``(K, C, H, W)``, by class if the teacher has any.
+
+    Like the experiment's models it is on this process's device, and computes ``pairs.batch_size`` rows at once.
+    """
+    made = GaussianMixtureDenoiser(x, classes=labels if experiment.classes else None)
+    return batches.at_most(experiment.preset.pairs.batch_size, processes.place(made))
 
 
 @dataclass(frozen=True)

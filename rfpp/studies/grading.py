@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rfpp import data, metrics
-from rfpp.base import rng
+from rfpp.base import processes, rng
 from rfpp.base.checks import at_least
 from rfpp.configurations import TEACHER, find
 from rfpp.experiment import Experiment
@@ -171,23 +171,20 @@ def classifier_score(experiment: Experiment, pixels: Tensor) -> float:
     return metrics.inception_score(batched(experiment.classifier, pixels))
 
 
-@dataclass(frozen=True)
-class _Real:
-    """Features ``(n, num_features)`` of the real images that samples are compared with."""
+def real_features(experiment: Experiment) -> Tensor:
+    """Features ``(n, num_features)`` of the training images that samples are compared with, drawn at random."""
+    pixels = experiment.data.train.pixels
+    rows = torch.randperm(len(pixels), generator=rng.generator(0, "manifold"))[: compared(experiment)]
+    return batched(experiment.embedding, pixels[rows])
 
-    experiment: Experiment
-    features: Tensor
 
-    @classmethod
-    def of(cls, experiment: Experiment) -> _Real:
-        pixels = experiment.data.train.pixels
-        rows = torch.randperm(len(pixels), generator=rng.generator(0, "manifold"))[: compared(experiment)]
-        return cls(experiment, batched(experiment.embedding, pixels[rows]))
+def precision_recall(real: Tensor, pixels: Tensor, experiment: Experiment) -> tuple[float, float]:
+    """Precision and recall of 8-bit images ``(N, C, H, W)`` against the features ``real`` of as many real ones.
 
-    def score(self, pixels: Tensor, graded: Evaluation) -> Scores:
-        found = batched(self.experiment.embedding, pixels)
-        precision, recall = metrics.precision_recall(self.features, found, nn.Identity())
-        return Scores(graded.frechet, precision, recall, classifier_score(self.experiment, pixels))
+    Computed on this process's device.
+    """
+    place, found = processes.device(), batched(experiment.embedding, pixels)
+    return metrics.precision_recall(real.to(place), found.to(place), nn.Identity())
 
 
 def scores(
@@ -200,15 +197,20 @@ def scores(
     """
     if not configs:
         return {}
-    seed, n, real = experiment.preset.seeds[0], compared(experiment), _Real.of(experiment)
+    seed, n, real = experiment.preset.seeds[0], compared(experiment), real_features(experiment)
     made, passes = experiment.pairs("train"), 2 * experiment.preset.pairs.num_steps - 1
     images = made.read(torch.arange(min(n, len(made))))["images"]
-    found = {(TEACHER, passes): real.score(images, references(experiment)["teacher"])}
+
+    def score(pixels: Tensor, graded: Evaluation) -> Scores:
+        precision, recall = precision_recall(real, pixels, experiment)
+        return Scores(graded.frechet, precision, recall, classifier_score(experiment, pixels))
+
+    found = {(TEACHER, passes): score(images, references(experiment)["teacher"])}
     for config in (TEACHER, *configs):
         graded = experiment.sweep(config, [seed], samplers)
         for sampler in samplers:
             drawn = sampler(experiment.flow(config, seed), *experiment.noise(n))
-            found[config, sampler.nfe] = real.score(data.to_uint8(drawn), graded[sampler][0])
+            found[config, sampler.nfe] = score(data.to_uint8(drawn), graded[sampler][0])
     return found
 
 

@@ -24,10 +24,9 @@ from rfpp.base import processes, rng
 from rfpp.base.checks import at_least
 from rfpp.configurations import ALL, Configuration
 from rfpp.data import Images
-from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow, interpolate
-from rfpp.studies.crossings import ideal_denoiser
+from rfpp.studies.crossings import closed_form, ideal_denoiser
 
 IMAGES, PAIRS, HELD_OUT, EXCHANGED = (
     "images, fresh noise", "reflow's pairs", "reflow's pairs, held out", "pairs, noise exchanged"
@@ -68,7 +67,7 @@ def couplings(experiment: Experiment, seed: int, n: int, most: int = 20_000, con
     every, _, of_all = made.batch(torch.arange(available))
     chosen = torch.randperm(available, generator=generator)[:n]
     paired, noise, wanted = made.batch(chosen)
-    exchanged = RectifiedFlow(GaussianMixtureDenoiser(every, classes=of_all))
+    exchanged = RectifiedFlow(closed_form(experiment, every, of_all))
     ideal = RectifiedFlow(ideal_denoiser(experiment, most))
     return {
         IMAGES: Coupling(x, z, labels if experiment.classes else None, ideal),
@@ -130,10 +129,12 @@ def excess(of: Mapping[str, Sequence[float]], coupling: str) -> list[float]:
 
 
 def start(experiment: Experiment) -> average.AverageFlow:
-    """The flow that MeanFlow starts from, which sees as many rows at once as the experiment's other flows."""
+    """The flow that MeanFlow starts from. It computes as many rows at once as a training step does: in forward mode it
+    takes about as much memory."""
     flow = average.initial(experiment.plan.teacher.load(experiment.run), 0.0, 0).eval()
+    rows = experiment.preset.machinery.micro_batch or experiment.preset.pairs.batch_size
     assert isinstance(flow.denoiser, nn.Module)
-    parts.at_most(experiment.preset.pairs.batch_size, processes.place(flow.denoiser))
+    parts.at_most(rows, processes.place(flow.denoiser))
     return flow
 
 
