@@ -70,11 +70,10 @@ def test_a_dropped_model_is_gone():
 
 def test_a_limited_model_can_be_pickled():
     model = at_most(2, EDMPrecond(network()).eval())
-    again, x = pickle.loads(pickle.dumps(model)), randn(3, 1, 8, 8)
-    torch.testing.assert_close(again(x, 0.5), model(x, 0.5))
-    with torch.no_grad():
-        next(iter(again.parameters())).zero_()
-    assert not torch.equal(again(x, 0.5), model(x, 0.5))
+    again, x, labels = pickle.loads(pickle.dumps(model)), randn(3, 1, 8, 8), torch.arange(3)
+    torch.testing.assert_close(again(x, 0.5, labels), model(x, 0.5, labels))
+    nn.init.zeros_(next(iter(again.parameters())))
+    assert not torch.equal(again(x, 0.5, labels), model(x, 0.5, labels))
 
 
 def test_derivatives_pass_through():

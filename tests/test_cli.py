@@ -205,11 +205,23 @@ def test_running_out_of_memory_names_the_setting_that_matters(own_runs, monkeypa
     assert f"a smaller {setting} takes less memory" in capsys.readouterr().err
 
 
+HUNGRY = """
+import torch
+from rfpp.configurations import Configuration
+
+
+def premetric(a, b, x_t=None, t=None):
+    if len(a) > 8:  # more than a check takes
+        raise torch.OutOfMemoryError("8 GiB were asked for")
+    return (a - b).square().flatten(1).mean(dim=1)
+
+
+own = Configuration("hungry", premetric=premetric)
+"""
+
+
 def test_it_is_named_too_where_a_worker_runs_out_of_memory(own_runs, tmp_path, monkeypatch, capsys):
-    (tmp_path / "hungry.py").write_text(
-        "import torch\nfrom rfpp.configurations import Configuration\n\n\ndef premetric(a, b, x_t=None, t=None):\n"
-        "    raise torch.OutOfMemoryError('8 GiB')\n\n\nown = Configuration('hungry', premetric=premetric)\n"
-    )
+    (tmp_path / "hungry.py").write_text(HUNGRY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     command = ["train", "--preset", "smoke", "--config", "hungry:own", "A", "--seed", "0", "--jobs", "2"]

@@ -9,7 +9,7 @@ from torch import nn
 from truth import randn
 
 from rfpp.arena import PLAIN, Method, average, find
-from rfpp.base import paths
+from rfpp.base import paths, rng
 from rfpp.book import contrasts, plots
 from rfpp.configurations import ALL
 from rfpp.data import to_float, to_uint8
@@ -132,13 +132,15 @@ def test_fewer_pairs_than_samples_are_covered(tmp_path):
 
 
 def test_precision_and_recall_are_shares_in_balls(experiment):
-    """By brute force, of the samples that are graded."""
+    """By brute force, of the samples that are graded, against as many real images."""
     names, count = ["F", "meanflow-pairs", "ct"], experiment.preset.evaluation.samples
     found = arena.coverage(experiment, names, [0, 1], [1, 2])
     assert list(found) == [*names, "teacher"] and all(len(each) == 4 for each in found.values())
     assert found["teacher"]["recall, 1 NFE"] == found["teacher"]["recall, 2 NFE"]
     known, plan, network = arena.contenders(experiment), experiment.plan, experiment.embedding
-    real = network(experiment.data.train.floats()).detach().numpy()
+    pixels = experiment.data.train.pixels
+    chosen = torch.randperm(len(pixels), generator=rng.generator(0, "manifold"))[:count]
+    real = network(to_float(pixels[chosen])).detach().numpy()
     for seed in (0, 1):
         for name in names:
             step = plan.samples(known[name].config, seed, plan.own_sampler(known[name].config, 2), count)
