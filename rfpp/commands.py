@@ -124,10 +124,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    book.run(
-        arguments.preset, arguments.notebooks, _assignments(arguments.set), write_back=arguments.write_back,
-        jobs=arguments.jobs,
-    )  # fmt: skip
+    given = _assignments(arguments.set)
+    if settings := {name: given.pop(name) for name in list(given) if "." in name}:
+        given["settings"] = {**given.get("settings", {}), **settings}
+    book.run(arguments.preset, arguments.notebooks, given, write_back=arguments.write_back, jobs=arguments.jobs)
 
 
 def _book(arguments: argparse.Namespace) -> None:
@@ -220,6 +220,8 @@ def _import(arguments: argparse.Namespace) -> None:
             if given := getattr(arguments, name):
                 raise ValueError(f"--{name}={given} is for a local .pth file, but source={source!r}; leave it out")
         model = checkpoints.load_any(source, arguments.sha256)
+    elif Path(source).suffix not in (".pth", ".pt") and not Path(source).exists():
+        raise FileNotFoundError(f"source={source!r} does not exist; a file, a diffusers folder or a URL is needed")
     elif arguments.network is None:
         raise ValueError(
             f"source={source!r} is read as a state dict, which needs --network: a name such as cifar10, or a .json "
@@ -363,9 +365,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command("run", _run, "run notebooks", settings=False)
     chosen = "parts of the names of notebooks, all by default; after 'not', those to leave out"
     sub.add_argument("notebooks", nargs="*", help=chosen)
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter of the notebooks"
-    )
+    help = "set a parameter of the notebooks, or a setting of the preset such as training.steps"
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=help)
     sub.add_argument("--jobs", type=int, help="notebooks to run side by side; of a single notebook, its trainings")
     sub.add_argument("--write-back", action="store_true", help="put the outputs into notebooks/ as well")
     sub = command("book", _book, "build the book from the notebooks that were run", settings=False)

@@ -21,8 +21,8 @@ from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics import Grades
 from rfpp.pairs import PairDataset
-from rfpp.pipeline import networks, scheduling, standard
-from rfpp.pipeline.digests import code_digest
+from rfpp.pipeline import networks, sampling, scheduling, standard
+from rfpp.pipeline.digests import code_digest, is_own
 from rfpp.pipeline.flows import snapshots
 from rfpp.pipeline.grades import Evaluation, load_flow
 from rfpp.pipeline.identities import identity
@@ -237,12 +237,15 @@ class Experiment:
         """Grade a configuration with several samplers: for each sampler, one evaluation per seed.
 
         Each seed has its own noise for samples, the same for every configuration; another ``draw`` gives other noise.
+        Raises ``ValueError`` for a reader's sampler that does not do what it says.
         """
         steps = {sampler: [self.plan.grade(config, seed, sampler, draw) for seed in seeds] for sampler in wanted}
         if any(self.run.find(step) is None for each in steps.values() for step in each):
             self.plan.grader.untrained()  # a missing Inception must fail now, not after days of training
         if config != TEACHER:
             self.train([config], seeds)
+        for sampler in (own for own in steps if not is_own(type(own))):
+            sampling.check(sampler, self.flow(config, seeds[0]), *self.noise(3))
         if self.jobs > 1 or self.scheduler is not None:
             self.compute(step for each in steps.values() for step in each)
         self.run.get(self.plan.reference())

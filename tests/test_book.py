@@ -357,6 +357,15 @@ def test_a_signal_ends_notebooks_that_run_side_by_side(checkout, tmp_path):
     assert running.returncode == 75 and "stopped by SIGTERM" in said, said
 
 
+def test_a_readers_module_and_files_are_found_where_the_command_is_given(checkout, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "own_parts.py").write_text("VALUE = 3\n")
+    checkout("01_own", "from own_parts import VALUE\nprint(VALUE, open('own_parts.py').read())")
+    monkeypatch.chdir(tmp_path / "here")
+    (executed,) = book.run("smoke", ["own"], terminal=Terminal())
+    assert "3 VALUE = 3" in printed(executed)
+
+
 def test_a_notebook_that_fails_beside_others_is_named(monkeypatch):
     """Its parameters are checked in its first cells, so it is the notebook that fails."""
     monkeypatch.setattr(scheduling, "_cores", lambda: 2)

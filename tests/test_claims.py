@@ -51,6 +51,7 @@ LEDGER = """
   paper: not given
   notebook: samplers
   quantity: error
+  code: [rfpp.samplers:slerp]
   is_random: false
   rule: {below: 2}
 - id: c03
@@ -59,6 +60,7 @@ LEDGER = """
   paper: "1.0"
   notebook: samplers
   quantity: ratio
+  code: [rfpp.samplers:slerp]
   only_at: [smoke, cifar10]
   rule: {between: [0.8, 1.25]}
 """
@@ -498,7 +500,7 @@ def test_a_record_is_stale_when_what_it_rests_on_changes(checkout, experiment, m
     assert "stale" not in results_page(experiment.folder)
     if what == "claim":
         rule = (
-            "rule: {above: 0.6}\n  amendments: [{date: 2026-01-01, seen: no, reason: x, before: {rule: {above: 0.5}}}]"
+            "rule: {above: 0.6}\n  amendments: [{date: 2026-01-01, seen: yes, reason: x, before: {rule: {above: 0.5}}}]"
         )
         checkout("rule: {above: 0.5}", rule)
         lock()
@@ -506,6 +508,69 @@ def test_a_record_is_stale_when_what_it_rests_on_changes(checkout, experiment, m
         monkeypatch.setattr(claims.Claim, "code_digest", lambda claim: "of other code")
     rows = table(results_page(experiment.folder))
     assert "stale" in rows["c01"] and ("stale" in rows["c02"]) == (what == "code")
+
+
+CHANGED_RULE = (
+    "rule: {{above: 0.6}}\n  amendments: [{{date: {}, seen: {}, reason: {}, before: {{rule: {{above: 0.5}}}}}}]"
+)
+
+
+def test_who_has_a_record_has_seen_something(checkout, experiment):
+    """Of the terms before the change; a record of others tells nothing."""
+    checkout("rule: {above: 0.5}", CHANGED_RULE.format("2026-01-01", "no", "x"))
+    check("c02", 1.0, experiment=experiment)
+    assert lock() == ["c01"]  # c01 was never measured
+    checkout()
+    (paths.repository() / LOCK).unlink()
+    lock()
+    check("c01", [0.7, 0.71], control=[0.0, 0.1], experiment=experiment)
+    for seen, fits in (("no", False), ("yes", True)):
+        checkout("rule: {above: 0.5}", CHANGED_RULE.format("2026-01-01", seen, "x"))
+        if fits:
+            assert lock() == ["c01"]
+        else:
+            with pytest.raises(
+                ValueError, match=r"c01: the amendment of 2026-01-01 has seen: false, but .*c01.json is"
+            ):
+                lock()
+
+
+@pytest.mark.parametrize(
+    ("date", "reason", "complaint"),
+    [
+        ("2999-01-01", "x", r"c01: amendments.0: date=2999-01-01 lies in the future"),
+        ("2026-01-01", "' '", r"c01: amendments.0.reason: String should match"),
+    ],
+)
+def test_an_amendment_has_a_reason_and_a_day_that_has_come(checkout, date, reason, complaint):
+    checkout("rule: {above: 0.5}", CHANGED_RULE.format(date, "yes", reason))
+    with pytest.raises(ValueError, match=complaint):
+        lock()
+
+
+def test_nothing_is_judged_by_terms_that_are_not_locked(checkout, experiment):
+    checkout("rule: {above: 0.5}", "rule: {above: 0.1}")
+    with pytest.raises(ValueError, match="c01 was changed without an amendment"):
+        check("c01", [0.7, 0.71], control=[0.0, 0.1], experiment=experiment)
+    check("c02", 1.0)  # another one's terms do not matter here
+    checkout("rule: {above: 0.5}", CHANGED_RULE.format("2026-01-01", "no", "x"))
+    with pytest.raises(ValueError, match="c01 has 2 versions, .* run: python -m rfpp lock"):
+        check("c01", [0.7, 0.71], control=[0.0, 0.1], experiment=experiment)
+
+
+def test_seeds_are_different_ones_that_were_trained(checkout, experiment):
+    with pytest.raises(ValueError, match=r"c01: seeds=\[0, 0\] has an entry twice"):
+        check("c01", [0.7, 0.71], [0, 0], control=[0.0, 0.1], experiment=experiment)
+    trained = experiment.run.find
+    experiment.run.find = lambda step: None if "seed 7" in step.title else trained(step)
+    with pytest.raises(ValueError, match=r"c01: seeds=\[0, 7\]: there is no finished 'train F, seed 7' at preset"):
+        check("c01", [0.7, 0.71], [0, 7], control=[0.0, 0.1], experiment=experiment)
+
+
+def test_a_claim_says_what_its_records_depend_on(checkout):
+    checkout("  rests_on: [F]\n")
+    with pytest.raises(ValueError, match=r"book/claims.yml: c01: the entry: code is empty, and so is rests_on"):
+        lock()
 
 
 @pytest.mark.parametrize("before", [{"rule": {"above": 0.4}}, {"quantity": "x", "only_at": None}])
@@ -519,8 +584,8 @@ def test_other_words_for_the_same_make_no_record_stale(checkout, experiment):
     check("c01", [0.7, 0.71], control=[0.0, 0.1], experiment=experiment)
     terms = "quantity: {}\n  control: A against itself\n  rests_on: [F]\n  rule: {{above: {}}}"
     old = terms.format("share that F removes", 0.5)
-    reworded = "{date: 2026-01-01, seen: no, reason: x, wording: true, before: {quantity: share that F removes}}"
-    changed = "{date: 2026-01-02, seen: no, reason: y, before: {rule: {above: 0.5}}}"
+    reworded = "{date: 2026-01-01, seen: yes, reason: x, wording: true, before: {quantity: share that F removes}}"
+    changed = "{date: 2026-01-02, seen: yes, reason: y, before: {rule: {above: 0.5}}}"
     for amendments, bound, stale in ((reworded, 0.5, False), (f"{reworded}, {changed}", 0.6, True)):
         checkout(old, f"{terms.format('what F removes', bound)}\n  amendments: [{amendments}]")
         lock()

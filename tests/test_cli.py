@@ -205,6 +205,14 @@ def test_running_out_of_memory_names_the_setting_that_matters(own_runs, monkeypa
     assert f"a smaller {setting} takes less memory" in capsys.readouterr().err
 
 
+def test_settings_of_the_preset_can_be_set_for_notebooks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli.book, "run", lambda *given, **_: asked.append(given))
+    command = ["run", "--preset", "smoke", "training", "--set", "shown=2", "--set", "training.steps=3"]
+    assert cli.main([*command, "--set", "settings={pairs.seed: 1, training.steps: 5}"]) == 0
+    assert asked == [("smoke", ["training"], {"shown": 2, "settings": {"pairs.seed": 1, "training.steps": 3}})]
+
+
 HUNGRY = """
 import torch
 from rfpp.configurations import Configuration

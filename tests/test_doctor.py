@@ -148,6 +148,7 @@ DAMAGES = {
     "8-bit pixels": ("pixel range", lambda x, z, y: (127.5 * x + 127.5, z, y)),
     "pixels from 0 to 1": ("pixel range", lambda x, z, y: (0.5 * x + 0.5, z, y)),
     "not clamped": ("pixel range", lambda x, z, y: (1.2 * x, z, y)),
+    "all blank": ("constant images", lambda x, z, y: (torch.zeros_like(x) - 1, z, y)),
     "blank": ("constant images", lambda x, z, y: (with_value(x, 50, 0.0), z, y)),
     "shifted by one": ("alignment", lambda x, z, y: (x.roll(1, 0), z, y)),
     "shuffled": (
@@ -170,6 +171,12 @@ def test_each_damage_is_found_by_its_own_check(pairs, name):
     assert found(findings) == [check]
     (line,) = (str(finding) for finding in findings if finding.status == FOUND)
     assert "expected" in line and ". To do: " in line and "\n" not in line
+
+
+def test_a_wrong_sign_is_called_so(pairs):
+    findings = doctor.examine(replace(pairs, x=-pairs.x, teacher=None))
+    (line,) = (str(finding) for finding in findings if finding.status == FOUND)
+    assert "alignment" in line and "change the sign of x or of z" in line
 
 
 def test_too_few_steps_of_the_teacher_are_found(runs, monkeypatch):

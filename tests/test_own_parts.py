@@ -1,5 +1,6 @@
 """Parts of a reader's own: a premetric, a law, a configuration, a sampler and a dataset, with all that ours have."""
 
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rfpp.engine import Optimisation
 from rfpp.experiment import Experiment
 from rfpp.pipeline.identities import Unidentified
 from rfpp.premetrics import LPIPSHuber
+from rfpp.presets import PresetError
 from rfpp.timesteps import TimestepDistribution, UShaped
 
 
@@ -120,6 +122,40 @@ def test_a_sampler_is_graded_and_told_apart(experiment):
     assert len(keys) == 3
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """A sampler that does not do what it says."""
+
+    how: str
+    nfe: object = 1
+
+    def __call__(self, flow, z, labels=None):
+        x = z - flow.velocity(z, 1.0, labels)
+        return {
+            "two evaluations": lambda: x - 0.1 * flow.velocity(x, 0.5, labels), "too few": lambda: x[:1],
+            "not finite": lambda: x * math.nan, "no tensor": lambda: x.tolist(),
+            "another time": lambda: x + torch.rand(()),
+        }.get(self.how, lambda: x)()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sampler", "complaint"),
+    [
+        (Wrong("two evaluations"), r"has nfe=1, but evaluates the flow 2 times"),
+        (Wrong("too few"), r"makes shape \(1, 1, 8, 8\) of noise of shape \(3, 1, 8, 8\); an image of each"),
+        (Wrong("not finite"), "makes images with NaN or infinity"),
+        (Wrong("no tensor"), "makes a list of noise"),
+        (Wrong("another time"), "makes other images of the same noise; draw random numbers from a seed"),
+        (Wrong("", 0), r"sampler=Wrong\(how='', nfe=0\): nfe=0 is too small"),
+        (Wrong("", None), "nfe=None is a NoneType; an integer of at least 1"),
+    ],
+    ids=str,
+)
+def test_a_sampler_that_does_not_do_what_it_says_is_not_graded(experiment, sampler, complaint):
+    with pytest.raises((ValueError, TypeError), match=complaint):
+        experiment.evaluate(MINE, sampler=sampler)
+
+
 def test_a_dataset_makes_pairs_flows_and_grades_of_its_own(folder):
     """The digits, mirrored: another key of what depends on the images, and none where it does not."""
     digits = data.digits()
@@ -129,6 +165,13 @@ def test_a_dataset_makes_pairs_flows_and_grades_of_its_own(folder):
     assert own.evaluate("A").frechet != ours.evaluate("A").frechet
     assert own.plan.pairs().key == ours.plan.pairs().key and own.plan.inverted().key != ours.plan.inverted().key
     assert own.data.name == "mirrored digits" and own.folder != ours.folder
+
+
+def test_the_digits_features_do_not_grade_colours(folder):
+    digits = data.digits()
+    parts = [data.Images(part.pixels.expand(-1, 3, -1, -1), part.labels) for part in (digits.train, digits.held_out)]
+    with pytest.raises(PresetError, match=r"features.kind='shipped' are networks for grey images, but .*\(3, 8, 8\)"):
+        Experiment("smoke", runs=folder, dataset=data.Dataset("coloured digits", *parts, classes=10))
 
 
 # Several ways in

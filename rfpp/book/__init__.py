@@ -112,7 +112,7 @@ def run(
         raise ParameterError(f"preset={parameters['preset']!r}: results of a preset have a folder; use --preset")
     settings, sources, count = presets.load(preset), notebooks(slugs), scheduling.jobs(jobs)
     if preset.endswith((".yaml", ".yml")):
-        preset = str(Path(preset).resolve())  # a notebook runs in its own folder
+        preset = str(Path(preset).resolve())
     given = parameters | ({"preset": preset} if preset != presets.DEFAULT else {})
     for source in sources:
         check_parameters(source, given)
@@ -174,7 +174,7 @@ def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
             dict(parameters),
             kernel_name="python3",
             progress_bar=False,
-            cwd=str(source.parent),
+            cwd=str(Path.cwd()),  # where the command was given, so that a reader's own files and modules are found
             # Hide the kernel's messages about its sockets, which an interrupted notebook causes as well.
             extra_arguments=["--log-level=CRITICAL"],
         )

@@ -108,4 +108,4 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); delete it and make it again") from error
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); make it again") from error

@@ -10,16 +10,17 @@ import datetime
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rfpp.arena import Method, find
 from rfpp.base import files, paths
 from rfpp.base.files import digest
+from rfpp.checkpoints.weights import read_json
 from rfpp.configurations import TEACHER, Configuration, imported
 from rfpp.pipeline.digests import code_digest
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
@@ -90,7 +91,7 @@ class Amendment(BaseModel):
     """The previous values of the fields that changed; ``null`` for a field that was not set."""
     seen: bool
     """Whether a measurement of the claim had been seen when the terms were changed, as far as is known."""
-    reason: str
+    reason: Annotated[str, Field(pattern=r"\S")]
     wording: bool = False
     """Whether what is computed stayed the same."""
     old_verdict: str | None = None
@@ -100,6 +101,8 @@ class Amendment(BaseModel):
     def _known(self) -> Amendment:
         if not self.before or not self.before.keys() <= Terms.model_fields.keys():
             raise ValueError(f"before holds {sorted(self.before)}; allowed: {', '.join(Terms.model_fields)}")
+        if self.date > datetime.date.today():
+            raise ValueError(f"date={self.date} lies in the future; an amendment has the day on which it is made")
         if self.wording and (decisive := self.before.keys() & {"rule", "only_at"}):
             raise ValueError(f"wording=true, but before holds {sorted(decisive)}, which is more than wording")
         return self
@@ -120,7 +123,7 @@ class Claim(Terms):
     """The configurations whose flows are measured, ``"teacher"`` for the pairs alone; empty if the store keeps
     nothing of what is computed."""
     code: list[str] = []
-    """Import paths of the functions that compute the quantity."""
+    """Import paths of the functions that compute the quantity; a record is stale once one of them has changed."""
     own: bool = False
     """Whether this book makes the statement, and not the paper."""
     amendments: list[Amendment] = []
@@ -130,6 +133,8 @@ class Claim(Terms):
         dates = [amendment.date for amendment in self.amendments]
         if dates != sorted(dates):
             raise ValueError(f"amendments of {self.id} are out of order: {', '.join(map(str, dates))}")
+        if not self.rests_on and not self.code:
+            raise ValueError("code is empty, and so is rests_on; name what the quantity is computed by, or of")
         self.versions()  # raises for invalid terms
         return self
 
@@ -175,11 +180,22 @@ def ledger() -> dict[str, Claim]:
 @functools.lru_cache(maxsize=1)  # a build asks some hundred times, and parsing takes a quarter of a second
 def _parsed(text: str) -> dict[str, Claim]:
     entries = yaml.safe_load(text)
-    claims = [Claim.model_validate(entry) for entry in entries]
+    claims = [_claim(entry) for entry in entries]
     repeated = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
     if repeated:
         raise ValueError(f"{paths.LEDGER} lists {', '.join(sorted(repeated))} more than once")
     return {claim.id: claim for claim in claims}
+
+
+def _claim(entry: dict[str, Any]) -> Claim:
+    try:
+        return Claim.model_validate(entry)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'the entry'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        )
+        raise ValueError(f"{paths.LEDGER}: {entry.get('id', entry)}: {wrong}") from None
 
 
 # The lock
@@ -200,25 +216,52 @@ def check_lock(claims: Mapping[str, Claim]) -> None:
             raise ValueError(
                 f"{id} is missing from {paths.LEDGER}; a claim that is no longer tested stays there, with the reason"
             )
-        versions, known = [terms.digest() for terms in claims[id].versions()], kept.get(id, [])
-        if versions[: len(known)] != known:
-            raise ValueError(
-                f"{id} was changed without an amendment, or an amendment of it was: {paths.LEDGER} does not give the "
-                f"{len(known)} versions of {LOCK}; add an amendment with the former terms, or restore the old amendment"
-            )
-        if len(versions) > len(known):
-            raise ValueError(f"{id} has {len(versions)} versions, but {LOCK} {len(known)}; run: python -m rfpp lock")
+        check_locked(claims[id], kept.get(id, []))
+
+
+def check_locked(claim: Claim, known: Sequence[str] | None = None) -> None:
+    """The same for one entry; ``known``: the digests of its versions in the lock, which is read by default."""
+    versions = [terms.digest() for terms in claim.versions()]
+    known = locked().get(claim.id, []) if known is None else known
+    if versions[: len(known)] != known:
+        raise ValueError(
+            f"{claim.id} was changed without an amendment, or an amendment of it was: {paths.LEDGER} does not give the "
+            f"{len(known)} versions of {LOCK}; add an amendment with the former terms, or restore the old amendment"
+        )
+    if len(versions) > len(known):
+        raise ValueError(f"{claim.id} has {len(versions)} versions, but {LOCK} {len(known)}; run: python -m rfpp lock")
+
+
+def _check_honesty(claim: Claim, known: int) -> None:
+    """Raise ``ValueError`` for a new amendment that says that nothing was seen, where a record shows a measurement."""
+    former = {terms.digest() for terms in claim.versions()[:-1]}
+    for amendment in claim.amendments[max(0, known - 1) :]:
+        for path in () if amendment.seen else _record_files(claim.id):
+            if read_json(path).get("claim") in former:
+                raise ValueError(
+                    f"{claim.id}: the amendment of {amendment.date} has seen: false, but {path} is a measurement under "
+                    "the former terms; write seen: true"
+                )
+
+
+def _record_files(id: str) -> Iterator[Path]:
+    yield from paths.runs().glob(f"*/claims/{id}.json")
+    yield from (paths.repository() / "book" / "records").glob(f"*/{id}.json")
 
 
 def lock() -> list[str]:
     """Add new entries and amendments to the lock, and return the ids of these claims.
 
-    Raises ``ValueError`` if a locked version was changed: nothing is ever removed.
+    Raises ``ValueError`` if a locked version was changed, as nothing is ever removed, and for a new amendment that says
+    that no measurement was seen where there is a record of one.
     """
     claims, kept = ledger(), locked()
     versions = {id: [terms.digest() for terms in claim.versions()] for id, claim in claims.items()}
     for id, known in kept.items():
         if versions.get(id, [])[: len(known)] != known:
             check_lock(claims)
+    for id, claim in claims.items():
+        if id in kept:
+            _check_honesty(claim, len(kept[id]))
     files.write_text(paths.repository() / LOCK, json.dumps(versions, indent=1) + "\n")
     return [id for id, each in versions.items() if each != kept.get(id)]

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rfpp.base import files, paths
-from rfpp.base.checks import one_of
+from rfpp.base.checks import counts, one_of
 from rfpp.base.files import digest
 from rfpp.checkpoints.weights import read_json
-from rfpp.claims.ledger import Claim, ledger
+from rfpp.claims.ledger import Claim, check_locked, ledger
 from rfpp.claims.statistics import Verdict, holm, interval, p_value, survives, verdict
 from rfpp.experiment import Experiment
 from rfpp.pipeline.steps import Step, in_order
@@ -106,13 +106,17 @@ def check(
     fail the rule; ``former``: values of a quantity that an amendment replaced, by its place, from 0. The printed
     line has the rule and the verdict but not the number, whose last digits depend on the machine.
     Raises ``ValueError`` for an unknown claim, values that are not finite, a different number of seeds than values, a
-    control that is missing or has fewer values, and a claim that does not apply to this preset.
+    control that is missing or has fewer values, seeds that are given twice or whose flows were not trained, terms that
+    are not those of the lock, and a claim that does not apply to this preset.
     """
     claims = ledger()
     one_of("id", id, claims)
     claim = claims[id]
     if experiment is not None and (reason := out_of_scope(id, experiment)):
         raise ValueError(f"{id}: {reason}; use claims.skip there")
+    check_locked(claim)
+    if seeds is not None:
+        counts(f"{id}: seeds", list(seeds), minimum=0)
     values = _values("measured", id, measured, seeds)
     seeds = list(range(len(values))) if seeds is None else list(seeds)
     against = _control(claim, control, seeds, len(values))
@@ -161,8 +165,13 @@ def _evidence(claim: Claim, seeds: Sequence[int], experiment: Experiment) -> dic
     steps: list[Step] = []
     if claim.rests_on:
         steps += [plan.pairs("held_out"), *(plan.pairs("train", seed) for seed in seeds)]
-    steps += [plan.flow(row, seed) for row in claim.configurations() for seed in seeds]
-    found = {f"{step.name}/{step.key}": experiment.run.find(step) for step in in_order(steps)}
+    flows = [plan.flow(row, seed) for row in claim.configurations() for seed in seeds]
+    if missing := next((step.title for step in flows if experiment.run.find(step) is None), None):
+        raise ValueError(
+            f"{claim.id}: seeds={list(seeds)}: there is no finished {missing!r} at preset {experiment.preset.name!r}; "
+            "name the seeds that were measured"
+        )
+    found = {f"{step.name}/{step.key}": experiment.run.find(step) for step in in_order([*steps, *flows])}
     return {name: artifact for name, artifact in found.items() if artifact is not None}
 
 

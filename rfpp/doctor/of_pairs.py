@@ -42,6 +42,8 @@ def neighbours(images: Tensor) -> tuple[float, float]:
     Neighbours are next to each other in a row, a column, or the channels. Each pixel is centred and scaled first.
     The mean of ``m`` products of independent numbers of variance 1 is nearly normal with variance ``1 / m``.
     """
+    if len(images) < 2:
+        return 0.0, 0.0
     scaled = images - images.mean(dim=0)
     scaled = scaled / scaled.std(dim=0).clamp(min=1e-12)
     means, bounds = [0.0], [0.0]
@@ -62,10 +64,15 @@ def _finite(pairs: Pairs) -> tuple[Finding, Tensor]:
     return Finding("finite", "rows with NaN or infinity", remedy, float((~whole).sum()), 0, 0), whole
 
 
+def _is_blank(x: Tensor) -> bool:
+    """Whether all images have a single value. They correlate with nothing, like noise."""
+    return not bool((x.flatten(1) != x.flatten(1)[:, :1]).any())
+
+
 def _swapped(x: Tensor, z: Tensor) -> Finding:
     """Whether ``z`` looks like images and ``x`` like noise: the smaller bound is that of white noise."""
     (of_x, bound), (of_z, _) = neighbours(x), neighbours(z)
-    is_swapped = abs(of_x) <= bound < abs(of_z)
+    is_swapped = not _is_blank(x) and abs(of_x) <= bound < abs(of_z)
     what = f"1 if x is white noise and z is not (neighbouring pixels correlate by {of_x:.2g} in x, {of_z:.2g} in z)"
     return Finding("swapped", what, "exchange x and z: x is the image, z the noise", float(is_swapped), 0, 0, ALPHA)
 
@@ -126,9 +133,12 @@ def alignment(x: Tensor, z: Tensor) -> float:
 def _aligned(x: Tensor, z: Tensor) -> Finding:
     if len(x) < FEWEST:
         return Finding("alignment", "", reason=f"needs {FEWEST} pairs")
+    if _is_blank(x):
+        return Finding("alignment", "", reason="after constant images is repaired")
     what = f"least correlation of z with x in {BLOCK} rows, in units of its deviation were they unrelated"
-    remedy = "find where rows were shuffled, lost or shifted; row i of z must be the noise of row i of x"
-    return Finding("alignment", what, remedy, alignment(x, z), float(stats.norm.isf(ALPHA)))
+    value, bound = alignment(x, z), float(stats.norm.isf(ALPHA))
+    shuffled = "find where rows were shuffled, lost or shifted; row i of z must be the noise of row i of x"
+    return Finding("alignment", what, "change the sign of x or of z" if value < -bound else shuffled, value, bound)
 
 
 def _labels(labels: Tensor, classes: int) -> Iterator[Finding]:

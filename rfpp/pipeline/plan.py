@@ -52,6 +52,14 @@ def _check_classes(configuration: Configuration, images: Images, teacher: Weight
         _check_classes(configuration.start, images, teacher)
 
 
+def _check_features(kind: str, dataset: Dataset) -> None:
+    if kind == "shipped" and dataset.train.shape[0] != 1:
+        raise PresetError(
+            f"features.kind='shipped' are networks for grey images, but data.name={dataset.name!r} has images of shape "
+            f"{dataset.train.shape}; use features.kind trained or standard"
+        )
+
+
 class Plan:
     """The steps of a preset, as values; ``dataset``: a reader's own images instead of the preset's."""
 
@@ -67,6 +75,8 @@ class Plan:
         )
         if dataset is None and settings.name == "custom" and settings.function is None:
             raise PresetError("data.name='custom' needs data.function, the import path of a function 'module:name'")
+        if dataset is not None:
+            _check_features(preset.features.kind, dataset)
         self.teacher = self._teacher()
         self.grader, self.perceptual = self._features("classifier"), self._features("perceptual")
 
@@ -90,13 +100,13 @@ class Plan:
         return Inception(settings.inception) if kind == "classifier" else VGG(settings.vgg)
 
     def fit(self, teacher: Any) -> None:
-        """Raise :class:`rfpp.presets.PresetError` if the teacher's images or classes differ from the dataset's."""
-        dataset, settings = self.images.load(), self.preset.teacher
+        """Raise :class:`rfpp.presets.PresetError` if the images or classes of a network differ from the dataset's."""
+        dataset = self.images.load()
+        _check_features(self.preset.features.kind, dataset)
         shape = (teacher.model.in_channels, teacher.model.img_resolution, teacher.model.img_resolution)
         if shape != dataset.train.shape:
-            given = "name" if settings.name else "file" if settings.file else "train.network"
             raise PresetError(
-                f"teacher.{given} makes images of shape {shape}, but data.name={dataset.name!r} has "
+                f"the teacher makes images of shape {shape}, but data.name={dataset.name!r} has "
                 f"{dataset.train.shape}; choose a teacher and data that fit"
             )
         if teacher.label_dim not in (0, dataset.classes):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfpp import pairs, samplers
 from rfpp.base import processes
-from rfpp.base.checks import one_of
+from rfpp.base.checks import at_least, one_of
 from rfpp.flow import T_MAX, RectifiedFlow
 from rfpp.pairs import PairDataset
 
@@ -69,6 +69,32 @@ class Sampler:
             made = samplers.sample(flow, z[rows].to(place), self.nfe, self.solver, self.update, self.times, chosen)
             images.append(made.to(z.device))
         return torch.cat(images)
+
+
+def check(sampler: AnySampler, flow: RectifiedFlow, z: Tensor, labels: Tensor | None) -> None:
+    """Raise ``TypeError`` or ``ValueError`` for a reader's sampler that does not do what it says.
+
+    Of the noise ``z`` ``(N, ...)``, on which it is tried, it must make one finite image each, and the same ones again,
+    with ``nfe`` evaluations of the flow.
+    """
+    assert isinstance(flow.denoiser, nn.Module)
+    name, calls = f"sampler={sampler!r}", []
+    at_least(f"{name}: nfe", getattr(sampler, "nfe", None), 1)
+    hook = flow.denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        with torch.no_grad():
+            made, again = (sampler(flow, z, labels) for _ in range(2))
+    finally:
+        hook.remove()
+    if not isinstance(made, Tensor) or made.shape != z.shape:
+        found = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise ValueError(f"{name} makes {found} of noise of shape {tuple(z.shape)}; an image of each noise is needed")
+    if not made.isfinite().all():
+        raise ValueError(f"{name} makes images with NaN or infinity")
+    if not torch.equal(made, again):
+        raise ValueError(f"{name} makes other images of the same noise; draw random numbers from a seed of its own")
+    if len(calls) != 2 * sampler.nfe:
+        raise ValueError(f"{name} has nfe={sampler.nfe}, but evaluates the flow {len(calls) // 2} times")
 
 
 def labels_in_turn(n: int, classes: int) -> Tensor | None:

@@ -217,7 +217,7 @@ class Preset(_Settings):
         digits = self.data.name == "digits"
         if self.data.name == "custom":  # whether a teacher fits is checked once the images exist
             return self
-        if digits != (self.teacher.name is not None) or digits != (self.features.kind == "shipped"):
+        if not digits and (self.teacher.name is not None or self.features.kind == "shipped"):
             raise ValueError(
                 "the shipped teacher and features are for digits: other data need teacher.file or teacher.train, and "
                 "features.kind trained or standard"
