@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfpp.base import rng
 from rfpp.base.checks import at_least, nearest, one_of
@@ -125,8 +125,8 @@ def imported(path: str, what: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what}={path!r} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for a path with ./ in it
+        raise ValueError(f"{what}={path!r} cannot be imported: {error}; 'my_module:NAME' is needed") from error
 
 
 def find(config: str | Configuration, others: Sequence[str] = ()) -> Configuration:
@@ -161,7 +161,8 @@ _DRAWS, _PROBES = 256, 4
 
 
 def check_timesteps(law: TimestepDistribution) -> None:
-    """Raise ``ValueError`` for a law whose draws have the wrong shape or lie outside [0, 1]."""
+    """Raise ``ValueError`` for a law whose draws have the wrong shape or lie outside [0, 1], or whose ``icdf`` is not
+    the inverse of its ``cdf``."""
     t = law.sample(_DRAWS, generator=rng.generator(0, "probe", "timesteps"))
     name = f"timesteps={law!r}"
     if not isinstance(t, Tensor) or t.shape != (_DRAWS,):
@@ -169,10 +170,14 @@ def check_timesteps(law: TimestepDistribution) -> None:
         raise ValueError(f"{name}: sample({_DRAWS}) gives {shape}; a tensor of shape ({_DRAWS},) is needed")
     if not ((t >= 0) & (t <= 1)).all():  # this also refuses NaN
         raise ValueError(f"{name} draws times from {t.min():g} to {t.max():g}; all must lie in [0, 1]")
+    p = torch.linspace(0.05, 0.95, 19)
+    if (gap := (torch.as_tensor(law.cdf(law.icdf(p))) - p).abs().max()) > 1e-2:
+        raise ValueError(f"{name}: cdf(icdf(p)) is up to {gap:.2g} away from p; one is not the inverse of the other")
 
 
 def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
-    """Raise ``ValueError`` for a premetric with an output shape other than ``(B,)``, or negative or non-finite values.
+    """Raise ``ValueError`` for a premetric with an output shape other than ``(B,)``, with negative or non-finite
+    values, without a gradient, or with parameters of its own.
 
     It is tried on noise of image ``shape`` ``(C, H, W)``; a squared distance replaces a perceptual one.
     """
@@ -183,9 +188,11 @@ def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
 
     generator = rng.generator(0, "probe", "premetric")
     a, b, x_t = torch.randn((3, _PROBES, *shape), generator=generator)
+    b.requires_grad_()  # as the velocity has in training
     t = torch.rand(_PROBES, generator=generator).clamp(0.1, 0.9)
     try:
-        values = bind(premetric, lambda: stand_in)(a, b, x_t, t)
+        with torch.enable_grad():
+            values = bind(premetric, lambda: stand_in)(a, b, x_t, t)
     except Exception as error:
         raise ValueError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}") from error
     if not isinstance(values, Tensor) or values.shape != (_PROBES,):
@@ -196,6 +203,12 @@ def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
             f"{name} gives {values.min():g} to {values.max():g} for different images; finite numbers of at least 0 are "
             "needed"
         )
+    if not values.requires_grad:
+        raise ValueError(
+            f"{name} passes no gradient to its second argument, the velocity; leave out detach and no_grad"
+        )
+    if isinstance(premetric, nn.Module) and any(parameter.requires_grad for parameter in premetric.parameters()):
+        raise ValueError(f"{name} has parameters, which no step would train; call its requires_grad_(False)")
 
 
 def check(configuration: Configuration, shape: tuple[int, ...]) -> None:

@@ -4,10 +4,13 @@ With data ``N(mean, std^2 I)``, ``x_t`` is normal with mean ``(1 - t) mean`` and
 the flow carries it to ``x_r`` by matching quantiles. Average velocities and consistency functions follow.
 """
 
+import linecache
 import math
+import re
 import signal
+import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from rfpp import arena, checkpoints, data, engine
 from rfpp.arena import average, consistency
 from rfpp.arena.methods import Coupled
 from rfpp.arena.simple_reflow import TOWARDS_NOISE, sharpened
+from rfpp.base import paths
 from rfpp.base.processes import Stopped
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser, VPPrecond, expand
 from rfpp.experiment import Experiment
@@ -403,6 +407,26 @@ def test_what_a_method_does_not_use_changes_nothing(experiment):
     plan, other = experiment.plan, Plan(load("smoke", {"pairs.seed": 5}))
     assert plan.flow("meanflow", 0).key == other.flow("meanflow", 0).key
     assert plan.flow("meanflow-pairs", 0).key != other.flow("meanflow-pairs", 0).key
+
+
+def test_the_contender_of_the_guide_trains_and_is_graded(experiment):
+    """Its loss is reflow's with the weight ``t^2``."""
+    guide = (paths.repository() / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"```python\n(from dataclasses.*?)```", guide, re.S)
+    linecache.cache["<guide>"] = len(block), None, block.splitlines(keepends=True), "<guide>"
+    module = ModuleType("guide")
+    sys.modules["guide"] = module
+    try:
+        exec(compile(block, "<guide>", "exec"), vars(module))
+        graded = experiment.evaluate(module.ENDS, 0, nfe=2)
+        objective = module.ENDS.objective(experiment.pairs(), 8, 0, 3, None)
+        batch, flow = objective.draw(1, range(8)), experiment.flow("teacher")
+        x, z, labels, t = batch
+        wanted = t**2 * (flow(interpolate(x, z, t), t, labels) - (z - x)).square().flatten(1).mean(dim=1)
+        torch.testing.assert_close(objective.losses(flow, *batch), wanted, rtol=1e-4, atol=1e-5)
+    finally:
+        del sys.modules["guide"]
+    assert math.isfinite(graded.frechet) and graded != experiment.evaluate("B", 0, nfe=2)
 
 
 def test_bad_input_is_refused(experiment):

@@ -19,7 +19,7 @@ from rfpp.experiment import Experiment
 from rfpp.pipeline.identities import Unidentified
 from rfpp.premetrics import LPIPSHuber
 from rfpp.presets import PresetError
-from rfpp.timesteps import TimestepDistribution, UShaped
+from rfpp.timesteps import TimestepDistribution, Uniform, UShaped
 
 
 def l1(a, b, x_t=None, t=None):
@@ -226,12 +226,37 @@ def failing(a, b, x_t=None, t=None):
     return a @ 3
 
 
+def blind(a, b, x_t=None, t=None):
+    return l1(a, b.detach())
+
+
+class Weighted(torch.nn.Module):
+    """A premetric with a weight that nobody trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, a, b, x_t=None, t=None):
+        return self.weight**2 * l1(a, b)
+
+
+class Crooked(Uniform):
+    """A law whose draws are others than its distribution says."""
+
+    def icdf(self, p):
+        return p**3
+
+
 @pytest.mark.parametrize(
     ("parts", "error", "complaint"),
     [
         ({"premetric": negative}, ValueError, "premetric=negative gives -.* numbers of at least 0 are needed"),
         ({"premetric": scalar}, ValueError, r"premetric=scalar gives shape \(\) for 4 images; .* shape \(B,\)"),
         ({"premetric": failing}, ValueError, "premetric=failing fails on images of shape"),
+        ({"premetric": blind}, ValueError, "premetric=blind passes no gradient to its second argument"),
+        ({"premetric": Weighted()}, ValueError, "has parameters, which no step would train"),
+        ({"timesteps": Crooked()}, ValueError, r"timesteps=Crooked.*: cdf\(icdf\(p\)\) is up to 0.38 away from p"),
         ({"premetric": lambda a, b, x_t, t: l1(a, b)}, Unidentified, "a lambda .* cannot be identified"),
         ({"premetric": 3}, TypeError, "premetric=3 is a int; a callable"),
         ({"timesteps": Late()}, ValueError, r"timesteps=Late.* draws times from .* to 1\..*; all must lie in \[0, 1\]"),

@@ -1,9 +1,12 @@
 """Presets: what ships loads, and what does not fit is explained before anything runs."""
 
+import re
+
 import pytest
 import yaml
 
 from rfpp import presets
+from rfpp.base import paths
 from rfpp.presets import PresetError, load, parse
 
 
@@ -169,6 +172,13 @@ def test_a_changed_preset_has_a_name_of_its_own():
 @pytest.mark.parametrize("changes", [None, {}, {"training.steps": 3}])
 def test_an_unchanged_preset_keeps_its_name(changes):
     assert load("smoke", changes) == load("smoke")
+
+
+def test_the_preset_of_the_guide_can_be_read(tmp_path):
+    text = (paths.repository() / "book" / "scales.md").read_text()
+    (block,) = re.findall(r"```yaml\n(name: mine.*?)```", text, re.S)
+    (tmp_path / "mine.yaml").write_text(block)
+    assert load(tmp_path / "mine.yaml").features.kind == "trained"
 
 
 def test_a_preset_can_be_changed_again():

@@ -288,7 +288,7 @@ def over_time(
 ) -> Figure:
     """A panel per quantity, a line per name over time: ``(times, values, spread)``, the spread as a band.
 
-    ``mark``: a time at which to draw a broken line.
+    Panels with the lines of the first have no legend of their own. ``mark``: a time at which to draw a broken line.
     """
     width = WIDTH if len(panels) > 1 else WIDTH * 0.7
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), squeeze=False)
@@ -296,16 +296,14 @@ def over_time(
         for (name, (times, values, spread)), marker in zip(lines.items(), cycle("osD^v"), strict=False):
             line = axis.plot(times, values, marker=marker, markersize=3, label=name)
             if spread is not None:
-                low = (
-                    (values - spread).clamp(min=float(values.min()) / 10)
-                    if quantity in logarithmic
-                    else values - spread
-                )
+                floor = float(values.min()) / 10 if quantity in logarithmic else -torch.inf
+                low = (values - spread).clamp(min=floor)
                 axis.fill_between(times, low, values + spread, color=line[0].get_color(), alpha=0.2, linewidth=0)
         if mark is not None:
             axis.axvline(mark, color="0.25", linestyle="--", linewidth=1.2)
         axis.set(xlabel=xlabel, ylabel=quantity, yscale="log" if quantity in logarithmic else "linear")
-        axis.legend()
+        if axis is axes[0, 0] or lines.keys() != next(iter(panels.values())).keys():
+            axis.legend()
     return figure
 
 
