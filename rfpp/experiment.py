@@ -240,11 +240,12 @@ class Experiment:
         Raises ``ValueError`` for a reader's sampler that does not do what it says.
         """
         steps = {sampler: [self.plan.grade(config, seed, sampler, draw) for seed in seeds] for sampler in wanted}
-        if any(self.run.find(step) is None for each in steps.values() for step in each):
+        missing = [sampler for sampler, each in steps.items() if any(self.run.find(step) is None for step in each)]
+        if missing:
             self.plan.grader.untrained()  # a missing Inception must fail now, not after days of training
         if config != TEACHER:
             self.train([config], seeds)
-        for sampler in (own for own in steps if not is_own(type(own))):
+        for sampler in (each for each in missing if not is_own(type(each))):
             sampling.check(sampler, self.flow(config, seeds[0]), *self.noise(3))
         if self.jobs > 1 or self.scheduler is not None:
             self.compute(step for each in steps.values() for step in each)
