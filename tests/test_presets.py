@@ -181,6 +181,11 @@ def test_the_preset_of_the_guide_can_be_read(tmp_path):
     assert load(tmp_path / "mine.yaml").features.kind == "trained"
 
 
+def test_a_preset_tells_how_to_ask_for_it():
+    assert load("smoke").option == "--preset smoke"
+    assert load("smoke", {"training.steps": 2}).option == "<the same --preset and --set>"
+
+
 def test_a_preset_can_be_changed_again():
     """The name tells what is changed in all, not in how many turns."""
     once = load("laptop", {"training.steps": 800, "training.lr": 1e-3 / 2})

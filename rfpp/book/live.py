@@ -166,7 +166,7 @@ def write(experiment: Experiment, folder: Path) -> None:
     if experiment.run.find(plan.flow(CONFIG, seed)) is None and not runs_in_a_page(experiment.teacher):
         raise FileNotFoundError(
             f"{CONFIG} with seed {seed} is not trained at preset {preset.name!r}, as this code would train it; "
-            f"run: python -m rfpp train --preset {preset.name} --config {CONFIG} --seed {seed}"
+            f"run: python -m rfpp train {preset.option} --config {CONFIG} --seed {seed}"
         )
     flows = {TEACHER: experiment.flow(TEACHER), "flow": experiment.flow(CONFIG, seed)}
     noise_seed = plan.noise_seed(seed)

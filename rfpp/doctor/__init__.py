@@ -37,7 +37,7 @@ def of_experiment(experiment: Experiment, config: str, seed: int, rows: int = RO
     folders: tuple[Path, ...] = (run.store.root / step.name / step.key, run.store.partial(step.name, step.key))
     folder = next((each for each in folders if each.is_dir()), None)
     if folder is None:
-        again = f"python -m rfpp train --preset {experiment.preset.name} --config {config} --seed {seed}"
+        again = f"python -m rfpp train {experiment.preset.option} --config {config} --seed {seed}"
         raise FileNotFoundError(f"config={config!r}, seed={seed} was not trained in {run.store.root}; run: {again}")
     grades = experiment.plan.grade(config, seed, experiment.sampler())
     frechet = grades.load(run).frechet if run.find(grades) is not None else None

@@ -225,6 +225,11 @@ class Preset(_Settings):
         return self
 
     @property
+    def option(self) -> str:
+        """The option of the command line that leads to this preset; of a reader's or a changed one, what it must be."""
+        return f"--preset {self.name}" if self.name in names() else "<the same --preset and --set>"
+
+    @property
     def origin(self) -> str:
         """The preset that this one modifies: they share finished steps, which are distinguished by their inputs."""
         return self.name.partition("+")[0]
