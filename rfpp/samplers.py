@@ -128,7 +128,8 @@ def sample(
 ) -> Tensor:
     """Generate ``x`` ``(B, ...)`` from noise ``z ~ N(0, I)`` with ``nfe`` evaluations.
 
-    ``times``: the start times of the steps, e.g. :data:`TWO_STEPS`; a final 0 is added if missing.
+    ``times``: the start times of the steps, e.g. :data:`TWO_STEPS`; a final 0 is added if missing. A network with
+    classes takes zeros in the place of ``labels`` that are ``None``, as EDM's does.
     Raises ``ValueError`` for ``nfe < 1``, an even ``nfe`` with Heun, or ``times`` that cost another ``nfe``.
     """
     steps = steps_for(nfe, solver)

@@ -749,3 +749,10 @@ def test_diffusers_loads_in_a_fresh_process(tmp_path):
     command = f"from rfpp import checkpoints; checkpoints.load_diffusers({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+def test_a_state_dict_is_told_what_reads_it(tmp_path, suffix):
+    torch.save(network().state_dict(), path := tmp_path / f"own{suffix}")
+    with pytest.raises(ValueError, match=r"may be a state dict, .* python -m rfpp import .* --network NAME"):
+        checkpoints.load_any(path)

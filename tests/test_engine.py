@@ -24,7 +24,7 @@ from rfpp.base import processes
 from rfpp.base.processes import Stopped
 from rfpp.data import Images, to_uint8
 from rfpp.denoisers import EDMPrecond
-from rfpp.engine import CannotResume, Checkpoints, Diverged, Machinery
+from rfpp.engine import CannotResume, Checkpoints, Diverged, History, Machinery
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset, generate
 
@@ -627,6 +627,11 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path):
     assert torch.equal(one["weights"], other["weights"]) and one["losses"] == other["losses"]
     for path in sorted((calm / "pairs").glob("[!.]*")):
         assert path.read_bytes() == (disturbed / "pairs" / path.name).read_bytes()
+
+
+def test_a_history_is_shown_in_a_line():
+    made = History(steps=[10, 20], losses=[0.98765, 0.5], over_time=[[0.1] * 20] * 10)
+    assert repr(made) == "History(20 steps, loss 0.9877 to 0.5)" and repr(History()) == "History(0 steps)"
 
 
 # TensorBoard

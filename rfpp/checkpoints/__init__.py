@@ -47,4 +47,9 @@ def load_any(source: str | Path, sha256: str | None = None) -> Any:
         return load_diffusers(path)
     if path.suffix == ".pkl":
         return load_edm_pickle(path)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise ValueError(
+            f"{path} may be a state dict, which does not say of which network; "
+            f"run: python -m rfpp import {path} model.safetensors --network NAME, and name the file that this writes"
+        )
     return load(path)

@@ -28,6 +28,10 @@ class History:
     losses: list[float] = field(default_factory=list)
     over_time: list[list[float | None]] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        ends = f", loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}" if self.losses else ""
+        return f"History({self.steps[-1] if self.steps else 0} steps{ends})"
+
 
 class LossesOverTime:
     """Sums and counts of losses in each of :data:`BINS` bins of [0, 1], for each tenth of a training."""
