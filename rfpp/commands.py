@@ -373,7 +373,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("notebooks", nargs="*", help=f"{chosen}; others that were not run are shown as stored")
     sub.add_argument("--pdf", action="store_true", help="build one PDF, which Chromium prints")
     sub = command("status", _status, "show what is finished of a preset, what is left, and what it costs here")
-    sub.add_argument("--config", nargs="+", default=None, help="A to G of Table 1, all by default")
+    sub.add_argument("--config", nargs="+", default=None, help="A to G by default, or names as for train")
     sub.add_argument("--seed", type=int, default=None, help="training seed; all of the preset's by default")
     sub.add_argument("--repeats", type=int, default=5, help="steps that are timed")
     sub.add_argument("--no-measuring", action="store_true", help="do not time anything")
