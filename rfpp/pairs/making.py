@@ -36,9 +36,10 @@ def generate(
 ) -> Path:
     """Make ``n`` pairs with EDM's Heun sampler, ``2 num_steps - 1`` evaluations each, and return ``out_dir``.
 
-    ``sampler(z, labels) -> x`` replaces it, for a flow whose ODE is better solved in another way; give each sampler, and
-    each denoiser without weights, a folder of its own, since a folder does not tell which one filled it. ``advance`` is called with the number of pairs
-    made, in place of a progress bar. Several processes with the same call share the shards.
+    ``sampler(z, labels) -> x`` replaces it, for a flow whose ODE is better solved in another way. Give each sampler,
+    and each denoiser without weights, a folder of its own, since a folder does not tell which one filled it.
+    ``advance`` is called with the number of pairs made, in place of a progress bar. Several processes with the same
+    call share the shards.
 
     ``shape`` ``(C, H, W)`` and ``classes`` come from the denoiser's network if it has one; labels then take turns,
     ``index mod classes``. Existing shards are kept.
