@@ -107,7 +107,7 @@ def read_torch(path: str | Path) -> Any:
     """Return what ``torch.save`` wrote to ``path``, with tensors on the CPU; nothing is executed.
 
     Raises :class:`Refused`, naming the file, if it is damaged or names anything outside
-    :data:`rfpp.base.pickles.standins.STAND_INS`.
+    ``rfpp.base.pickles.standins.STAND_INS``.
     """
     path = Path(path)
     size = path.stat().st_size
