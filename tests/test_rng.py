@@ -42,12 +42,12 @@ from rfpp import (
     timesteps,
     training,
 )
-from rfpp.base import rng
+from rfpp.base import batches, rng
 from rfpp.book import contrasts, plots, results, sizes, tables
 from rfpp.claims.records import commit
 from rfpp.denoisers import EDMPrecond, expand
 from rfpp.pairs import generators
-from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
+from rfpp.pipeline import costs, digests, identities, sampling, scheduling, shipped, sources
 from rfpp.pipeline import store as artifacts
 from rfpp.pipeline.plan import Plan
 from rfpp.studies import grading, solvers
@@ -333,6 +333,9 @@ CALLS = {
     likelihood.jacobian: likelihoods,
     doctor.examine: examined,
     sampling.Sampler: lambda s: sampling.Sampler(2)(s.flow, s.z, s.labels),
+    sampling.check: lambda s: sampling.check(sampling.Sampler(2), s.flow, s.z, s.labels),
+    scheduling.one_gpu: lambda s: scheduling.one_gpu(0),
+    batches.setting: lambda s: batches.setting("no traceback"),
     features.FeatureLPIPS: lpips_loss,
     features.Classifier: lambda s: features.Classifier()(s.x),
     features.Embedding: lambda s: features.Embedding(s.digits)(s.x),
