@@ -191,7 +191,7 @@ def test_tensors_and_dataclasses_come_back_as_they_were(experiment, tmp_path):
 
 
 def test_what_cannot_be_kept_is_refused(experiment, tmp_path):
-    with pytest.raises(TypeError, match="a Foreign cannot be stored; allowed: numbers, .* and dataclasses of rfpp"):
+    with pytest.raises(TypeError, match="holds a Foreign, which cannot be stored; allowed: numbers, .* and lists"):
         experiment.kept(noted, str(tmp_path / "calls"), Foreign(1.0))
     with pytest.raises(Unidentified, match="a lambda"):
         experiment.kept(lambda: 1)
