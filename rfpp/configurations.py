@@ -187,11 +187,11 @@ def check_premetric(premetric: Any, shape: tuple[int, ...]) -> None:
         return (a - b).square().mean(dim=(1, 2, 3))
 
     generator = rng.generator(0, "probe", "premetric")
-    a, b, x_t = torch.randn((3, _PROBES, *shape), generator=generator)
-    b.requires_grad_()  # as the velocity has in training
-    t = torch.rand(_PROBES, generator=generator).clamp(0.1, 0.9)
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # whoever asks may want no gradients of their own
+            a, b, x_t = torch.randn((3, _PROBES, *shape), generator=generator)
+            b.requires_grad_()  # as the velocity has in training
+            t = torch.rand(_PROBES, generator=generator).clamp(0.1, 0.9)
             values = bind(premetric, lambda: stand_in)(a, b, x_t, t)
     except Exception as error:
         raise ValueError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}") from error

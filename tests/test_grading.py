@@ -33,7 +33,7 @@ def test_scores_are_their_definitions(experiment):
     z, labels = experiment.noise(64)
     images = samplers.sample(experiment.flow("A", 1), z, 1, times=[0.999], labels=labels)
     pixels = to_uint8(images)
-    real = grading._Real.of(experiment).features.double().numpy()
+    real = grading.real_features(experiment).double().numpy()
     with torch.no_grad():
         made = experiment.classifier.features(to_float(pixels)).double().numpy()
     one = found["A", 1]

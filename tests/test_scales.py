@@ -236,7 +236,7 @@ def test_what_is_finished_needs_no_networks(images, tmp_path):
     [
         ({"teacher.file": "x.pkl"}, "a teacher needs exactly one of name, file, train"),
         ({"features.kind": "standard"}, "features: kind='standard' does not take train"),
-        ({"data.name": "digits"}, "the shipped teacher and features are for digits"),
+        ({"teacher": {"name": "digits-teacher"}}, "the shipped teacher and features are for digits"),
         ({"machinery.precision": "fp8"}, "machinery.precision='fp8' is unknown; allowed: 'fp32', 'bf16' or 'fp16'"),
         ({"machinery.micro_batch": 0}, "machinery.micro_batch=0"),
         ({"teacher.train.stepz": 1}, "did you mean 'teacher.train.steps'"),

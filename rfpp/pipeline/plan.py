@@ -105,8 +105,10 @@ class Plan:
         _check_features(self.preset.features.kind, dataset)
         shape = (teacher.model.in_channels, teacher.model.img_resolution, teacher.model.img_resolution)
         if shape != dataset.train.shape:
+            settings = self.preset.teacher.model_dump(exclude_none=True)
+            given = next(name for name in ("name", "file", "train") if name in settings)
             raise PresetError(
-                f"the teacher makes images of shape {shape}, but data.name={dataset.name!r} has "
+                f"teacher.{given} makes images of shape {shape}, but data.name={dataset.name!r} has "
                 f"{dataset.train.shape}; choose a teacher and data that fit"
             )
         if teacher.label_dim not in (0, dataset.classes):
