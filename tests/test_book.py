@@ -340,7 +340,7 @@ def test_a_signal_ends_notebooks_that_run_side_by_side(checkout, tmp_path):
     """It comes while the cells of both still have minutes to go."""
     names = ["01_long", "02_longer"]
     for name in names:
-        checkout(name, f"open('../{name}', 'x').close()", "import time; time.sleep(600)")
+        checkout(name, f"open('{name}', 'x').close()", "import time; time.sleep(600)")
     shutil.copy(paths.LEDGER, tmp_path / paths.LEDGER)
     command = [sys.executable, "-m", "rfpp", "run", "--preset", "smoke", "--jobs", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
