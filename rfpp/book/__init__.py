@@ -112,7 +112,7 @@ def run(
         raise ParameterError(f"preset={parameters['preset']!r}: results of a preset have a folder; use --preset")
     settings, sources, count = presets.load(preset), notebooks(slugs), scheduling.jobs(jobs)
     if preset.endswith((".yaml", ".yml")):
-        preset = str(Path(preset).resolve())
+        preset = str(Path(preset).resolve())  # the executed copy can be run again from another folder
     given = parameters | ({"preset": preset} if preset != presets.DEFAULT else {})
     for source in sources:
         check_parameters(source, given)
@@ -311,15 +311,7 @@ def _lay_out(preset: str, executed: Mapping[str, Any], source: Path) -> None:
     """
     import nbformat
 
-    from rfpp.book import (
-        benchmarks,
-        doctor,
-        live,
-        pages,
-        results,
-        sizes,
-        status,
-    )
+    from rfpp.book import benchmarks, doctor, live, pages, results, sizes, status
     from rfpp.claims import ledger
     from rfpp.claims.records import scales
     from rfpp.experiment import Experiment

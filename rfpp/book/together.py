@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +11,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, TextIO
 
 from rfpp import claims
@@ -32,20 +32,21 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
         gather(sources, preset, given, count, terminal)
     parameters = [f"--set={name}={json.dumps(value)}" for name, value in given.items() if name != "preset"]
     command = [sys.executable, "-m", "rfpp", "run", "--preset", preset, "--jobs", "1", *parameters]
-    environment, places = {**os.environ, **scheduling.share(count)}, SimpleQueue[int]()
-    for place in range(count):
-        places.put(place)
+    environment, places, thread = {**os.environ, **scheduling.share(count)}, itertools.count(), threading.local()
     # Those with most claims take longest; the others fill the gaps.
     order = sorted(sources, key=lambda source: -len(_claims(source)))
     working: list[subprocess.Popen[str]] = []
     failed = threading.Event()
 
+    def begin() -> None:
+        thread.environment = {**environment, **scheduling.one_gpu(next(places))}
+
     def execute(source: Path) -> str:
         if failed.is_set():
             return ""
-        place = places.get()
-        own = {**environment, **scheduling.one_gpu(place)}
-        with subprocess.Popen([*command, source.stem], stderr=subprocess.PIPE, text=True, env=own) as process:
+        with subprocess.Popen(
+            [*command, source.stem], stderr=subprocess.PIPE, text=True, env=thread.environment
+        ) as process:
             working.append(process)
             if failed.is_set():  # since it was looked at
                 process.terminate()
@@ -55,13 +56,12 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
                 if line.startswith("[1/1] "):
                     terminal.write(line.removeprefix("[1/1] "))
                     terminal.flush()
-        places.put(place)
         if process.returncode:
             failed.set()
             return "".join(line for line in lines if not line.startswith("[1/1] ")).removeprefix("error: ").strip()
         return ""
 
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(count, initializer=begin) as pool:
         try:
             complaints = [complaint for complaint in pool.map(execute, order) if complaint]
         except BaseException:  # the pool waits for those that run, so they must end first
