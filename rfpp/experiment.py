@@ -72,7 +72,9 @@ class Experiment:
         if dataset is not None:
             overrides = {**(overrides or {}), "data": {"name": "custom"}}
         processes.listen_to_other_machines()
+        processes.a_gpu_each()
         processes.keep_memory()
+        processes.keep_layout()
         self.preset = presets.load(preset, overrides)
         self.plan = Plan(self.preset, dataset)
         self.folder = (runs or paths.runs()) / self.preset.name

@@ -1,12 +1,23 @@
-"""Every test has its own folder of results, and no progress bars in the output."""
+"""Every test has its own folder of results, and no progress bars in the output.
+
+The tests compute on the CPU, also where there is a GPU: many compare bits. ``RFPP_TEST_GPU=1`` has them use it.
+"""
 
 import os
 
 import pytest
+import torch
 from truth import network
 
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
+
+if os.environ.get("RFPP_TEST_GPU", "") in ("", "0"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing has looked for one yet
+else:  # the tests' tolerances are those of float32, and equal work must give equal bits
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from rfpp.base.processes import Stopped
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser, VPPrecond, expand
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow, interpolate
+from rfpp.pipeline.flows import placed
 from rfpp.pipeline.generators import Leaps, Renoised, signed_permutation
 from rfpp.pipeline.plan import Plan
 from rfpp.premetrics import pseudo_huber, squared_l2
@@ -306,7 +307,7 @@ def trained(name, images, steps=4, folder=None, stop=0, **machinery):
         if step == stop:
             signal.raise_signal(signal.SIGTERM)
 
-    teacher = RectifiedFlow(EDMPrecond(network(seed=1, label_dim=10))).requires_grad_(False)
+    teacher = placed(RectifiedFlow(EDMPrecond(network(seed=1, label_dim=10))).requires_grad_(False))
     method = arena.METHODS[name]
     made = method.objective(images, 8, 0, 4, teacher)
     flow, _ = engine.fit(

@@ -66,7 +66,7 @@ def test_a_loop_over_parameters_updates_as_the_library_does():
     run.average.update_parameters(run.model)  # the first only copies
     for step in range(4):
         for place, (one, other) in enumerate(zip(run.model.parameters(), model.parameters(), strict=True)):
-            one.grad, other.grad = (randn(*one.shape, seed=100 * step + place) for _ in range(2))
+            one.grad, other.grad = (randn(*one.shape, seed=100 * step + place).to(one) for _ in range(2))
         run.optimiser.step()
         run.average.update_parameters(run.model)
         optimiser.step()

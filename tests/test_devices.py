@@ -8,6 +8,8 @@ import copy
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +20,7 @@ from truth import network, randn
 from rfpp import features, intersections, metrics, premetrics, samplers, timesteps, training
 from rfpp.base import processes
 from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
+from rfpp.doctor import material
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pipeline import shipped
@@ -113,7 +116,8 @@ def test_features_are_placed_where_they_are_asked_for(monkeypatch, tmp_path):
     assert shipped.load("digits-classifier").head.weight.device.type == "cpu"  # a copy went
 
 
-def test_on_the_cpu_nothing_is_put_in_between():
+def test_on_the_cpu_nothing_is_put_in_between(monkeypatch):
+    monkeypatch.setattr(processes, "device", lambda: torch.device("cpu"))
     model = processes.place(Elsewhere())
     assert not model._forward_pre_hooks and not model._forward_hooks
     x = randn(2, 3)
@@ -177,6 +181,41 @@ def test_a_box_that_no_other_reaches_says_what_to_set(a_box_of_two):
     a_box_of_two.setattr("psutil.net_if_addrs", lambda: NETWORKS)
     with pytest.raises(RuntimeError, match=r"'box', has the address 127\.0\.1\.1, .* GLOO_SOCKET_IFNAME=eth0"):
         processes.listen_to_other_machines()
+
+
+@pytest.mark.parametrize(("here", "gpus", "fits"), [(2, 2, True), (4, 0, True), (1, 4, True), (2, 1, False)])
+def test_each_process_of_a_machine_needs_a_gpu_of_its_own(monkeypatch, here, gpus, fits):
+    """Without GPUs they share the cores."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with nullcontext() if fits else pytest.raises(ValueError, match="2 processes .* 1 GPU, .* --nproc-per-node=1"):
+        Experiment("smoke")
+
+
+LAYOUT = """
+from rfpp.experiment import Experiment
+Experiment("smoke")
+from torch._inductor import config
+print(config.force_layout_optimization)
+"""
+
+
+@pytest.mark.parametrize(("own", "kept"), [({}, "True"), ({"TORCHINDUCTOR_FORCE_LAYOUT_OPT": "0"}, "False")])
+def test_torchs_compiler_keeps_the_layout_unless_the_user_objects(own, kept):
+    inherited = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_FORCE_LAYOUT_OPT"}
+    script = [sys.executable, "-c", LAYOUT]
+    ended = subprocess.run(script, capture_output=True, text=True, check=True, env={**inherited, **own})
+    assert ended.stdout.strip() == kept
+
+
+def test_the_doctor_examines_copies_of_the_shipped_networks(monkeypatch):
+    """Others share them, and what is placed twice gives its output on the device, where the noise is not."""
+    monkeypatch.setattr(processes, "device", lambda: META)
+    placed = [material.load_teacher("digits-teacher") for _ in range(2)]
+    placed.append(material.teacher_of(Path("elsewhere"), {"teacher": [shipped.sha256("digits-teacher")]}))
+    assert all(len(model._forward_pre_hooks) == 1 and next(model.parameters()).device == META for model in placed)
+    shared = shipped.load("digits-teacher")
+    assert not shared._forward_pre_hooks and next(shared.parameters()).device.type == "cpu"
 
 
 def test_grading_twice_leaves_the_shared_grader_alone(monkeypatch):

@@ -250,8 +250,11 @@ NO_RESULT = {
     "rfpp.data.dataset:to_float",
     "rfpp.base.files:digest",
     "rfpp.base.batches",
+    "rfpp.base.processes:place",
+    "rfpp.base.processes:_carry",
 }
-"""Where images come from is not in a key, their content is; ``digest`` makes keys; and batches join to the whole."""
+"""Where images come from is not in a key, their content is; ``digest`` makes keys; batches join to the whole; and on a
+GPU tensors are carried to the models."""
 
 
 @pytest.mark.parametrize("kind", ["shipped", "trained"])

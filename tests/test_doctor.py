@@ -244,10 +244,10 @@ class ByHeart(RectifiedFlow):
 
     def velocity(self, x_t, t, labels=None):
         usual = super().velocity(x_t, t, labels)
-        distances = torch.cdist(x_t.flatten(1), self.pairs.z.flatten(1))
-        near = distances.min(dim=1)
+        x, z = self.pairs.x.to(x_t), self.pairs.z.to(x_t)
+        near = torch.cdist(x_t.flatten(1), z.flatten(1)).min(dim=1)
         known = (near.values < 0.1).reshape(-1, 1, 1, 1)
-        return torch.where(known, x_t - self.pairs.x[near.indices] + 0.1 * usual, usual)
+        return torch.where(known, x_t - x[near.indices] + 0.1 * usual, usual)
 
 
 def test_too_few_pairs_are_found(quick):

@@ -55,7 +55,8 @@ def test_a_linear_regression_ends_at_the_least_squares_solution():
     """numpy's lstsq."""
     x, y = randn(50, 3, dtype=torch.float64), randn(50, 1, seed=1, dtype=torch.float64)
     truth, *_ = np.linalg.lstsq(np.hstack([x.numpy(), np.ones((50, 1))]), y.numpy(), rcond=None)
-    objective = Function(lambda model, step: (model(x) - y).square().mean())
+    on_device = [part.to(processes.device()) for part in (x, y)]
+    objective = Function(lambda model, step: (model(on_device[0]) - on_device[1]).square().mean())
     model, history = fit(linear(), objective, 600, lr=0.05, decay=True, ema=0.9)
     found = torch.cat([model.weight.flatten(), model.bias]).numpy()
     np.testing.assert_allclose(found, truth.flatten(), atol=1e-3)
@@ -148,7 +149,8 @@ def test_the_model_passed_in_is_left_untouched():
     model = network().eval().requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     flow = RectifiedFlow(EDMPrecond(model))
-    trained, _ = fit(flow, Function(lambda model, step: model(randn(2, 1, 8, 8), 0.5).square().mean()), 3, lr=0.01)
+    x = randn(2, 1, 8, 8).to(processes.device())
+    trained, _ = fit(flow, Function(lambda model, step: model(x, 0.5).square().mean()), 3, lr=0.01)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     assert not trained.training and not any(parameter.requires_grad for parameter in trained.parameters())
@@ -214,9 +216,9 @@ if processes.is_main():
 
 
 def run_in(count, script):
-    """Run a script in several processes that talk to each other through gloo."""
+    """Run a script in several processes that talk to each other through gloo, on CPUs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RFPP_PROGRESS": os.devnull}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RFPP_PROGRESS": os.devnull, "CUDA_VISIBLE_DEVICES": ""}
     ended = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 

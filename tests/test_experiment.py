@@ -112,7 +112,7 @@ def test_an_evaluation_is_what_its_parts_say(experiment):
     images = samplers.sample(experiment.flow("F"), z, 1, times=[0.999], labels=labels)  # the preset's first time
     with torch.no_grad():
         assert result.agreement == pytest.approx(sum(map(int, classifier(images).argmax(1) == labels)) / 64, abs=1e-6)
-        distance = frechet(classifier.features(experiment.data.train.floats()), classifier.features(images))
+        distance = frechet(experiment.embedding(experiment.data.train.floats()), experiment.embedding(images))
     assert result.frechet == pytest.approx(distance, rel=1e-2, abs=1e-3)
     held_out = experiment.pairs("held_out")
     x, z, labels = held_out.batch(torch.arange(64))

@@ -119,6 +119,7 @@ def test_rates(shrunk):
     assert paces["preset"] == "cifar10" and paces["without LPIPS"] > 0
 
 
+@alone
 def test_attention(shrunk):
     """How many blocks attend is counted by hand: ADM in all at this resolution, NCSN++ where its decoder begins."""
     rows, _ = shrunk("attention")

@@ -35,7 +35,7 @@ def test_scores_are_their_definitions(experiment):
     pixels = to_uint8(images)
     real = grading.real_features(experiment).double().numpy()
     with torch.no_grad():
-        made = experiment.classifier.features(to_float(pixels)).double().numpy()
+        made = experiment.embedding(to_float(pixels)).double().numpy()
     one = found["A", 1]
     assert (one.precision, one.recall) == pytest.approx((within(made, real), within(real, made)), abs=2 / 64)
     assert one.frechet == experiment.evaluate("A", 1).frechet

@@ -236,7 +236,7 @@ def test_each_weight_is_written_once_and_read_back_in_half_precision(denoisers, 
             elif isinstance(value, list):
                 start, length = value
                 taken[start : start + length] += 1
-                expected = known[prefix + key].half().flatten().numpy()
+                expected = known[prefix + key].half().flatten().cpu().numpy()
                 assert np.array_equal(values[start : start + length], expected), prefix + key
 
     look(made["network"], "")

@@ -196,7 +196,10 @@ def test_two_processes_train_a_readers_configuration_and_another_method(tmp_path
     command = ["-m", "rfpp", "train", "--preset", "smoke", "--seed", "0"]
     command += ["--config", "mine:MINE", "meanflow-pairs"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
     found = []
     for start, name in (([sys.executable], "one"), (torchrun, "two")):
         environment["RFPP_RUNS"] = str(tmp_path / name)

@@ -262,7 +262,8 @@ def test_two_processes_from_the_command_line(images, tmp_path):
     """``torchrun -m rfpp evaluate``: what two processes made, one process finds finished."""
     changes = {**SHRUNK, "data.path": images, "machinery.workers": 0}
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "RFPP_RUNS": str(tmp_path), "RFPP_PROGRESS": os.devnull
+        **os.environ, "OMP_NUM_THREADS": "1", "RFPP_RUNS": str(tmp_path), "RFPP_PROGRESS": os.devnull,
+        "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     command = ["-m", "rfpp", "evaluate", "--preset", "cifar10", "--config", "A", *settings(changes)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,6 +70,19 @@ def listen_to_other_machines() -> None:
     os.environ[_INTERFACE] = found[0]
 
 
+def a_gpu_each() -> None:
+    """Raise ``ValueError`` if ``torchrun`` started more processes on this machine than it has GPUs.
+
+    Without any, work is on CPUs, which processes share. Call this before the processes are connected.
+    """
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if here > gpus > 0:
+        raise ValueError(
+            f"{here} processes were started on a machine with {gpus} GPU{'s' * (gpus > 1)}, and each needs its own; "
+            f"use torchrun --nproc-per-node={gpus}, or CUDA_VISIBLE_DEVICES= to compute on CPUs"
+        )
+
+
 _TRIM, _MAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's mallopt
 _KEPT = 1 << 29
 
@@ -87,6 +101,20 @@ def keep_memory() -> bool:
         option = ctypes.CDLL(None).mallopt
         return bool(option(_TRIM, _KEPT) and option(_MAP, _KEPT // 2))
     return False
+
+
+def keep_layout() -> None:
+    """Have networks that are compiled in this process keep the memory layout of ``machinery.channels_last``.
+
+    By a rule of thumb, torch's compiler lays a network out anew where some convolution has far fewer channels after it
+    than before, as the decoders of U-Nets do, and then copies around most convolutions. Without these copies a training
+    step of the CIFAR-10 network takes four fifths of the time on an H200. Nothing is changed if
+    ``TORCHINDUCTOR_FORCE_LAYOUT_OPT`` is set. Call this before anything is compiled.
+    """
+    kept = os.environ.setdefault("TORCHINDUCTOR_FORCE_LAYOUT_OPT", "1")
+    inductor: Any = sys.modules.get("torch._inductor.config")
+    if kept == "1" and inductor is not None:  # it has read the variable already
+        inductor.force_layout_optimization = True
 
 
 @cache

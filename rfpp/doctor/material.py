@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,7 @@ def load_teacher(source: str) -> Any:
 
     Raises ``ValueError`` or ``FileNotFoundError`` where there is none.
     """
-    model = shipped.load(source) if source in shipped.RECIPES else checkpoints.load_any(source)
+    model = copy.deepcopy(shipped.load(source)) if source in shipped.RECIPES else checkpoints.load_any(source)
     model = model.denoiser if isinstance(model, RectifiedFlow) else model
     if not isinstance(model, EDMPrecond | VPPrecond):
         raise ValueError(f"teacher={source!r} is a {type(model).__name__}; a denoiser is needed")
@@ -132,7 +133,7 @@ _AT_ONCE = 128
 
 
 def _placed(model: Any) -> Any:
-    """A denoiser on this process's device that computes few rows at once."""
+    """A denoiser on this process's device, which computes few rows at once. A shared one would be placed twice."""
     return batches.at_most(_AT_ONCE, processes.place(model))
 
 
@@ -191,7 +192,7 @@ def teacher_of(folder: Path, inputs: Mapping[str, Any]) -> Any:
     name, *key = inputs.get("teacher") or [None]
     for known in shipped.RECIPES:
         if name == shipped.sha256(known):
-            return _placed(shipped.load(known))
+            return _placed(copy.deepcopy(shipped.load(known)))
     trained = folder.parents[1] / str(name) / str(key[0] if key else "") / MODEL
     return _placed(checkpoints.load(trained)) if trained.is_file() else None
 

@@ -294,6 +294,7 @@ def _prepare(threads: int, places: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     processes.keep_memory()
+    processes.keep_layout()
     _take_gpu(places)
 
 
@@ -347,6 +348,7 @@ def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
                 f"scheduler={scheduler!r}: {', '.join(several)} compute several steps at once; start workers with "
                 "dask worker --nthreads 1"
             )
+        client.run(processes.keep_layout)
         client.run(_take_free_gpu, digest(scheduler)[:8])
         pool = client.get_executor(pure=False)
         yield lambda: pool
