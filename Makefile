@@ -3,6 +3,7 @@
 
 PRESET ?= laptop
 NB ?=
+ONLY ?=
 PYTHON ?= python3
 
 python := .venv/bin/python
@@ -25,6 +26,7 @@ help: ## list the targets
 	@echo '  PRESET      the scale: a preset of the library, or a .yaml file'
 	@echo '  NB          notebooks to run, as parts of their names; all when empty; "not arena" all but that.'
 	@echo '              The book shows the others as they last ran, or as stored in notebooks/'
+	@echo '  ONLY        the presets that `make scales` runs, such as ONLY="cifar10 or afhq"; all when empty'
 	@echo '  PYTHON      what .venv is made with, 3.11 or newer'
 
 book: $(stamp) ## run the notebooks at PRESET and build the book
@@ -44,7 +46,7 @@ test: $(stamp) ## check style, spelling and types, run the tests, compare the no
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadfile --nbval --nbval-current-env notebooks
 
 scales: $(stamp) ## run every notebook at every preset, shrunk (minutes)
-	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadgroup -m every_scale tests
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadgroup -m every_scale -k "$(ONLY)" tests
 
 bench: $(stamp) ## compare speed with the usual ways and write benchmarks/results.json (about eight minutes)
 	@$(python) -m pytest benchmarks --benchmark-json=benchmarks/results.json

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure each network in each precision."""
     options = parser(__doc__)
     options.add_argument("--eager", action="store_true", help="do not compile the networks")
+    options.add_argument("--torch-layout", action="store_true", help="let torch's compiler choose the memory layout")
     options.add_argument("--steps", type=int, default=30, help="steps of each training; the first third is warm-up")
     choice(options, "networks", list(SIZES))
     choice(options, "precisions", ["bf16", "fp16", "fp32"])
@@ -69,6 +71,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     report, small = Report(__file__, arguments), arguments.small
     steps, size = (3, 128) if small else (arguments.steps, 8192)
     shrunk = {"img_resolution": 8, "model_channels": 64, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [8]}
+    if arguments.torch_layout:
+        os.environ["TORCHINDUCTOR_FORCE_LAYOUT_OPT"] = "0"
     changes = {"machinery.compile": False} if arguments.eager else {}
     plan = trainings.plan(small, changes=changes | ({"machinery.workers": 0} if small else {}))
     for name in arguments.networks:
@@ -92,7 +96,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                     torch.cuda.empty_cache()
             share = count * batch / took / peak
             row: dict[str, Any] = {
-                "network": name, "precision": precision, "compiled": machinery.compile, "batch": batch,
+                "network": name, "precision": precision, "compiled": machinery.compile,
+                "layout kept": machinery.channels_last and not arguments.torch_layout, "batch": batch,
                 "parameters": sum(p.numel() for p in made.parameters()), "operations an image": count,
                 "seconds a step": took, "operations a second": count * batch / took, "matrix rate": peak,
                 "share": share,

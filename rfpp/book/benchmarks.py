@@ -137,7 +137,7 @@ def gpu_rates() -> Table:
     columns = ("network", "precision", "compiled", "batch", "a step", "TFLOP/s", "of the matrix rate", "goal")
     rows = [
         (
-            row["network"], row["precision"], "yes" if row["compiled"] else "no", row["batch"],
+            row["network"], row["precision"], _compiled(row), row["batch"],
             duration(row["seconds a step"]), f"{row['operations a second'] / 1e12:.0f}",
             f"{row['share of TF32']:.0%} (TF32)" if "share of TF32" in row else f"{row['share']:.0%}",
             f"{row['goal']:.0%}" if "goal" in row else "",
@@ -145,6 +145,13 @@ def gpu_rates() -> Table:
         for row in _gpu("rates")
     ]  # fmt: skip
     return Table(columns, rows)
+
+
+def _compiled(row: Mapping[str, Any]) -> str:
+    """Whether a network was compiled, and in whose memory layout."""
+    if not row["compiled"]:
+        return "no"
+    return "yes, in its layout" if row.get("layout kept") else "yes, in torch's layout"
 
 
 OPERATION = "scaled_dot_product_"
@@ -225,11 +232,11 @@ def _device(script: str) -> str:
 
 def gpu_findings() -> str:
     """Where and when the scripts for a GPU ran, and which notebooks did."""
-    notebooks = [row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished"]
+    notebooks = sorted(row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished")
     return (
-        f"Rates, attention and notebooks were measured {_device('rates')}; compiled trainings and waiting "
-        f"{_device('compiled')}; resumed trainings on the GPUs that their table names. These notebooks ran to "
-        f"completion on the first, at a reduced `cifar10`: {', '.join(notebooks)}.\n"
+        f"Rates were last measured {_device('rates')}; attention {_device('attention')}; compiled trainings and "
+        f"waiting {_device('compiled')}; resumed trainings on the GPUs that their table names. These notebooks ran to "
+        f"completion {_device('notebooks')}, at a reduced `cifar10`: {', '.join(notebooks)}.\n"
     )
 
 
