@@ -11,12 +11,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rfpp import arena, book, configurations, presets
 from rfpp.base import batches, checks, downloads, files, processes
+
+if TYPE_CHECKING:
+    from rfpp.experiment import Experiment
+    from rfpp.pipeline.sampling import AnySampler
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _experiment(arguments: argparse.Namespace) -> Any:
+def _experiment(arguments: argparse.Namespace) -> Experiment:
     overrides = _assignments(arguments.set)
     preset = presets.load(arguments.preset, overrides)  # fails before the slow imports
     from rfpp.experiment import Experiment
@@ -62,11 +66,25 @@ def _train(arguments: argparse.Namespace) -> None:
             _say(f"{config}, seed {seed}: {experiment.flow_file(config, seed)}")
 
 
-def _sampler(arguments: argparse.Namespace) -> dict[str, Any]:
-    from rfpp.samplers import steps_for
-
-    steps_for(arguments.nfe, arguments.solver)
-    return {"nfe": arguments.nfe, "solver": arguments.solver, "update": arguments.update, "inner": arguments.times}
+def _sampler(arguments: argparse.Namespace, experiment: Experiment) -> AnySampler:
+    """The sampler that the options describe, or a reader's own."""
+    said = {name: getattr(arguments, name) for name in ("nfe", "solver", "update", "times")}
+    given = {name: value for name, value in said.items() if value is not None}
+    if arguments.sampler is None:
+        if "times" in given:
+            given["inner"] = given.pop("times")
+        return experiment.own_sampler(arguments.config, **given)
+    if given:
+        raise ValueError(
+            f"--sampler={arguments.sampler} says how to sample; leave out --{', --'.join(given)}, or --sampler"
+        )
+    found: AnySampler = configurations.imported(arguments.sampler, "sampler")
+    if isinstance(found, type) or not (callable(found) and hasattr(found, "nfe")):
+        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"sampler={arguments.sampler!r} is {kind}; a value with nfe is needed that makes images of flow, z, labels"
+        )
+    return found
 
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")  # matplotlib adds an ending where there is none
@@ -79,25 +97,26 @@ def _sample(arguments: argparse.Namespace) -> None:
     if arguments.out.is_dir():
         raise ValueError(f"out={str(arguments.out)!r} is a folder; a picture's file is needed")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    options = _sampler(arguments)
     experiment = _experiment(arguments)
+    sampler = _sampler(arguments, experiment)
     import matplotlib
 
     matplotlib.use("Agg")
     from rfpp.book import plots
+    from rfpp.pipeline import sampling
 
     plots.style()
     z, labels = experiment.noise(arguments.n)
-    images = experiment.own_sampler(arguments.config, **options)(
-        experiment.flow(arguments.config, arguments.seed or 0), z, labels
-    )
+    flow = experiment.flow(arguments.config, arguments.seed or 0)
+    if arguments.sampler:
+        sampling.check(sampler, flow, *experiment.noise(3))
+    images = sampler(flow, z, labels)
     rows = {f"{start}..": images[start : start + 20] for start in range(0, len(images), 20)}
     plots.image_rows(rows).savefig(arguments.out)
     print(arguments.out)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    options = _sampler(arguments)
     for name in ("n", "reference", "reference_count", "weights"):
         if getattr(arguments, name) is not None and not arguments.standard:
             raise ValueError(
@@ -108,7 +127,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from rfpp.pipeline import standard
 
     seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
-    sampler = experiment.own_sampler(arguments.config, **options)
+    sampler = _sampler(arguments, experiment)
     if not arguments.standard:
         found = experiment.sweep(arguments.config, seeds, [sampler])[sampler]
         for seed, evaluation in zip(seeds, found, strict=True):
@@ -301,12 +320,13 @@ def _add_jobs(sub: argparse.ArgumentParser) -> None:
 
 def _add_sampler(sub: argparse.ArgumentParser) -> None:
     """The options of :func:`_sampler`."""
-    sub.add_argument("--nfe", type=int, default=1, help="number of evaluations; odd with --solver heun")
-    sub.add_argument("--solver", default="euler", help="euler or heun")
-    sub.add_argument("--update", default="standard", help="standard or straight")
+    sub.add_argument("--nfe", type=int, help="number of evaluations, 1 by default; odd with --solver heun")
+    sub.add_argument("--solver", help="euler, the default, or heun")
+    sub.add_argument("--update", help="standard, the default, or straight")
     sub.add_argument(
         "--times", type=float, nargs="+", metavar="T", help="start times of the steps after the first; in the paper 0.8"
     )
+    sub.add_argument("--sampler", metavar="MODULE:NAME", help="the import path of a sampler of yours, in their place")
 
 
 def _add_doctor(command: Callable[..., Any], model: Callable[..., None]) -> None:

@@ -233,6 +233,11 @@ class Experiment:
         n, seed = n or self.preset.evaluation.samples, self.plan.noise_seed(self.preset.seeds[0])
         return pairs.noise(seed, range(n), self.data.train.shape), labels_in_turn(n, self.classes)
 
+    def _try(self, samplers: Sequence[AnySampler], config: Config, seed: int) -> None:
+        """Raise ``ValueError`` or ``TypeError`` for a reader's sampler that does not do what it says."""
+        for sampler in (each for each in samplers if not is_own(type(each))):
+            sampling.check(sampler, self.flow(config, seed), *self.noise(3))
+
     def sweep(
         self, config: Config, seeds: Sequence[int], wanted: Sequence[AnySampler], draw: int = 0
     ) -> dict[AnySampler, list[Evaluation]]:
@@ -247,8 +252,7 @@ class Experiment:
             self.plan.grader.untrained()  # a missing Inception must fail now, not after days of training
         if config != TEACHER:
             self.train([config], seeds)
-        for sampler in (each for each in missing if not is_own(type(each))):
-            sampling.check(sampler, self.flow(config, seeds[0]), *self.noise(3))
+        self._try(missing, config, seeds[0])
         if self.jobs > 1 or self.scheduler is not None:
             self.compute(step for each in steps.values() for step in each)
         self.run.get(self.plan.reference())
@@ -289,4 +293,5 @@ class Experiment:
     ) -> Iterator[Grades]:
         """Yield the :meth:`grade` of each seed; the samples of all seeds are drawn first, side by side."""
         sampler = sampler or self.own_sampler(config)
+        self._try([sampler], config, seeds[0])
         return standard.grades(self.plan, self.run, config, seeds, sampler, self.compute, **options)

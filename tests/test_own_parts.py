@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Jump:
         return samplers.sample(flow, z, self.nfe, labels=labels)
 
 
+JUMP = Jump(1)
 MINE = Configuration("L1 at late times", timesteps=Power(3.0), premetric=l1, batch=12)
 NO_CONFIGURATION = 3
 
@@ -138,6 +140,9 @@ class Wrong:
         }.get(self.how, lambda: x)()  # fmt: skip
 
 
+WRONG = Wrong("two evaluations")
+
+
 @pytest.mark.parametrize(
     ("sampler", "complaint"),
     [
@@ -154,6 +159,45 @@ class Wrong:
 def test_a_sampler_that_does_not_do_what_it_says_is_not_graded(experiment, sampler, complaint):
     with pytest.raises((ValueError, TypeError), match=complaint):
         experiment.evaluate(MINE, sampler=sampler)
+
+
+@pytest.fixture
+def from_here(monkeypatch):
+    """The command line finds the parts of this file."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+def test_a_sampler_is_named_by_its_import_path(experiment, folder, from_here, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("RFPP_RUNS", str(folder))
+    here = ["--preset", "smoke", "--config", "teacher", "--seed", "0", "--sampler", "test_own_parts:JUMP"]
+    assert cli.main(["evaluate", *here]) == 0
+    assert capsys.readouterr().out == f"teacher, seed 0: {experiment.evaluate('teacher', 0, sampler=JUMP)}\n"
+    picture = tmp_path / "drawn.png"
+    assert cli.main(["sample", *here, "--n", "4", "--out", str(picture)]) == 0 and picture.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("JUMP --nfe 2 --times 0.5", "--sampler=test_own_parts:JUMP says how to sample; leave out --nfe, --times, or"),
+        ("Jump", "sampler='test_own_parts:Jump' is the class Jump; a value with nfe is needed that makes images"),
+        ("NO_CONFIGURATION", "sampler='test_own_parts:NO_CONFIGURATION' is a int; a value with nfe is needed"),
+        ("nothing", "sampler='test_own_parts:nothing' cannot be imported: .*; 'my_module:NAME' is needed"),
+        ("WRONG", "sampler=.* has nfe=1, but evaluates the flow 2 times"),
+    ],
+)
+def test_no_sampler_is_refused(from_here, capsys, runs, command, options, complaint):
+    path, *others = f"test_own_parts:{options}".split()
+    here = ["--preset", "smoke", "--config", "teacher", "--seed", "0", "--sampler", path, *others]
+    assert cli.main([command, *here]) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    assert not list(runs.rglob("evaluation"))
+
+
+def test_a_sampler_that_does_not_do_what_it_says_gets_no_published_grades(experiment):
+    with pytest.raises(ValueError, match="makes images with NaN"):
+        list(experiment.grades("teacher", [0], Wrong("not finite")))
 
 
 def test_a_dataset_makes_pairs_flows_and_grades_of_its_own(folder):
