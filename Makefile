@@ -43,7 +43,7 @@ test: $(stamp) ## check style, spelling and types, run the tests, compare the no
 	@$(python) -m codespell_lib
 	@$(python) -m mypy
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist worksteal -m "not every_scale" tests  # a process for each core: more threads than cores wait for each other
-	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadfile --nbval --nbval-current-env notebooks
+	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadfile --nbval --nbval-current-env notebooks  # stored outputs are a CPU's
 
 scales: $(stamp) ## run every notebook at every preset, shrunk (minutes)
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadgroup -m every_scale -k "$(ONLY)" tests

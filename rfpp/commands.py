@@ -45,7 +45,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     return Experiment(preset, jobs=getattr(arguments, "jobs", None), scheduler=getattr(arguments, "scheduler", None))
 
 
-def _say(text: str) -> None:
+def _say(text: object) -> None:
     """Print, from the first of several processes only."""
     if processes.is_main():
         print(text)
@@ -112,8 +112,9 @@ def _sample(arguments: argparse.Namespace) -> None:
         sampling.check(sampler, flow, *experiment.noise(3))
     images = sampler(flow, z, labels)
     rows = {f"{start}..": images[start : start + 20] for start in range(0, len(images), 20)}
-    plots.image_rows(rows).savefig(arguments.out)
-    print(arguments.out)
+    if processes.is_main():
+        plots.image_rows(rows).savefig(arguments.out)
+    _say(arguments.out)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -208,9 +209,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     except pairs.Damaged as error:
         findings = [doctor.damage(error)]
     if arguments.json:
-        print(json.dumps([finding.record() for finding in findings], indent=1))
+        _say(json.dumps([finding.record() for finding in findings], indent=1))
     else:
-        print("\n".join(doctor.report(title, findings)))
+        _say("\n".join(doctor.report(title, findings)))
     return 0 if doctor.is_sound(findings) else 1
 
 
@@ -326,7 +327,7 @@ def _add_sampler(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--times", type=float, nargs="+", metavar="T", help="start times of the steps after the first; in the paper 0.8"
     )
-    sub.add_argument("--sampler", metavar="MODULE:NAME", help="the import path of a sampler of yours, in their place")
+    sub.add_argument("--sampler", metavar="MODULE:NAME", help="the import path of a sampler, in place of these options")
 
 
 def _add_doctor(command: Callable[..., Any], model: Callable[..., None]) -> None:

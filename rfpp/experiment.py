@@ -71,10 +71,7 @@ class Experiment:
     ) -> None:
         if dataset is not None:
             overrides = {**(overrides or {}), "data": {"name": "custom"}}
-        processes.listen_to_other_machines()
-        processes.a_gpu_each()
-        processes.keep_memory()
-        processes.keep_layout()
+        processes.prepare()
         self.preset = presets.load(preset, overrides)
         self.plan = Plan(self.preset, dataset)
         self.folder = (runs or paths.runs()) / self.preset.name
@@ -293,5 +290,9 @@ class Experiment:
     ) -> Iterator[Grades]:
         """Yield the :meth:`grade` of each seed; the samples of all seeds are drawn first, side by side."""
         sampler = sampler or self.own_sampler(config)
-        self._try([sampler], config, seeds[0])
-        return standard.grades(self.plan, self.run, config, seeds, sampler, self.compute, **options)
+
+        def compute(steps: Iterable[Step]) -> None:
+            self._try([sampler], config, seeds[0])
+            self.compute(steps)
+
+        return standard.grades(self.plan, self.run, config, seeds, sampler, compute, **options)

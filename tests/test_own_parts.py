@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from rfpp import commands as cli
-from rfpp import data, samplers
+from rfpp import data, metrics, samplers
+from rfpp.base import processes
 from rfpp.configurations import Configuration
 from rfpp.engine import Optimisation
 from rfpp.experiment import Experiment
+from rfpp.pipeline import sampling
 from rfpp.pipeline.identities import Unidentified
 from rfpp.premetrics import LPIPSHuber
 from rfpp.presets import PresetError
@@ -195,9 +197,30 @@ def test_no_sampler_is_refused(from_here, capsys, runs, command, options, compla
     assert not list(runs.rglob("evaluation"))
 
 
-def test_a_sampler_that_does_not_do_what_it_says_gets_no_published_grades(experiment):
+def test_a_sampler_that_does_not_do_what_it_says_gets_no_published_grades(experiment, monkeypatch):
+    """Nor any work, where something else is wrong."""
+    monkeypatch.setattr(metrics, "inception", lambda *_: None)
     with pytest.raises(ValueError, match="makes images with NaN"):
-        list(experiment.grades("teacher", [0], Wrong("not finite")))
+        experiment.grades("teacher", [0], Wrong("not finite"))
+    monkeypatch.setattr(sampling, "check", None)
+    with pytest.raises(ValueError, match="n=2 is too small"):
+        experiment.grades("teacher", [0], Wrong("not finite"), n=2)
+
+
+def test_samples_lie_where_their_noise_does(experiment, monkeypatch):
+    """The meta device in place of a GPU: what a sampler leaves on the CPU there would fail after the training."""
+
+    def at_home(flow, z, labels=None):
+        flow.velocity(torch.zeros(3, 1, 8, 8), 1.0, labels if labels is None else torch.zeros(3, dtype=torch.long))
+        return torch.zeros(3, 1, 8, 8)
+
+    at_home.nfe = 1
+    z, labels = experiment.noise(3)
+    flow = experiment.flow("teacher")
+    sampling.check(at_home, flow, z, labels)
+    monkeypatch.setattr(processes, "device", lambda: torch.device("meta"))
+    with pytest.raises(ValueError, match="images on cpu of noise on cpu, and on cpu of noise on meta; return them on"):
+        sampling.check(at_home, flow, z, labels)
 
 
 def test_a_dataset_makes_pairs_flows_and_grades_of_its_own(folder):

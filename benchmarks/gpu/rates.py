@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import trainings
 from provenance import Report, choice, parser
 from torch import nn
+from torch._inductor import config as inductor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rfpp import engine, networks, premetrics, timesteps, training
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     steps, size = (3, 128) if small else (arguments.steps, 8192)
     shrunk = {"img_resolution": 8, "model_channels": 64, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [8]}
     if arguments.torch_layout:
-        os.environ["TORCHINDUCTOR_FORCE_LAYOUT_OPT"] = "0"
+        inductor.force_layout_optimization = False
     changes = {"machinery.compile": False} if arguments.eager else {}
     plan = trainings.plan(small, changes=changes | ({"machinery.workers": 0} if small else {}))
     for name in arguments.networks:
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             share = count * batch / took / peak
             row: dict[str, Any] = {
                 "network": name, "precision": precision, "compiled": machinery.compile,
-                "layout kept": machinery.channels_last and not arguments.torch_layout, "batch": batch,
+                "layout kept": machinery.compile and inductor.force_layout_optimization, "batch": batch,
                 "parameters": sum(p.numel() for p in made.parameters()), "operations an image": count,
                 "seconds a step": took, "operations a second": count * batch / took, "matrix rate": peak,
                 "share": share,

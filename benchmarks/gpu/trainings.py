@@ -34,7 +34,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def plan(small: bool, name: str = "cifar10", changes: dict[str, Any] | None = None) -> Plan:
     """A preset's plan, for blank images where its own are not here."""
-    processes.keep_layout()  # as an experiment does
     preset = presets.load(name, {**(SMALL if small else {}), **(changes or {})})
     return Plan(preset, costs.expected(preset))
 

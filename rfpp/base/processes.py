@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import ipaddress
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -75,7 +75,8 @@ def a_gpu_each() -> None:
 
     Without any, work is on CPUs, which processes share. Call this before the processes are connected.
     """
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count() if here > 1 else here
     if here > gpus > 0:
         raise ValueError(
             f"{here} processes were started on a machine with {gpus} GPU{'s' * (gpus > 1)}, and each needs its own; "
@@ -103,18 +104,29 @@ def keep_memory() -> bool:
     return False
 
 
-def keep_layout() -> None:
-    """Have networks that are compiled in this process keep the memory layout of ``machinery.channels_last``.
+def cast_each_time() -> None:
+    """Have autocast cast a weight at each use, in this thread.
 
-    By a rule of thumb, torch's compiler lays a network out anew where some convolution has far fewer channels after it
-    than before, as the decoders of U-Nets do, and then copies around most convolutions. Without these copies a training
-    step of the CIFAR-10 network takes four fifths of the time on an H200. Nothing is changed if
-    ``TORCHINDUCTOR_FORCE_LAYOUT_OPT`` is set. Call this before anything is compiled.
+    Otherwise it keeps the first result. A network that is first evaluated without gradients, as for a target, would in
+    some versions of PyTorch be evaluated without those of its weights afterwards.
     """
-    kept = os.environ.setdefault("TORCHINDUCTOR_FORCE_LAYOUT_OPT", "1")
-    inductor: Any = sys.modules.get("torch._inductor.config")
-    if kept == "1" and inductor is not None:  # it has read the variable already
-        inductor.force_layout_optimization = True
+    torch.set_autocast_cache_enabled(False)
+
+
+def prepare() -> None:
+    """What a process needs before it computes anything; raises the errors of the functions that this calls."""
+    listen_to_other_machines()
+    a_gpu_each()
+    keep_memory()
+    cast_each_time()
+
+
+def free_memory() -> None:
+    """Return to the GPU what finished work leaves behind: other processes, or the next step, may need it."""
+    if torch.cuda.is_initialized():
+        torch._dynamo.reset()  # graphs of networks that are gone make those of the next ones more general, and slower
+        gc.collect()  # a training refers to itself
+        torch.cuda.empty_cache()
 
 
 @cache

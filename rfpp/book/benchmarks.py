@@ -151,7 +151,7 @@ def _compiled(row: Mapping[str, Any]) -> str:
     """Whether a network was compiled, and in whose memory layout."""
     if not row["compiled"]:
         return "no"
-    return "yes, in its layout" if row.get("layout kept") else "yes, in torch's layout"
+    return "yes, in channels-last" if row.get("layout kept") else "yes, as torch chooses"
 
 
 OPERATION = "scaled_dot_product_"

@@ -133,7 +133,7 @@ _AT_ONCE = 128
 
 
 def _placed(model: Any) -> Any:
-    """A denoiser on this process's device, which computes few rows at once. A shared one would be placed twice."""
+    """A denoiser on this process's device that computes few rows at once; give a copy of one that others share."""
     return batches.at_most(_AT_ONCE, processes.place(model))
 
 

@@ -109,9 +109,9 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
     if not wanted or (scheduler is None and count == 1):
         for number, step in enumerate(wanted, start=1):
             dataclasses.replace(run, position=f" ({number} of {len(wanted)})").get(step)
+            processes.free_memory()
         return
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # a worker on this process's GPU needs what is free
+    processes.free_memory()  # a worker on this process's GPU needs it
     where = _local(count) if scheduler is None else _cluster(scheduler)
     with tempfile.TemporaryDirectory(prefix="rfpp-") as notes, where as workers:
         _Work(run, wanted, count, Path(notes), workers).do()
@@ -252,12 +252,13 @@ def _compute(step: Step, run: Run, note: Path) -> None:
             run.get(step)
         finally:
             note.with_suffix(".worker").unlink(missing_ok=True)  # no signal is for this step any more
+            processes.free_memory()  # an idle worker still has what is reserved
 
 
 def _gpus() -> list[str]:
     """Return the GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    return sorted(visible.split(",")) if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def one_gpu(number: int) -> dict[str, str]:
@@ -282,11 +283,17 @@ def _take_gpu(places: Path) -> None:
 
 
 def _take_free_gpu(name: str) -> None:
-    """Take a GPU for a cluster's worker, unless the cluster has given it some; ``name``: the cluster's."""
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+    """Take a GPU for a cluster's worker, unless the cluster has given it one; ``name``: the cluster's."""
+    if len(_gpus()) > 1:
         places = Path(tempfile.gettempdir()) / f"rfpp-places-{name}"
         places.mkdir(exist_ok=True)
         _take_gpu(places)
+
+
+def _join(name: str) -> None:
+    """Prepare a cluster's worker for its first step."""
+    processes.cast_each_time()
+    _take_free_gpu(name)
 
 
 def _prepare(threads: int, places: Path) -> None:
@@ -294,7 +301,7 @@ def _prepare(threads: int, places: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     processes.keep_memory()
-    processes.keep_layout()
+    processes.cast_each_time()
     _take_gpu(places)
 
 
@@ -348,7 +355,8 @@ def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
                 f"scheduler={scheduler!r}: {', '.join(several)} compute several steps at once; start workers with "
                 "dask worker --nthreads 1"
             )
-        client.run(processes.keep_layout)
-        client.run(_take_free_gpu, digest(scheduler)[:8])
+        client.register_worker_callbacks(
+            functools.partial(_join, digest(scheduler)[:8])
+        )  # also of workers that join later
         pool = client.get_executor(pure=False)
         yield lambda: pool
