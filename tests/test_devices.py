@@ -5,9 +5,11 @@ be read from it: what passes there creates its tensors where the others are, and
 """
 
 import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +210,34 @@ def test_torchs_compiler_keeps_the_layout_unless_the_user_objects(own, kept):
     script = [sys.executable, "-c", LAYOUT]
     ended = subprocess.run(script, capture_output=True, text=True, check=True, env={**inherited, **own})
     assert ended.stdout.strip() == kept
+
+
+def test_autocast_keeps_no_weights():
+    """Otherwise a weight that a target needed first, without gradients, may stay without them."""
+    before = torch.is_autocast_cache_enabled()
+    try:
+        torch.set_autocast_cache_enabled(True)
+        processes.cast_each_time()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not torch.is_autocast_cache_enabled()
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+def test_what_finished_work_leaves_behind_is_returned(monkeypatch):
+    """Also what refers to itself, as a training does."""
+    returned, training = [], Elsewhere()
+    training.seen.append(training)
+    seen = weakref.ref(training)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: returned.append(seen()))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    gc.disable()
+    try:
+        del training
+        processes.free_memory()
+    finally:
+        gc.enable()
+    assert returned == [None]
 
 
 def test_the_doctor_examines_copies_of_the_shipped_networks(monkeypatch):

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -315,6 +316,19 @@ def own_gpu(folder, name, together):
     while len(list(folder.iterdir())) < together and time.monotonic() < deadline:
         time.sleep(0.05)
     return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_workers_of_a_cluster_that_see_several_gpus_take_one_each(monkeypatch, tmp_path):
+    """Whatever order they see them in; who was given one keeps it."""
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    taken, places = [], []
+    for seen in ("1,0", "0,1", "3"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+        places.append([])
+        monkeypatch.setattr(scheduling, "_own_place", places[-1])
+        scheduling._take_free_gpu("cluster")
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == ["0", "1", "3"] and list(map(len, places)) == [1, 1, 0]
 
 
 def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
