@@ -29,11 +29,13 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
 
 SOURCES = [path for path in FILES if "_modules" in path.parts]
-"""Pages with the library's code, all made by one template: one of middling length stands for all in the browser."""
+"""Pages with the library's code, all made by one template: one of middling length and the one with the longest name
+stand for all in the browser."""
 LIBRARY = sorted((path for path in FILES if path.parent == ROOT / "book" / "api"), key=lambda path: path.stat().st_size)
 """Pages made of docstrings, long and coloured alike: the shortest of them stands for all where it is about colours."""
 PAGES = [path for path in FILES if path not in SOURCES and path != ROOT / "index.html"]
 PAGES += sorted(SOURCES, key=lambda path: path.stat().st_size)[len(SOURCES) // 2 :][:1]
+PAGES += [path for path in [max(SOURCES, key=lambda path: len(str(path)))] if path not in PAGES]
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390)}
 VIEWS = [
     pytest.param((path, look), id=f"{path.relative_to(ROOT).with_suffix('').as_posix()}-{look}")
