@@ -103,14 +103,12 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     matplotlib.use("Agg")
     from rfpp.book import plots
-    from rfpp.pipeline import sampling
 
     plots.style()
     z, labels = experiment.noise(arguments.n)
-    flow = experiment.flow(arguments.config, arguments.seed or 0)
-    if arguments.sampler:
-        sampling.check(sampler, flow, *experiment.noise(3))
-    images = sampler(flow, z, labels)
+    seed = arguments.seed or 0
+    experiment.check([sampler], arguments.config, seed)
+    images = sampler(experiment.flow(arguments.config, seed), z, labels)
     rows = {f"{start}..": images[start : start + 20] for start in range(0, len(images), 20)}
     if processes.is_main():
         plots.image_rows(rows).savefig(arguments.out)

@@ -230,7 +230,7 @@ class Experiment:
         n, seed = n or self.preset.evaluation.samples, self.plan.noise_seed(self.preset.seeds[0])
         return pairs.noise(seed, range(n), self.data.train.shape), labels_in_turn(n, self.classes)
 
-    def _try(self, samplers: Sequence[AnySampler], config: Config, seed: int) -> None:
+    def check(self, samplers: Sequence[AnySampler], config: Config, seed: int) -> None:
         """Raise ``ValueError`` or ``TypeError`` for a reader's sampler that does not do what it says."""
         for sampler in (each for each in samplers if not is_own(type(each))):
             sampling.check(sampler, self.flow(config, seed), *self.noise(3))
@@ -249,7 +249,7 @@ class Experiment:
             self.plan.grader.untrained()  # a missing Inception must fail now, not after days of training
         if config != TEACHER:
             self.train([config], seeds)
-        self._try(missing, config, seeds[0])
+        self.check(missing, config, seeds[0])
         if self.jobs > 1 or self.scheduler is not None:
             self.compute(step for each in steps.values() for step in each)
         self.run.get(self.plan.reference())
@@ -292,7 +292,7 @@ class Experiment:
         sampler = sampler or self.own_sampler(config)
 
         def compute(steps: Iterable[Step]) -> None:
-            self._try([sampler], config, seeds[0])
+            self.check([sampler], config, seeds[0])
             self.compute(steps)
 
         return standard.grades(self.plan, self.run, config, seeds, sampler, compute, **options)

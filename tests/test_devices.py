@@ -212,12 +212,12 @@ def test_torchs_compiler_keeps_the_layout_unless_the_user_objects(own, kept):
     assert ended.stdout.strip() == kept
 
 
-def test_autocast_keeps_no_weights():
+def test_autocast_keeps_no_weights(tmp_path):
     """Otherwise a weight that a target needed first, without gradients, may stay without them."""
     before = torch.is_autocast_cache_enabled()
     try:
         torch.set_autocast_cache_enabled(True)
-        processes.cast_each_time()
+        Experiment("smoke", runs=tmp_path).pairs("held_out")
         with torch.autocast("cpu", torch.bfloat16):
             assert not torch.is_autocast_cache_enabled()
     finally:

@@ -118,7 +118,6 @@ def prepare() -> None:
     listen_to_other_machines()
     a_gpu_each()
     keep_memory()
-    cast_each_time()
 
 
 def free_memory() -> None:

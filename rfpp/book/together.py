@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rfpp import claims
-from rfpp.base import processes
 from rfpp.book import NotebookFailed, shown_progress, sizes
 from rfpp.configurations import ALL, TEACHER
 from rfpp.experiment import Experiment
@@ -31,7 +30,6 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
     """
     with shown_progress("trainings", terminal):
         gather(sources, preset, given, count, terminal)
-    processes.free_memory()  # the notebooks need it
     parameters = [f"--set={name}={json.dumps(value)}" for name, value in given.items() if name != "preset"]
     command = [sys.executable, "-m", "rfpp", "run", "--preset", preset, "--jobs", "1", *parameters]
     environment, places, thread = {**os.environ, **scheduling.share(count)}, itertools.count(), threading.local()

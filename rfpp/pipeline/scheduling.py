@@ -290,18 +290,11 @@ def _take_free_gpu(name: str) -> None:
         _take_gpu(places)
 
 
-def _join(name: str) -> None:
-    """Prepare a cluster's worker for its first step."""
-    processes.cast_each_time()
-    _take_free_gpu(name)
-
-
 def _prepare(threads: int, places: Path) -> None:
     """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     processes.keep_memory()
-    processes.cast_each_time()
     _take_gpu(places)
 
 
@@ -356,7 +349,7 @@ def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
                 "dask worker --nthreads 1"
             )
         client.register_worker_callbacks(
-            functools.partial(_join, digest(scheduler)[:8])
+            functools.partial(_take_free_gpu, digest(scheduler)[:8])
         )  # also of workers that join later
         pool = client.get_executor(pure=False)
         yield lambda: pool

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from rfpp.base import processes
 from rfpp.engine import Machinery
 from rfpp.pipeline.digests import code_digest, presentation
 from rfpp.pipeline.identities import identity
@@ -70,6 +71,7 @@ class Run:
         if finished is not None:
             return finished
         with torch.inference_mode(False), torch.enable_grad():  # callers may have gradients off; training needs them
+            processes.cast_each_time()  # in this thread: a cluster's worker computes in another than it starts in
             run = step.suited(self)
             return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, run))
 
