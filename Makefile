@@ -15,6 +15,11 @@ check := import importlib.util as u, os, sys; \
 	sys.exit(not all(found) or not os.path.samefile(os.path.dirname(os.path.dirname(found[-1].origin)), os.getcwd()))
 is_whole := test -f $(stamp) && $(python) -I -c '$(check)' 2>/dev/null
 
+# NB as an expression of pytest's: "a b" are those named a or b, "not a b" all the others.
+space := $(subst ,, )
+any = $(subst $(space), or ,$(strip $(1)))
+chosen = $(if $(filter not,$(firstword $(NB))),not ($(call any,$(wordlist 2,$(words $(NB)),$(NB)))),$(call any,$(NB)))
+
 .DEFAULT_GOAL := help
 .PHONY: help book pdf test scales bench mutants lab notebooks clean clean-all distclean anew
 
@@ -24,7 +29,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "  %-12s%s\n", $$1, $$2 }'
 	@echo
 	@echo '  PRESET      the scale: a preset of the library, or a .yaml file'
-	@echo '  NB          notebooks to run, as parts of their names; all when empty; "not arena" all but that.'
+	@echo '  NB          notebooks to run or to compare, as parts of their names; all when empty; "not arena" all but that.'
 	@echo '              The book shows the others as they last ran, or as stored in notebooks/'
 	@echo '  ONLY        the presets that `make scales` runs, such as ONLY="cifar10 or afhq"; all when empty'
 	@echo '  PYTHON      what .venv is made with, 3.11 or newer'
@@ -43,7 +48,7 @@ test: $(stamp) ## check style, spelling and types, run the tests, compare the no
 	@$(python) -m codespell_lib
 	@$(python) -m mypy
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist worksteal -m "not every_scale" tests  # a process for each core: more threads than cores wait for each other
-	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadfile --nbval --nbval-current-env notebooks  # stored outputs are a CPU's
+	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadfile --nbval --nbval-current-env -k "$(chosen)" notebooks  # stored outputs are a CPU's
 
 scales: $(stamp) ## run every notebook at every preset, shrunk (minutes)
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist loadgroup -m every_scale -k "$(ONLY)" tests
