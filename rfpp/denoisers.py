@@ -63,10 +63,11 @@ class _Precond(nn.Module):
             )
         return labels.to(x.device, dtype)
 
-    def _network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Return ``F(x; c_noise)`` for a scaled input, in the precision of ``x``."""
+    def _network(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, augmentation: Tensor | None = None) -> Tensor:
+        """Return ``F(x; c_noise)`` for a scaled input, in the precision of ``x``; no ``augmentation`` means zeros."""
         augment_dim = getattr(self.model, "augment_dim", 0)
-        augmentation = c_noise.new_zeros(len(x), augment_dim) if augment_dim else None
+        if augmentation is None and augment_dim:
+            augmentation = c_noise.new_zeros(len(x), augment_dim)
         output: Tensor = self.model(x, c_noise, self._one_hot(labels, x), augmentation)
         return output.to(x.dtype)
 
@@ -89,10 +90,12 @@ class EDMPrecond(_Precond):
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """``E[x0 | x]`` for noisy images ``x`` ``(B, C, H, W)`` and noise levels ``sigma``, a number or ``(B,)``."""
-        sigma = expand(sigma, x)
+        return self._preconditioned(x, expand(sigma, x), labels, None)
+
+    def _preconditioned(self, x: Tensor, sigma: Tensor, labels: Tensor | None, augmentation: Tensor | None) -> Tensor:
         total = (sigma**2 + self.sigma_data**2).sqrt()
         c_skip, c_out, c_in = (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total
-        return c_skip * x + c_out * self._network(c_in * x, sigma.flatten().log() / 4, labels)
+        return c_skip * x + c_out * self._network(c_in * x, sigma.flatten().log() / 4, labels, augmentation)
 
 
 class LinearSchedule:
@@ -210,7 +213,7 @@ class GaussianMixtureDenoiser(nn.Module):
         self.log_weights: Tensor
         self.classes: Tensor | None
         self.register_buffer("means", means)
-        weights = torch.full((len(means),), 1 / len(means), dtype=means.dtype) if weights is None else weights
+        weights = means.new_full((len(means),), 1 / len(means)) if weights is None else weights
         self.register_buffer("log_weights", weights.log())
         self.register_buffer("classes", classes)
         self.std = std

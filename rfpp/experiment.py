@@ -153,6 +153,7 @@ class Experiment:
     def _get_pairs(self, step: Step) -> PairDataset:
         if self.run.find(step) is None:
             _ = self.teacher  # raises before any work if it does not fit
+            self.compute([step])
         return PairDataset(self.run.get(step).folder)
 
     def pairs(self, split: str = "train", seed: int | None = None) -> PairDataset:

@@ -21,9 +21,6 @@ from rfpp.base import downloads, pickles, rng, torchvision_shim
 from rfpp.base.checks import one_of
 from rfpp.data import to_uint8
 
-torchvision_shim.ensure()
-import lpips  # noqa: E402 (needs torchvision)
-
 
 class Classifier(nn.Module):
     """A small convolutional classifier of images with ``channels`` channels, with named feature maps.
@@ -112,12 +109,13 @@ class EightBit(nn.Module):
         return features
 
 
-def _lpips(**options: Any) -> lpips.LPIPS:
+def _lpips(**options: Any) -> Any:
     """Make the ``lpips`` package's network. Its constructor draws weights from torch's global generator, and passes
     arguments that torchvision calls deprecated."""
+    package = torchvision_shim.load("lpips")
     with rng.scoped(0, "lpips"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-        return lpips.LPIPS(pnet_rand=True, verbose=False, **options)
+        return package.LPIPS(pnet_rand=True, verbose=False, **options)
 
 
 class FeatureLPIPS(nn.Module):

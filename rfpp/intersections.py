@@ -53,7 +53,12 @@ def autocorrelation(z: Tensor, max_lag: int) -> Tensor:
 
 def exceedance(a: Tensor, b: Tensor) -> float:
     """The probability that a draw of ``a`` exceeds one of ``b``; ties count half, so equal distributions give 1/2."""
-    return float(stats.mannwhitneyu(a.numpy(), b.numpy()).statistic) / (len(a) * len(b))
+    return float(stats.mannwhitneyu(a.cpu().numpy(), b.cpu().numpy()).statistic) / (len(a) * len(b))
+
+
+def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw noise where the generator is, so that it does not depend on the device of ``x``."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
 
 
 @torch.no_grad()
@@ -65,7 +70,7 @@ def irreducible_loss(
     ``denoiser`` knows the data's distribution exactly, so its posterior mean is optimal, and no training can remove the
     remaining loss ``||(z - x) - E[z - x | x_t]||^2 / d = ||x - E[x | x_t]||^2 / (t^2 d)``.
     """
-    z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    z = _noise_like(x, generator)
     best = RectifiedFlow(denoiser).x_prediction(interpolate(x, z, t), t, labels)
     return (x - best).square().flatten(1).mean(dim=1) / t**2
 
@@ -80,7 +85,7 @@ def excess_loss(
     labels: Tensor | None = None,
 ) -> Tensor:
     """Eq. 4's second term for a 1-rectified ``flow``: ``||E[z - x | x_t] - v(x_t, t)||^2 / d`` per sample, ``(B,)``."""
-    z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    z = _noise_like(x, generator)
     x_t = interpolate(x, z, t)
     best, found = (model.x_prediction(x_t, t, labels) for model in (RectifiedFlow(denoiser), flow))
     return (best - found).square().flatten(1).mean(dim=1) / t**2
@@ -92,8 +97,8 @@ def regression_residual(inputs: Tensor, targets: Tensor, neighbours: int = 8) ->
     ``inputs``: ``(N, d)`` with small ``d``; ``targets``: ``(N, ...)``. With many points, neighbours have almost the
     same input, and the variance of their targets estimates ``Var[target | input]``, summed over its entries.
     """
-    flat = targets.flatten(1).double()
-    _, places = cKDTree(inputs.double().numpy()).query(inputs.double().numpy(), k=neighbours)
+    flat, known = targets.flatten(1).double().cpu(), inputs.double().cpu().numpy()
+    _, places = cKDTree(known).query(known, k=neighbours)
     return flat[torch.from_numpy(places)].var(dim=1).sum(dim=1)
 
 

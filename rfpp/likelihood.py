@@ -255,7 +255,7 @@ def log_density(
         spent += problem.evaluations * len(rows)
     z, volumes = (torch.cat(each) for each in zip(*parts, strict=True))
     count = volumes.shape[1]
-    error = volumes.std(dim=1) / math.sqrt(count) if count > 1 else torch.zeros(len(x), dtype=volumes.dtype)
+    error = volumes.std(dim=1) / math.sqrt(count) if count > 1 else volumes.new_zeros(len(x))
     return LogDensity(_prior(z, end), volumes.mean(dim=1), error, z, round(spent / len(x)))
 
 
@@ -279,7 +279,7 @@ class _Problem:
     def carry(self, x: Tensor, start: float, end: float, rtol: float, atol: float) -> tuple[Tensor, Tensor]:
         """The state at the end, and estimates of the integral of ``div v`` ``(B, K)``."""
         count = 1 if self.directions is None else len(self.directions)
-        span = torch.tensor([math.log(t / (1 - t)) for t in (start, end)], dtype=torch.float64)
+        span = torch.tensor([math.log(t / (1 - t)) for t in (start, end)], dtype=torch.float64, device=x.device)
         with torch.no_grad():
             initial = x, x.new_zeros(len(x), count)
             states, volumes = odeint(self._change, initial, span, rtol=rtol, atol=atol, method="dopri5")
@@ -312,6 +312,6 @@ def stepwise(
             volumes[0] = volumes[0] + torch.linalg.slogdet(unit + (s - t) * slope)[1]
             volumes[1] = volumes[1] + (s - t) * slope.diagonal(dim1=1, dim2=2).sum(dim=1)
             state = state + (s - t) * value
-    prior, none = _prior(state, grid[-1]), torch.zeros(len(x), dtype=x.dtype)
+    prior, none = _prior(state, grid[-1]), x.new_zeros(len(x))
     exact, first_order = (LogDensity(prior, volume, none, state, len(grid) - 1) for volume in volumes)
     return exact, first_order

@@ -39,24 +39,26 @@ def pseudo_huber(a: Tensor, b: Tensor, x_t: Tensor | None = None, t: Tensor | No
 
 
 @contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Turn off autocast and TensorFloat-32: near ``t = 0`` the two images differ by less than their resolution, and
-    1/t amplifies the error."""
+def full_precision(device: str) -> Iterator[None]:
+    """Turn off autocast and TensorFloat-32 on a kind of device; how cuDNN chooses its kernels stays as it is."""
     casts = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
     whole = torch.autocast(device, enabled=False) if casts else nullcontext()
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), whole:
+    cudnn = torch.backends.cudnn
+    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with cudnn.flags(**kept, allow_tf32=False), whole:
         yield
 
 
 class _Perceptual(torch.autograd.Function):
-    """A perceptual distance with its gradient, both in full precision. The gradient is computed in the forward pass,
-    because a later backward pass would run under the outer precision settings. Returns distances ``(B,)``, each of
-    which depends only on its own two images."""
+    """A perceptual distance with its gradient, both in full precision: near ``t = 0`` the two images differ by less
+    than the resolution of others, and 1/t amplifies the error. The gradient is computed in the forward pass, because a
+    later backward pass would run under the outer precision settings. Returns distances ``(B,)``, each of which depends
+    only on its own two images."""
 
     @staticmethod
     def forward(ctx: Any, distance: PerceptualDistance, *images: Tensor) -> Tensor:
         wanted = ctx.needs_input_grad[1:]
-        with _full_precision(images[0].device.type), torch.set_grad_enabled(any(wanted)):
+        with full_precision(images[0].device.type), torch.set_grad_enabled(any(wanted)):
             images = tuple(image.detach().requires_grad_(want) for image, want in zip(images, wanted, strict=True))
             found = distance(*images).flatten()
             variables = [image for image in images if image.requires_grad]

@@ -19,6 +19,7 @@ from rfpp.flow import T_MAX, T_MIN
 
 _SQRT2 = 2**0.5
 _STEEP = 40.0  # beyond this, 1 - exp(-a) is 1
+_STEEPEST = 700.0  # beyond this, exp(a) overflows
 
 
 class TimestepDistribution(ABC):
@@ -145,10 +146,16 @@ class Exponential(TimestepDistribution):
             raise ValueError(f"a={self.a} must be finite and not 0 (Uniform is the limit)")
 
     def pdf(self, t: float | Tensor) -> Tensor:
+        if self.a > _STEEPEST:
+            return self.a * torch.exp(self.a * (_tensor(t) - 1))
         return self.a * torch.exp(self.a * _tensor(t)) / math.expm1(self.a)
 
     def cdf(self, t: float | Tensor) -> Tensor:
+        if self.a > _STEEPEST:
+            return torch.exp(self.a * (_tensor(t) - 1))
         return torch.expm1(self.a * _tensor(t)) / math.expm1(self.a)
 
     def icdf(self, p: float | Tensor) -> Tensor:
-        return torch.log1p(_tensor(p) * math.expm1(self.a)) / self.a
+        if self.a > _STEEPEST:
+            return (1 + torch.log(_tensor(p)) / self.a).clamp_min(0)
+        return (torch.log1p(_tensor(p) * math.expm1(self.a)) / self.a).clamp_max(1)

@@ -374,6 +374,11 @@ def test_sharpening_leaves_flat_errors_and_multiplies_the_finest():
     assert torch.allclose(sharpened(flat, 10.0), flat, atol=1e-6)
     checks = fine.expand(1, 2, 6, 6)
     assert torch.allclose(sharpened(checks, 10.0)[..., 1:-1, 1:-1], 11 * checks[..., 1:-1, 1:-1], atol=1e-5)
+    error = flat + 0.01 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sharpened(error, 10.0), sharpened(error.clone(), 10.0).float())
+        found = sharpened(error, 10.0)
+    assert torch.equal(found, sharpened(error, 10.0))  # bfloat16 would lose what the blur removes
 
 
 def test_times_towards_noise_rise_tenfold():

@@ -16,7 +16,7 @@ from torch import nn
 from truth import DATA, REFERENCES, agrees, arrays, network, rand, randn, reference
 
 from rfpp import checkpoints
-from rfpp.base import files
+from rfpp.base import files, torchvision_shim
 from rfpp.base.pickles import Refused
 from rfpp.denoisers import EDMPrecond, LinearSchedule, VPPrecond
 from rfpp.features import Classifier
@@ -451,6 +451,7 @@ def test_a_released_file_that_does_not_fit_says_so(tmp_path):
 
 def diffusers_folder(folder, unet=None, layout="pipeline", safe=True, **scheduler):
     """A small DDPM as the diffusers library itself writes it."""
+    torchvision_shim.ensure()  # diffusers imports torchvision
     diffusers = pytest.importorskip("diffusers")
     config = {
         "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8, 16),
@@ -747,6 +748,14 @@ def test_diffusers_loads_in_a_fresh_process(tmp_path):
     """It imports torchvision, which needs our help where its build does not match torch's."""
     diffusers_folder(tmp_path)
     command = f"from rfpp import checkpoints; checkpoints.load_diffusers({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_no_torchvision_does_not_load_it():
+    """It takes as long as all the rest, at the start of every command and notebook."""
+    command = "import sys, rfpp.book, rfpp.commands, rfpp.experiment, rfpp.features, rfpp.metrics, rfpp.studies.ladder"
+    command += "; sys.exit(any(name in sys.modules for name in ('torchvision', 'lpips', 'torch_fidelity')))"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +33,7 @@ from rfpp.claims import (
 )
 from rfpp.claims.ledger import LOCK
 from rfpp.claims.records import commit
+from rfpp.pipeline import digests
 from rfpp.pipeline.plan import Plan
 from rfpp.pipeline.store import provenance
 
@@ -629,6 +631,13 @@ def test_the_page_says_where_numbers_come_from(checkout, experiment):
     assert record.provenance["device"] in origin and record.provenance["torch"] in origin and "| c01 |" in origin
     assert provenance()["device"] in other and "| c02 |" in other
     assert "38 s" in origin  # pairs and two flows, 12.5 s each
+
+
+def test_the_page_tells_which_code_was_rewritten(checkout, experiment):
+    """A record that was measured with other code is none the worse for it; readers see on what grounds."""
+    page = results_page(experiment.folder)
+    for entry in json.loads((Path(digests.__file__).parent / digests.REWRITTEN).read_text()):
+        assert f"| {entry['date']} | {entry['reason']} | {entry['compared']} | {len(entry['definitions'])} |" in page
 
 
 def test_the_page_tells_controls_and_what_is_vacuous(checkout, experiment):

@@ -1,6 +1,7 @@
 """What a step's key has of the code: all that it runs, and nothing that changes no result."""
 
 import dataclasses
+import json
 import linecache
 import shutil
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from same_results import changes, differing
 
 import rfpp
 from rfpp import presets
@@ -176,6 +178,110 @@ def test_what_is_reached_in_a_small_package(small, file, old, new, changes):
     assert (small() != small(file, old, new)) == changes
 
 
+# Rewritten code that gives the same results
+
+
+FASTER = {
+    "b.py": ("def g(x):\n    return min(x, MOST)", "def g(x):\n    return helped(x)\n\n\ndef helped(x):\n    return x"),
+    "c.py": ("return x * len(TABLE)", "return x"),
+}
+"""Files of the small package, each with a text and what stands in its place in another version: a definition names one
+that is new and one less, another names one less."""
+
+
+def version(folder, *more, rewritten=None):
+    """The small package with :data:`FASTER`, and with ``more`` changes ``(file, old, new)``."""
+    texts = dict(SMALL)
+    for file, old, new in [*((file, *each) for file, each in FASTER.items()), *more]:
+        assert old in texts[file]
+        texts[file] = texts[file].replace(old, new)
+    return written(folder, texts, rewritten)
+
+
+def written(folder, texts, rewritten=None):
+    for name, text in texts.items():
+        path = folder / "small" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Package("small", folder / "small", rewritten=rewritten)
+
+
+F, G, H, K = (("small", "f"), ("small.b", "g"), ("small.c", "h"), ("small.inner.deep", "g"))
+
+
+@pytest.fixture
+def slow(tmp_path):
+    return written(tmp_path / "slow", SMALL)
+
+
+@pytest.fixture
+def found(tmp_path, slow):
+    return changes(slow, version(tmp_path / "fast"))
+
+
+def test_rewritten_definitions_count_as_what_they_were(tmp_path, slow, found):
+    assert set(found) == {"small.b:g", "small.c:h"}
+    assert set(found["small.b:g"].beyond) == {"small.b:helped"} and not found["small.c:h"].beyond
+    assert set(found["small.b:g"].counts_as) == {"small.b:g", "small.c:LIMIT", "small.c:TABLE"}
+    assert version(tmp_path / "without").reached({F}) != slow.reached({F})
+    fast = version(tmp_path / "with", rewritten=found)
+    for root in (F, G, H, K):
+        assert fast.reached({root}) == slow.reached({root})
+    assert differing(slow, fast) == [] and differing(slow, version(tmp_path / "without again"))
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (("b.py", "return helped(x)", "return helped(x) + 1"), {F, G}),  # another version again
+        (("b.py", "helped(x):\n    return x", "helped(x):\n    return 2 * x"), {F, G}),  # what only it names
+        (("c.py", "h(x):\n    return x", "h(x):\n    return -x"), {F, H}),
+        (("inner/deep.py", "k = 1", "k = 2"), {F, K}),  # what both versions name
+        (("c.py", "LIMIT = 3", "LIMIT = 4"), set()),  # what only the earlier versions named
+    ],
+)
+def test_a_later_change_counts_even_so(tmp_path, slow, found, change, seen):
+    now = version(tmp_path / "later", change, rewritten=found)
+    assert {root for root in (F, G, H, K) if now.reached({root}) != slow.reached({root})} == seen
+
+
+def test_a_definition_that_was_rewritten_twice_counts_as_the_first(tmp_path, slow, found):
+    again = ("b.py", "return helped(x)", "return helped(helped(x))")
+    twice = changes(version(tmp_path / "fast again", rewritten=found), version(tmp_path / "twice", again))
+    assert twice["small.c:h"] == found["small.c:h"]
+    now = version(tmp_path / "now", again, rewritten=twice)
+    assert all(now.reached({root}) == slow.reached({root}) for root in (F, G, H, K))
+
+
+def test_definitions_that_name_each_other_may_be_rewritten(tmp_path):
+    before = written(tmp_path / "before", {**SMALL, "b.py": "def g(x):\n    return x\n"})
+    texts = {**SMALL, "b.py": "def g(x):\n    return other(x) if x else x\n\n\ndef other(x):\n    return g(0)\n"}
+    found = changes(before, written(tmp_path / "now", texts))
+    assert written(tmp_path / "listed", texts, found).reached({F}) == before.reached({F})
+
+
+def test_this_packages_list_is_of_its_own_definitions():
+    """An entry for a version that is gone would say nothing; the reasons are for readers."""
+    listed = digests.package().rewritten
+    for name, entry in listed.items():
+        source, _, definition = name.partition(":")
+        assert digests.package().definition(source, definition)[0] == entry.now, name
+        assert digests.package().rewriting(name, entry.now) is entry, name
+    entries = json.loads((Path(digests.__file__).parent / digests.REWRITTEN).read_text())
+    assert all(entry["reason"].endswith(".") and "steps" in entry["compared"] for entry in entries)
+    assert sum(len(entry["definitions"]) for entry in entries) == len(listed)
+
+
+def beyond():
+    """The definitions that only rewritten ones name. Keys hold them to what they are without listing them."""
+    package = digests.package()
+    named = {tuple(each.split(":")) for entry in package.rewritten.values() for each in entry.beyond}
+    return set(package.reached(named))
+
+
+# Names
+
+
 def test_a_name_that_cannot_be_resolved_pulls_in_its_module(small):
     found = small("inner/deep.py", "return Derived.k", "return globals_of_another[0]")
     assert "small.inner.deep:alone" in found and "small.inner.deep:alone" not in small()
@@ -272,7 +378,7 @@ def test_all_that_a_step_runs_is_in_its_digest(tmp_path, plan, kind):
         folder = tmp_path / "work" / step.key
         folder.mkdir(parents=True)
         seen = executed(lambda step=step, folder=folder: step.compute(folder, run))
-        missing = {name for name in seen - covered(step) if not {name, name.partition(":")[0]} & NO_RESULT}
+        missing = {name for name in seen - covered(step) - beyond() if not {name, name.partition(":")[0]} & NO_RESULT}
         assert not missing, f"{step.title}: {sorted(missing)}"
         run.get(step)
 

@@ -1,6 +1,7 @@
 """The training loop: solutions that are known, averages done by hand, and runs that are cut in pieces in every way."""
 
 import copy
+import gc
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,8 @@ from rfpp.base import processes
 from rfpp.base.processes import Stopped
 from rfpp.data import Images, to_uint8
 from rfpp.denoisers import EDMPrecond
-from rfpp.engine import CannotResume, Checkpoints, Diverged, History, Machinery
+from rfpp.engine import CannotResume, Checkpoints, Diverged, History, Machinery, Optimisation
+from rfpp.engine.run import Run
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset, generate
 
@@ -460,6 +463,40 @@ def test_a_loss_scale_outlives_steps_without_a_number(bad):
     expected, _ = fit(linear(), pull, 16 - len(bad), lr=0.1, ema=0)
     torch.testing.assert_close(weights(found), weights(expected))
     assert np.isfinite(history.losses).all()
+
+
+def test_skipped_steps_in_a_row_are_counted_across_an_interruption(tmp_path):
+    """Six before the checkpoint and four after it are ten."""
+
+    def loss(model, step):
+        return sum_of_parameters(model) * (float("inf") if 2 <= step < 12 else 1.0)
+
+    scaled = Machinery(precision="fp16", log_every=1, save_every=8)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(step, model):
+        if step == 9:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(linear(), Function(loss), 16, lr=0.1, machinery=scaled, folder=tmp_path, on_step=interrupt)
+    assert Checkpoints(tmp_path).newest()[1]["skipped"] == 6
+    with pytest.raises(Diverged, match="at step 12, the 10th step in a row"):
+        fit(linear(), Function(loss), 16, lr=0.1, machinery=scaled, folder=tmp_path)
+
+
+def test_a_training_does_not_keep_its_memory():
+    """On a GPU, what waits for the collector of cycles is missing to the next training."""
+    run = Run(linear(), Optimisation(3, lr=0.1), Machinery())
+    gone = weakref.ref(run), weakref.ref(run.model)
+    gc.disable()
+    try:
+        del run
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])

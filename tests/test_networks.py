@@ -10,10 +10,12 @@ from torch import nn
 from truth import REFERENCES, agrees, arrays, network, rand, randn, reference
 
 from rfpp import networks
-from rfpp.networks import DhariwalUNet, SongUNet
+from rfpp.networks import DhariwalUNet, SongUNet, layers
 
 SIZES = {"cifar10": 56_397_827, "afhq": 62_761_091, "ffhq": 62_761_091, "imagenet64": 295_899_267}
 SMALL = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 8, "channel_mult": [1, 2]}
+NCSNPP = {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual",
+          "resample_filter": [1, 3, 3, 1]}  # fmt: skip
 BOTH = pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
 
 
@@ -24,6 +26,43 @@ def build(kind, seed=0, **changes):
         for place, parameter in enumerate(made.parameters()):
             parameter.copy_(0.2 * randn(*parameter.shape, seed=1000 * seed + place))
     return made.eval()
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 5, 5, 2, 1), (1, 2, 3, 4, 5, 6, 7, 8)])
+@pytest.mark.parametrize("size", [(8, 12), (2, 6)])
+def test_sums_of_shifted_images_are_the_convolutions(taps, size):
+    """What networks use on a GPU, beside convolutions with one filter for each channel; lopsided taps show the order.
+    Both padded as Conv2d pads, and not at all, as it does after a convolution."""
+    line = torch.tensor(taps, dtype=torch.float64) / sum(taps)
+    kernel, pad = torch.outer(line, line).expand(3, 1, -1, -1), (len(taps) - 1) // 2
+    x = randn(2, 3, *size).double().requires_grad_()
+    pairs = [
+        (layers.downsampled(x, line, pad), F.conv2d(x, kernel, groups=3, stride=2, padding=pad)),
+        (layers.upsampled(x, line), F.conv_transpose2d(x, 4 * kernel, groups=3, stride=2, padding=pad)),
+    ]
+    if min(size) >= len(taps):
+        pairs.append((layers.downsampled(x, line, 0), F.conv2d(x, kernel, groups=3, stride=2)))
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected)
+        weight = randn(*expected.shape, seed=1).double()
+        gradients = (torch.autograd.grad((each * weight).sum(), x)[0] for each in (found, expected))
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("changes", [{}, NCSNPP])
+def test_a_network_may_resample_either_way(changes, monkeypatch):
+    """As on a GPU, where the sums are taken: the same outputs and gradients to rounding."""
+    made, x, t = build(SongUNet, **changes), randn(2, 1, 8, 8), rand(2)
+    expected = made(x, t, None)
+    wanted = torch.autograd.grad(expected.square().sum(), list(made.parameters()), allow_unused=True)
+    taps = lambda layer, x: layer.resample_filter[0, 0].sum(dim=0).to(x.dtype)  # noqa: E731
+    monkeypatch.setattr(layers.Conv2d, "_taps", taps)
+    found = made(x, t, None)
+    got = torch.autograd.grad(found.square().sum(), list(made.parameters()), allow_unused=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(got, wanted, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or float((one - other).norm()) <= 1e-4 * float(other.norm()) + 1e-6
 
 
 @pytest.mark.parametrize("name", REFERENCES)

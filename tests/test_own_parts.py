@@ -18,6 +18,7 @@ from rfpp.base import processes
 from rfpp.configurations import Configuration
 from rfpp.engine import Optimisation
 from rfpp.experiment import Experiment
+from rfpp.pairs import PairDataset
 from rfpp.pipeline import sampling
 from rfpp.pipeline.identities import Unidentified
 from rfpp.premetrics import LPIPSHuber
@@ -374,14 +375,15 @@ def test_datasets_are_told_apart_by_every_image(tmp_path):
     assert len(keys) == 3 and len({key for _, key in keys}) == 1
 
 
-def test_real_images_without_the_last_class_are_refused_before_their_noise_is_computed(tmp_path):
+def test_real_images_without_the_last_class_mix_with_pairs_of_all_classes(tmp_path):
     digits = data.digits()
     rows = digits.train.labels < 9
     train = data.Images(digits.train.pixels[rows], digits.train.labels[rows])
     experiment = Experiment("smoke", runs=tmp_path, dataset=data.Dataset("x", train, digits.held_out, 10))
-    with pytest.raises(ValueError, match="but the training split has none of a class after 8; add some"):
-        experiment.train("G-half")
-    assert not list(tmp_path.iterdir())
+    experiment.train("G-half", [0])
+    assert experiment.flow("G-half", 0).denoiser.label_dim == 10
+    inverted = PairDataset(experiment.run.get(experiment.plan.inverted()).folder)
+    assert inverted.classes == 10 and int(inverted.batch(torch.arange(len(inverted)))[2].max()) == 8
 
 
 def wrong():

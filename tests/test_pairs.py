@@ -395,6 +395,21 @@ def test_a_missing_shard_is_named_and_made_again(tmp_path, teacher):
     assert torch.equal(images(tmp_path), whole)
 
 
+def test_an_image_that_is_not_finite_is_named_instead_of_stored(tmp_path, teacher):
+    """As an 8-bit pixel, it would look like any other."""
+
+    def broken(x, sigma, labels=None):
+        found = teacher(x, sigma, labels)
+        return torch.where(torch.arange(len(x))[:, None, None, None] == 3, torch.nan, found) if broken.later else found
+
+    broken.later = False
+    generate(broken, 16, tmp_path, **OPTIONS)
+    broken.later, more = True, {**OPTIONS, "shard_size": 16}
+    with pytest.raises(ArithmeticError, match="the image of pair 3 is not finite; finished pairs are kept"):
+        generate(broken, 32, tmp_path / "more", **more)
+    assert not list((tmp_path / "more").glob("shard-*"))
+
+
 # Reading
 
 
@@ -411,6 +426,23 @@ def test_a_damaged_index_is_named(tmp_path, teacher):
         PairDataset(tmp_path)
     with pytest.raises(ValueError, match="pairs.json"):
         generate(teacher, 4, tmp_path, **OPTIONS)
+
+
+def test_an_index_that_holds_no_settings_is_named(tmp_path, teacher):
+    generate(teacher, 4, tmp_path, **OPTIONS)
+    (tmp_path / "pairs.json").write_text("[4]")
+    with pytest.raises(ValueError, match=r"pairs.json is damaged \(it holds a list, no settings\)"):
+        PairDataset(tmp_path)
+
+
+@pytest.mark.parametrize("index", [-1, 40])
+@pytest.mark.parametrize("in_memory", [0, 1 << 26])
+def test_rows_that_no_pair_has_are_refused(tmp_path, teacher, index, in_memory, monkeypatch):
+    """Also a row that the last shard would have if it were full."""
+    monkeypatch.setattr(store, "IN_MEMORY", in_memory)
+    dataset = PairDataset(generate(teacher, 40, tmp_path, **OPTIONS))
+    with pytest.raises(IndexError, match=r"allowed: 0\.\.39, the pairs here"):
+        dataset.batch(torch.tensor([0, index]))
 
 
 @pytest.mark.parametrize(
@@ -748,6 +780,19 @@ def test_inverted_pairs_hold_the_noise_of_each_image(tmp_path, tiny):
 def test_without_labels_inverted_pairs_have_none(tmp_path, tiny):
     dataset = PairDataset(invert(RectifiedFlow(tiny), to_uint8(randn(3, 1, 8, 8)), None, tmp_path, nfe=1))
     assert len(dataset[0]) == 2
+
+
+def test_inverted_pairs_have_the_classes_of_their_flow(tmp_path, tiny):
+    """Even where the last ones have no image: a mixture with the teacher's pairs needs the same classes."""
+    labels = torch.tensor([0, 1, 0])
+    dataset = PairDataset(invert(RectifiedFlow(tiny), to_uint8(randn(3, 1, 8, 8)), labels, tmp_path, nfe=1))
+    assert dataset.classes == tiny.label_dim > 2
+
+
+def test_only_pixels_are_inverted(tmp_path, tiny):
+    with pytest.raises(ValueError, match=r"shape \(3, 1, 8, 8\) and type torch.float32; 8-bit pixels"):
+        invert(RectifiedFlow(tiny), randn(3, 1, 8, 8), None, tmp_path / "new", nfe=1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_inverted_pairs_of_other_settings_are_refused(tmp_path, tiny):

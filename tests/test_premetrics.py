@@ -7,10 +7,11 @@ import pytest
 import torch
 from truth import arrays, rand, randn
 
+from rfpp.base import torchvision_shim
 from rfpp.features import VGGLPIPS, Classifier, FeatureLPIPS
 from rfpp.flow import interpolate
 from rfpp.pipeline import shipped
-from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, bind, pseudo_huber, squared_l2
+from rfpp.premetrics import LPIPSHuber, LPIPSHuberOverT, bind, full_precision, pseudo_huber, squared_l2
 
 
 def absolute(first, second):
@@ -180,6 +181,16 @@ def test_lpips_keeps_its_precision_where_autocast_would_not():
     torch.testing.assert_close(found, premetric(a, b, x_t, t))
 
 
+@pytest.mark.parametrize("setting", [True, False])
+def test_full_precision_leaves_the_choice_of_kernels_alone(setting):
+    """A training that asked for deterministic kernels gets them in LPIPS, too."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=True, benchmark=setting, deterministic=setting, allow_tf32=True):
+        with full_precision("cpu"):
+            assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (setting, setting, False)
+        assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (setting, setting, True)
+
+
 def test_lpips_gradient_keeps_the_settings_of_its_value():
     """A backward pass comes when the settings are those outside again. Each operation in it is asked what it found."""
     seen = []
@@ -206,7 +217,7 @@ def test_lpips_gradient_keeps_the_settings_of_its_value():
 def test_lpips_has_a_gradient_where_its_network_sees_nothing():
     """With these biases all features are nought. Their length, which LPIPS divides by, has no gradient there, but what
     comes before has: the last thing in each stage of VGG-16 is a ReLU, which passes nothing on."""
-    from torchvision.models import vgg16  # after rfpp, which makes it import beside a torch without its operators
+    vgg16 = torchvision_shim.load("torchvision.models").vgg16
 
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

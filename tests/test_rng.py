@@ -42,10 +42,11 @@ from rfpp import (
     timesteps,
     training,
 )
-from rfpp.base import batches, rng
+from rfpp.base import batches, rng, torchvision_shim
 from rfpp.book import contrasts, plots, results, sizes, tables
 from rfpp.claims.records import commit
 from rfpp.denoisers import EDMPrecond, expand
+from rfpp.networks import layers
 from rfpp.pairs import generators
 from rfpp.pipeline import costs, digests, identities, sampling, scheduling, shipped, sources
 from rfpp.pipeline import store as artifacts
@@ -180,7 +181,7 @@ def images_of_cifar10(things):
 
 
 def vgg(things):
-    from torchvision.models import vgg16  # after rfpp, which makes it import beside a torch without its operators
+    vgg16 = torchvision_shim.load("torchvision.models").vgg16
 
     with torch.random.fork_rng([]):
         weights = vgg16(weights=None).features.state_dict()
@@ -418,6 +419,8 @@ CALLS = {
     plots.loss_curves: lambda s: plots.loss_curves({"A": [engine.History([1, 2], [3.0, 2.0])]}, {"A": "loss"}),
     plots.style: lambda s: plots.style(),
     plots.timestep_densities: lambda s: plots.timestep_densities(s.t, {"U": timesteps.UShaped().pdf(s.t)}),
+    layers.downsampled: lambda s: layers.downsampled(s.x, torch.tensor([0.5, 0.5]), 0),
+    layers.upsampled: lambda s: layers.upsampled(s.x, torch.tensor([0.5, 0.5])),
     premetrics.LPIPSHuber: lpips_loss,
     premetrics.LPIPSHuberOverT: lpips_loss,
     premetrics.bind: lpips_loss,

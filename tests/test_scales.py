@@ -27,6 +27,7 @@ from truth import network
 
 from rfpp import book, metrics, presets
 from rfpp import commands as cli
+from rfpp.base import torchvision_shim
 from rfpp.base.processes import Stopped
 from rfpp.checkpoints import load
 from rfpp.data import load as load_data
@@ -81,7 +82,7 @@ def test_every_stage_of_cifar10(images, tmp_path):
 
 def test_the_papers_preset_with_files_in_place_of_downloads(images, tmp_path, monkeypatch):
     """EDM's pickle as teacher, LPIPS on VGG-16, grades on Inception, whose weights here are random ones."""
-    from torchvision.models import vgg16
+    vgg16 = torchvision_shim.load("torchvision.models").vgg16
 
     teacher = EDMPrecond(network(img_resolution=32, in_channels=3, out_channels=3, label_dim=0, attn_resolutions=[16]))
     edm.write(tmp_path / "edm.pkl", {"ema": edm.denoiser(teacher)})
@@ -323,7 +324,7 @@ class Colours(metrics.Extractor):
 @pytest.fixture(scope="module")
 def shrunk(images, tmp_path_factory):
     """Settings for each preset: its own data, teacher and features, of the same kind as at full size but small."""
-    from torchvision.models import vgg16
+    vgg16 = torchvision_shim.load("torchvision.models").vgg16
 
     folder = tmp_path_factory.mktemp("published")
     with torch.random.fork_rng([]):

@@ -10,8 +10,10 @@ import tempfile
 import threading
 import time
 import warnings
+from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +26,7 @@ from rfpp.base import processes
 from rfpp.configurations import Configuration
 from rfpp.experiment import Experiment
 from rfpp.pipeline import scheduling
-from rfpp.pipeline.steps import in_order
+from rfpp.pipeline.steps import Step, in_order
 
 CONFIGS, SEEDS = ("A", "F", "third"), (0, 1)
 """Two flows from the same pairs, and one that goes on from another."""
@@ -79,6 +81,101 @@ def test_side_by_side_is_the_same_bit_by_bit(alone, tmp_path):
     made = Experiment("smoke", runs=tmp_path, jobs=2)
     made.compute(everything(made))
     assert same(results(made), alone)
+
+
+MANY = {"pairs.train": 4100, "pairs.num_steps": 2, "pairs.batch_size": 500, "training.steps": 1}
+"""Pairs of two shards, and next to nothing else."""
+
+
+def test_parts_of_a_step_are_computed_side_by_side(tmp_path):
+    """The shards of pairs, with the same bits."""
+    made = {jobs: Experiment("smoke", MANY, runs=tmp_path / f"{jobs}", jobs=jobs) for jobs in (1, 2)}
+    for experiment in made.values():
+        experiment.train("A", [0])
+    step = made[1].plan.pairs()
+    one, other = (experiment.run.find(step) for experiment in made.values())
+    assert step.parts == 2 and one.manifest["files"] == other.manifest["files"]
+
+
+def test_two_runs_at_once_make_no_part_twice(tmp_path):
+    """Both ask for the same pairs at the same time, each with workers of its own."""
+    code = "from rfpp.experiment import Experiment; import sys; from pathlib import Path\n" + (
+        f"Experiment('smoke', {MANY!r}, runs=Path({str(tmp_path)!r}), jobs=2).pairs()\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    seen = {}  # each shard by the file that it is, as long as the runs go on
+    while any(process.poll() is None for process in begun):
+        for path in tmp_path.rglob("shard-*.safetensors"):
+            with contextlib.suppress(OSError):
+                seen.setdefault(path.name, set()).add(path.stat().st_ino)
+        time.sleep(0.02)
+    assert [process.returncode for process in begun] == [0, 0]
+    assert {name: len(files) for name, files in seen.items()} == {f"shard-0000{k}.safetensors": 1 for k in range(2)}
+
+
+@dataclass(frozen=True)
+class InParts(Step):
+    """Three parts, and one that needs it; nothing is computed."""
+
+    need: Any = None
+    name = "in_parts"
+
+    @property
+    def parts(self):
+        return 1 if self.need else 3
+
+    def compute(self, folder, run):
+        raise AssertionError
+
+
+class Answers(Executor):
+    """Workers that say at once how a step ended; ``deaths``: parts, by number, in which all workers die once."""
+
+    def __init__(self, deaths=()):
+        self.deaths, self.asked = list(deaths), []
+
+    def submit(self, function, step, run, note):
+        self.asked.append((step.parts, run.part))
+        future = Future()
+        if run.part in self.deaths:
+            self.deaths.remove(run.part)
+            future.set_exception(BrokenExecutor("died"))
+        else:
+            future.set_result(None)
+        return future
+
+
+WHOLE, LAST = (3, None), (1, None)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "asked"),
+    [
+        ((), [(3, 0), (3, 1), (3, 2), WHOLE, LAST]),
+        ((1,), [(3, 0), (3, 1), WHOLE, LAST]),  # two at a time: the third part is left to the whole step
+        ((0, 1), [(3, 0), (3, 1), WHOLE, LAST]),  # both workers end with the one that dies: one attempt
+        ((2,), [(3, 0), (3, 1), (3, 2), WHOLE, LAST]),
+        ((2, None), [(3, 0), (3, 1), (3, 2), WHOLE, WHOLE, LAST]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:a worker died")
+def test_a_step_is_finished_after_its_parts(tmp_path, deaths, asked):
+    steps, workers = [InParts(), InParts(InParts())], Answers(deaths)
+    run = Experiment("smoke", runs=tmp_path / "runs", jobs=1).run
+    scheduling._Work(run, steps, 2, tmp_path, lambda: workers).do()
+    assert workers.asked == asked
+
+
+def test_a_step_whose_workers_die_in_every_part_is_given_up(tmp_path):
+    workers = Answers([0, 1, None, None])
+    run = Experiment("smoke", runs=tmp_path / "runs", jobs=1).run
+    with (
+        pytest.warns(UserWarning, match="a worker died"),
+        pytest.raises(processes.WorkerLost, match="3 times in a row"),
+    ):
+        scheduling._Work(run, [InParts()], 2, tmp_path, lambda: workers).do()
+    assert workers.asked == [(3, 0), (3, 1), WHOLE, WHOLE]
 
 
 def workers(process=None):

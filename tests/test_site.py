@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INSIDE = {
     "rfpp.__main__", "rfpp.commands", "rfpp.base.progress", "rfpp.base.torchvision_shim", "rfpp.book.live",
     "rfpp.book.printing", "rfpp.book.site", "rfpp.book.together", "rfpp.pipeline.digests", "rfpp.pipeline.identities",
+    "rfpp.pipeline.syntax",
 }  # fmt: skip
 """Modules that nobody outside of the library calls."""
 

@@ -18,7 +18,7 @@ from scipy import linalg, special
 from truth import randn, random_inception
 
 from rfpp import metrics
-from rfpp.base import files
+from rfpp.base import files, torchvision_shim
 from rfpp.experiment import Experiment
 from rfpp.metrics import Extractor, Grades, Moments, Protocol, Statistics, statistics
 
@@ -124,7 +124,7 @@ def test_grades_in_inceptions_features_are_torch_fidelitys(inception, weights):
     """Score, precision and recall from a whole run of torch-fidelity on the same images and weights. The distance from
     the singular values of a small matrix: of n and m images with centred features X and Y, the trace of
     ``(S T)^(1/2)`` is the nuclear norm of ``X Y^T / sqrt((n - 1) (m - 1))``."""
-    from torch_fidelity import calculate_metrics
+    calculate_metrics = torchvision_shim.load("torch_fidelity").calculate_metrics
 
     images = pixels(11, 3, 2, 2)
     real = torch.cat([images[:2], pixels(2, 3, 2, 2, seed=1)])

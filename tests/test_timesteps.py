@@ -92,6 +92,23 @@ def test_exponential_of_positive_rate_is_the_mirror_image():
     torch.testing.assert_close(Exponential(4.0).pdf(t), Exponential(-4.0).pdf(1 - t), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("a", [600.0, 800.0, 1e5, -600.0, -800.0])
+def test_a_steep_exponential_is_one_ended(a):
+    """Beyond exp's range it is scipy's exponential law, measured from the heavier end, and draws stay in [0, 1]."""
+    law, end = Exponential(a), stats.expon(scale=1 / abs(a))
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    distance = (1 - t if a > 0 else t).numpy()
+    np.testing.assert_allclose(law.pdf(t), end.pdf(distance), rtol=1e-6, atol=1e-300)
+    np.testing.assert_allclose(law.cdf(t), end.sf(distance) if a > 0 else end.cdf(distance), rtol=1e-6, atol=1e-250)
+    p = torch.tensor([0, 1e-9, 0.1, 0.5, 0.9, 1], dtype=torch.float64)
+    expected = 1 + np.log(p.numpy()[1:]) / a if a > 0 else -np.log1p(-p.numpy()[:-1]) / -a
+    found = law.icdf(p)
+    np.testing.assert_allclose(found[1:] if a > 0 else found[:-1], np.clip(expected, 0, 1), rtol=1e-9)
+    assert bool(((found >= 0) & (found <= 1)).all())
+    drawn = law.sample(1000, torch.Generator().manual_seed(0))
+    assert bool(((drawn >= 0) & (drawn <= 1)).all())
+
+
 @pytest.mark.parametrize("a", [5e-3, 0.5, 4.0, 12.0])
 def test_the_u_shape_is_the_papers(a):
     """Proportional to ``exp(a t) + exp(a (1 - t))``, as the released code samples it: lowest in the middle."""

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from rfpp import engine
+from rfpp.base import torchvision_shim
 from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
 from rfpp.engine import Objective
 from rfpp.flow import RectifiedFlow
@@ -197,9 +198,9 @@ def fit(model, objective, steps, *, lr=1e-3, warmup=0, decay=False, ema=0.9999, 
 
 def random_inception(path):
     """A file of random weights, with which activations neither vanish nor explode, and logits tell images apart."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    kind = torchvision_shim.load("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 
-    class Bare(FeatureExtractorInceptionV3):
+    class Bare(kind):
         def load_state_dict(self, *arguments, **options):
             pass
 

@@ -53,12 +53,9 @@ class IntervalPrecond(EDMPrecond):
     ) -> Tensor:
         """The prediction for noisy images ``x`` ``(B, C, H, W)``; ``length``: that of the interval, ``(B,)``."""
         sigma = expand(sigma, x)
-        total = (sigma**2 + self.sigma_data**2).sqrt()
-        c_skip, c_out, c_in = (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total
         told = interval_features(sigma.new_zeros(len(x)) if length is None else length)
         told = torch.cat([told.new_zeros(len(x), self._teachers), told], dim=1)
-        output = self.model(c_in * x, sigma.flatten().log() / 4, self._one_hot(labels, x), told)
-        return c_skip * x + c_out * output.to(x.dtype)
+        return self._preconditioned(x, sigma, labels, told)
 
 
 class AverageFlow(RectifiedFlow):

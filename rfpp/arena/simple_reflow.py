@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rfpp.configurations import Configuration
-from rfpp.premetrics import squared_l2
+from rfpp.premetrics import full_precision, squared_l2
 from rfpp.timesteps import Exponential, Uniform
 
 
 def sharpened(error: Tensor, strength: float) -> Tensor:
-    """An error ``(B, C, H, W)`` plus ``strength`` times what a binomial blur removes from it."""
+    """An error ``(B, C, H, W)`` plus ``strength`` times what a binomial blur removes from it, in full precision."""
     line = error.new_tensor([0.25, 0.5, 0.25])
     kernel = (line[:, None] * line).expand(error.shape[1], 1, 3, 3)
-    blurred = F.conv2d(F.pad(error, (1, 1, 1, 1), mode="replicate"), kernel, groups=error.shape[1])
+    with full_precision(error.device.type):
+        blurred = F.conv2d(F.pad(error, (1, 1, 1, 1), mode="replicate"), kernel, groups=error.shape[1])
     return error + strength * (error - blurred)
 
 

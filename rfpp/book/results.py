@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections import Counter
@@ -17,6 +18,7 @@ from rfpp.book.tables import device, number, span
 from rfpp.claims import statistics
 from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
 from rfpp.claims.records import DECIDED, Record, corrected, lost, scales
+from rfpp.pipeline import digests
 from rfpp.presets import PresetError, load
 
 PROTOCOL = Path("book") / "protocol.yml"
@@ -275,6 +277,16 @@ def _origins(by_scale: Mapping[str, Mapping[str, Record]]) -> list[str]:
     return _table(["scale", "device", "software", "commit", "claims", "computing"], rows)
 
 
+def _rewritten() -> list[str]:
+    """Changes of code that changed no result, from the list of rewritten definitions."""
+    path = Path(digests.__file__).with_name(digests.REWRITTEN)
+    rows = [
+        [entry["date"], _escape(entry["reason"]), entry["compared"], str(len(entry["definitions"]))]
+        for entry in json.loads(path.read_text())
+    ]
+    return _table(["date", "why", "compared", "definitions"], rows)
+
+
 def page(run: Path) -> str:
     """The results page of the book, from the records of ``run`` and of other scales.
 
@@ -306,6 +318,8 @@ def page(run: Path) -> str:
         "## Where the numbers come from",
         _ORIGINS,
         *_origins(by_scale),
+        _REWRITTEN,
+        *_folded("Rewritten code", _rewritten()),
     ]
     return "\n".join(parts) + "\n"
 
@@ -359,4 +373,10 @@ left the ledger as it was but changed values.
 _ORIGINS = """
 *Computing* is the time taken by the steps behind a claim, for the longest claim in its row. Steps that
 several claims share are counted for each of them. A commit with `-dirty` had changes that were not committed.
+"""
+
+_REWRITTEN = """
+Some of the code behind these numbers was rewritten after they had been measured. The changes listed here alter no
+result by a bit, so the records still hold: all notebooks were run with the code before and after the change, each from
+nothing, and all files of all steps agreed.
 """

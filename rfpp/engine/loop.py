@@ -228,7 +228,7 @@ class _Loop:
             if not all(t.isfinite().all() for name, t in tensors.items() if name.startswith("model/")):
                 raise self._diverged(f"the weights are not finite after step {run.step}")
             note = {"settings": self.identity, "scaler": run.scaler.state_dict(), "history": vars(run.history)}
-            checkpoints.save(run.step, tensors, note)
+            checkpoints.save(run.step, tensors, {**note, "skipped": run.skipped})
 
         processes.by_main(write)
 

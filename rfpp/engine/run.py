@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,12 @@ from torch.optim.swa_utils import AveragedModel
 from rfpp.base import processes
 from rfpp.engine.history import History, LossesOverTime
 from rfpp.engine.machinery import Machinery, Optimisation, ema_update
+
+
+def _steps(run: weakref.ref[Run]) -> int:
+    found = run()
+    assert found is not None  # it is taking the step
+    return found.step
 
 
 class Run:
@@ -28,8 +35,10 @@ class Run:
         if machinery.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
+        # A model that refers to its own training would keep the memory of both, also on a GPU.
+        own = weakref.ref(self)
         self.average = AveragedModel(
-            model, multi_avg_fn=ema_update(optimisation.ema, lambda: self.step, optimisation.growing)
+            model, multi_avg_fn=ema_update(optimisation.ema, lambda: _steps(own), optimisation.growing)
         )
         self.optimiser = torch.optim.Adam(
             model.parameters(), lr=optimisation.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
@@ -79,5 +88,6 @@ class Run:
                     moments[name] = torch.empty_like(parameter).copy_(value)
         self.scaler.load_state_dict(note["scaler"])
         self.step, self.history = note["step"], History(**note["history"])
+        self.skipped = note.get("skipped", 0)
         self.recent = list(tensors["recent"].to(self.device))
         self.over_time.sums = tensors["over_time"].to(self.device) / processes.count()

@@ -25,9 +25,6 @@ from rfpp.metrics.inception import INCEPTION_SHA256, Extractor, check_images, em
 from rfpp.metrics.samples import precision_recall
 from rfpp.metrics.statistics import Moments, Statistics, check_count, frechet_distance
 
-torchvision_shim.ensure()
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric  # noqa: E402 (needs torchvision)
-
 PUBLISHED_N = 50_000
 """Generated images behind a published FID."""
 PUBLISHED_REFERENCE = 10_000
@@ -45,7 +42,8 @@ def inception_score(logits: Tensor) -> float:
     images than splits.
     """
     check_count(len(logits), SPLITS)
-    return float(isc_features_to_metric(logits, splits=SPLITS)[KEY_METRIC_ISC_MEAN])
+    by = torchvision_shim.load("torch_fidelity.metric_isc")
+    return float(by.isc_features_to_metric(logits, splits=SPLITS)[by.KEY_METRIC_ISC_MEAN])
 
 
 @dataclass(frozen=True)

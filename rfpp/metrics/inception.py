@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from rfpp.base import downloads, files, pickles, progress, rng, torchvision_shim
 from rfpp.base.checks import at_least
 
-torchvision_shim.ensure()
-from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: E402 (needs torchvision)
-    URL_INCEPTION_V3,
-    FeatureExtractorInceptionV3,
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
-
-INCEPTION_URL = URL_INCEPTION_V3
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """The SHA-256 of the weights behind published FIDs, in the file that torch-fidelity and pytorch-fid offer
 (95,628,359 bytes)."""
@@ -57,8 +53,9 @@ class Inception(Extractor):
         file = io.BytesIO()
         torch.save(weights, file)
         file.seek(0)
+        kind = torchvision_shim.load("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
         with rng.scoped(0, "inception"):  # initial weights are drawn before they are replaced
-            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], file)
+            self.network = kind("inception-v3-compat", ["2048", "logits_unbiased"], file)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # By default, convolutions on a GPU round to the three decimal digits of TensorFloat-32.

@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from rfpp.base import torchvision_shim
 
-torchvision_shim.ensure()
-from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402 (needs torchvision)
-
 
 @torch.no_grad()
 def label_agreement(images: Tensor, labels: Tensor, classifier: nn.Module, batch_size: int = 1024) -> float:
@@ -27,7 +24,7 @@ def precision_recall(real: Tensor, generated: Tensor, embedding: nn.Module, neig
     (Kynkäänniemi et al., 2019); computed by torch-fidelity. ``real``, ``generated``: ``(N, ...)``, what ``embedding``
     takes; ``torch.nn.Identity()`` takes features.
     """
-    found = prc_features_to_metric(
+    found = torchvision_shim.load("torch_fidelity.metric_prc").prc_features_to_metric(
         embedding(generated).float(),
         embedding(real).float(),
         prc_neighborhood=neighbours,

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from rfpp.base import files, torchvision_shim
 from rfpp.base.checks import at_least
 
-torchvision_shim.ensure()
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric  # noqa: E402 (needs torchvision)
-
 MAX_BYTES = 1 << 28
 """Size above which a file of statistics is refused; 2048 features take 32 MiB."""
 
@@ -173,7 +170,8 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
             f"{first.name} has {first.mu.size} features, but {second.name} has {second.mu.size}; use one extractor"
         )
     a, b = ({"mu": statistics.mu, "sigma": statistics.sigma} for statistics in (first, second))
-    return float(fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID])
+    by = torchvision_shim.load("torch_fidelity.metric_fid")
+    return float(by.fid_statistics_to_metric(a, b, verbose=False)[by.KEY_METRIC_FID])
 
 
 @torch.no_grad()

@@ -57,6 +57,48 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+def _bordered(x: Tensor, dim: int, width: int) -> Tensor:
+    """Add zeros at both ends of the rows (``dim=-1``) or columns (``dim=-2``)."""
+    return F.pad(x, [width, width] if dim == -1 else [0, 0, width, width])
+
+
+def downsampled(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+    """Filter rows and columns with ``taps``, and keep every second: ``(B, C, H, W) -> (B, C, H', W')``.
+
+    ``padding``: zeros at each border. It is a sum of shifted images, because a convolution with one filter for each
+    channel is several times slower on a GPU, forwards and backwards.
+    """
+    for dim in (-2, -1):
+        wide = _bordered(x, dim, padding)
+        size = (wide.shape[dim] - len(taps)) // 2 + 1
+        steps = [wide.narrow(dim, place, 2 * size - 1) for place in range(len(taps))]
+        x = _weighted([step[..., ::2] if dim == -1 else step[..., ::2, :] for step in steps], taps)
+    return x
+
+
+def upsampled(x: Tensor, taps: Tensor) -> Tensor:
+    """Put zeros between rows and columns, and filter with twice ``taps``: ``(B, C, H, W) -> (B, C, 2H, 2W)``.
+
+    The number of ``taps`` is even. It is a sum of shifted images, like :func:`downsampled`.
+    """
+    reach, middle = len(taps) // 4, len(taps) // 2 - 1
+    for dim in (-2, -1):
+        wide, size, halves = _bordered(x, dim, reach), x.shape[dim], []
+        for parity in (0, 1):  # even and odd places see every second tap
+            own = range((parity + middle) % 2, len(taps), 2)
+            shifted = [wide.narrow(dim, reach + (parity + middle - place) // 2, size) for place in own]
+            halves.append(_weighted(shifted, 2 * taps[own.start :: 2]))
+        x = torch.stack(halves, dim=x.ndim + dim + 1).flatten(x.ndim + dim, x.ndim + dim + 1)
+    return x
+
+
+def _weighted(images: Sequence[Tensor], weights: Tensor) -> Tensor:
+    total = weights[0] * images[0]
+    for weight, image in zip(weights[1:], images[1:], strict=True):
+        total = total + weight * image
+    return total
+
+
 class Conv2d(nn.Module):
     """A convolution that may filter and resample by two, up or down, before it convolves.
 
@@ -92,12 +134,26 @@ class Conv2d(nn.Module):
         assert self.resample_filter is not None
         return (gain * self.resample_filter).to(x.dtype).expand(x.shape[1], 1, -1, -1)
 
+    def _taps(self, x: Tensor) -> Tensor | None:
+        """The filter of one dimension, where sums of shifted images are the faster way: on GPUs."""
+        assert self.resample_filter is not None
+        is_even = self.resample_filter.shape[-1] % 2 == 0
+        return self.resample_filter[0, 0].sum(dim=0).to(x.dtype) if x.is_cuda and is_even else None
+
+    def _up(self, x: Tensor, pad: int) -> Tensor:
+        if (taps := self._taps(x)) is not None:
+            return upsampled(x, taps)
+        return F.conv_transpose2d(x, self._filter(x, 4.0), groups=x.shape[1], stride=2, padding=pad)
+
+    def _down(self, x: Tensor, pad: int) -> Tensor:
+        if (taps := self._taps(x)) is not None:
+            return downsampled(x, taps, pad)
+        return F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2, padding=pad)
+
     def _resample(self, x: Tensor, pad: int) -> Tensor:
         if self.up:
-            x = F.conv_transpose2d(x, self._filter(x, 4.0), groups=x.shape[1], stride=2, padding=pad)
-        if self.down:
-            x = F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2, padding=pad)
-        return x
+            x = self._up(x, pad)
+        return self._down(x, pad) if self.down else x
 
     def forward(self, x: Tensor) -> Tensor:
         filter_pad = 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
@@ -107,7 +163,7 @@ class Conv2d(nn.Module):
         if self.filter_last:
             # The filter sums to one and sees no padding, so the bias passes through it unchanged.
             x = F.conv2d(x, weight, bias, padding=pad + filter_pad)
-            return F.conv2d(x, self._filter(x), groups=x.shape[1], stride=2)
+            return self._down(x, 0)
         return F.conv2d(self._resample(x, filter_pad), weight, bias, padding=pad)
 
 

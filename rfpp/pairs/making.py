@@ -33,19 +33,18 @@ def generate(
     shard_size: int = SHARD_SIZE,
     device: torch.device | str = "cpu",
     advance: Callable[[int], Any] | None = None,
+    only: int | None = None,
 ) -> Path:
     """Make ``n`` pairs with EDM's Heun sampler, ``2 num_steps - 1`` evaluations each, and return ``out_dir``.
 
     ``sampler(z, labels) -> x`` replaces it, for a flow whose ODE is better solved in another way. Give each sampler,
     and each denoiser without weights, a folder of its own, since a folder does not tell which one filled it.
-    ``advance`` is called with the number of pairs made, in place of a progress bar. Several processes with the same
-    call share the shards.
+    ``advance`` is called with the number of pairs made, in place of a progress bar. Existing shards are kept, and
+    several processes with the same call share the others; ``only``: the one shard to make, by its number from 0.
+    ``shape`` ``(C, H, W)`` and ``classes`` are the network's, if there is one; labels are ``index mod classes``.
 
-    ``shape`` ``(C, H, W)`` and ``classes`` come from the denoiser's network if it has one; labels then take turns,
-    ``index mod classes``. Existing shards are kept.
-
-    Raises ``ValueError`` for ``n`` or ``batch_size`` below 1, for ``classes`` that the network does not have, or if
-    ``out_dir`` holds pairs made with other settings or by a denoiser with other weights.
+    Raises ``ValueError`` for ``n`` or ``batch_size`` below 1, ``classes`` that the network does not have, or a folder
+    of other settings or weights, and ``ArithmeticError`` for an image that is not finite.
     """
     for name, value in (("n", n), ("batch_size", batch_size), ("shard_size", shard_size)):
         at_least(name, value, 1)
@@ -73,11 +72,13 @@ def generate(
             z = noise(seed, chunk, shape, device)
             labels = (chunk % classes).to(device) if classes else None
             x = sampler(z, labels) if sampler else edm_sample(denoiser, z, num_steps, labels=labels)
+            _check_finite(x, chunk)
             rows.copy_(to_uint8(x))
             advance(len(chunk))
         return {"images": images, "indices": indices}
 
-    return fill(Path(out_dir), index, make, "pairs" if sampler else f"pairs, {2 * num_steps - 1} NFE", advance)
+    desc = "pairs" if sampler else f"pairs, {2 * num_steps - 1} NFE"
+    return fill(Path(out_dir), index, make, desc, advance, only)
 
 
 def invert(
@@ -91,16 +92,24 @@ def invert(
     batch_size: int = 256,
     shard_size: int = SHARD_SIZE,
     device: torch.device | str = "cpu",
+    only: int | None = None,
 ) -> Path:
     """Make pairs of real images and the noise that ``flow`` carries them to (Section 4.4), and return ``out_dir``.
 
     ``images``: 8-bit pixels ``(N, C, H, W)``; ``labels``: ``(N,)`` or ``None``. The noise itself is stored. The small
-    noise that inversion starts with is a function of ``(seed, i)``. Existing shards are kept.
-    Raises ``ValueError`` if ``out_dir`` holds pairs made with other settings or by another flow; pairs of other images
-    are not detected.
+    noise that inversion starts with is a function of ``(seed, i)``. Existing shards are kept. Pairs have the classes of
+    the flow, or as many as the labels show, whichever are more. ``only``: the number of the one shard to make, from 0.
+    Raises ``ValueError`` for images that are no 8-bit pixels, or if ``out_dir`` holds pairs made with other settings or
+    by another flow; pairs of other images are not detected.
     """
     samplers.steps_for(nfe, "euler")
-    classes = 0 if labels is None else int(labels.max()) + 1
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)} and type {images.dtype}; 8-bit pixels (N, C, H, W) are needed, "
+            "which rfpp.data.to_uint8 makes of images in [-1, 1]"
+        )
+    known = int(getattr(flow.denoiser, "label_dim", 0))
+    classes = 0 if labels is None else max(known, int(labels.max()) + 1)
     shape = list(images.shape[1:])
     index = {
         "n": len(images), "seed": seed, "nfe": nfe, "shape": shape, "classes": classes,
@@ -119,7 +128,16 @@ def invert(
         shard = {"images": images[indices], "indices": indices, "noise": found}
         return shard if labels is None else {**shard, "labels": labels[indices]}
 
-    return fill(Path(out_dir), index, make, f"inverting images, {nfe} NFE")
+    return fill(Path(out_dir), index, make, f"inverting images, {nfe} NFE", only=only)
+
+
+def _check_finite(x: Tensor, indices: Tensor) -> None:
+    whole = x.isfinite().flatten(1).all(dim=1).cpu()
+    if not whole.all():
+        raise ArithmeticError(
+            f"the image of pair {int(indices[~whole][0])} is not finite; finished pairs are kept. Check the denoiser's "
+            "weights and the sampler, then run again"
+        )
 
 
 def _fingerprint(denoiser: Denoiser) -> str | None:

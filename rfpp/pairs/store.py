@@ -39,11 +39,16 @@ def _shard(out_dir: Path, number: int) -> Path:
 
 def _read_index(out_dir: Path) -> dict[str, Any]:
     try:
-        index: dict[str, Any] = json.loads((out_dir / INDEX).read_text())
+        index: Any = json.loads((out_dir / INDEX).read_text())
     except ValueError as error:
         raise ValueError(
             f"{out_dir / INDEX} is damaged ({error}); delete {out_dir} and make the pairs again"
         ) from error
+    if not isinstance(index, dict):
+        raise ValueError(
+            f"{out_dir / INDEX} is damaged (it holds a {type(index).__name__}, no settings); delete {out_dir} and make "
+            "the pairs again"
+        )
     return {"generator": 1, **index}
 
 
@@ -65,17 +70,22 @@ def fill(
     make: Callable[[Tensor, Callable[[int], Any]], dict[str, Tensor]],
     desc: str,
     advance: Callable[[int], Any] | None = None,
+    only: int | None = None,
 ) -> Path:
     """Write a folder's ``index`` and then its missing shards; process ``k`` of ``K`` writes every ``K``-th shard.
 
-    ``make(indices, advance)`` makes the tensors of one shard and reports its progress in pairs.
+    ``make(indices, advance)`` makes the tensors of one shard and reports its progress in pairs. ``only``: the number of
+    a single shard that this process writes.
     Raises ``ValueError`` if the folder holds pairs made with other settings, and
     :class:`rfpp.base.processes.Stopped` after SIGINT or SIGTERM: finished shards are kept.
     """
     index = {**index, "format": FORMAT}
     processes.by_main(lambda: _agree(out_dir, index))
     n, size = index["n"], index["shard_size"]
-    own = range(processes.index(), -(-n // size), processes.count())
+    shards = range(-(-n // size))
+    if only is not None and only not in shards:
+        raise ValueError(f"only={only} is no shard of {n} pairs; allowed: 0..{len(shards) - 1}")
+    own = shards[processes.index() :: processes.count()] if only is None else range(only, only + 1)
     shared = f", process 1 of {processes.count()}" if processes.count() > 1 else ""
     mine = sum(min(size, n - number * size) for number in own)
     bar: Any = None if advance else progress.bar(total=mine, desc=desc + shared, unit="pair")
@@ -186,7 +196,14 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
 
     def read(self, indices: Tensor) -> dict[str, Tensor]:
         """Return the stored columns of these pairs, ``(len(indices), ...)`` each: ``images`` as 8-bit pixels,
-        ``labels`` and ``noise`` for inverted images, ``labels`` and generator ``states`` for imported pairs."""
+        ``labels`` and ``noise`` for inverted images, ``labels`` and generator ``states`` for imported pairs.
+
+        Raises ``IndexError`` for an index that no pair has.
+        """
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise IndexError(
+                f"indices span {int(indices.min())}..{int(indices.max())}; allowed: 0..{len(self) - 1}, the pairs here"
+            )
         rows = {number: (indices // self._shard_size == number).nonzero().flatten()
                 for number in torch.unique(indices // self._shard_size).tolist()}  # fmt: skip
         parts = [self._rows(number, indices[places] % self._shard_size) for number, places in rows.items()]

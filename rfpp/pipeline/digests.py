@@ -3,6 +3,9 @@
 Starting from a class or function, names are followed through the package's syntax trees, without running anything. They
 reach a set of top-level definitions, whose hash is the digest. A name that cannot be resolved adds its whole module: a
 result computed twice is better than a stale one.
+
+A definition that was rewritten without changing a bit of any result counts as what it was before, so that kept results
+remain: ``rewritten.json`` lists such definitions; ``tests/same_results.py`` adds those that it found to be the same.
 """
 
 from __future__ import annotations
@@ -10,30 +13,32 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rfpp.base.files import digest
+from rfpp.pipeline.syntax import Normal, chain, free_names, is_marked, shape, statements, targets
 
 PRESENTATION = (
     "rfpp.base.checks",  # only raises errors
     "rfpp.base.progress",  # draws bars
-    "rfpp.pipeline.digests",  # this module and the two below find results but compute none
+    "rfpp.pipeline.digests",  # this module and those below find results but compute none
     "rfpp.pipeline.identities",
     "rfpp.pipeline.steps",
     "rfpp.pipeline.store",
+    "rfpp.pipeline.syntax",
 )
 """Modules that compute no result. Their definitions are not followed, and arguments of calls to them are ignored."""
 
-_MARK = "presentation"
-_SHOWING = ("__repr__", "__str__")
 _EXCEPTIONS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
 }
 _IMPLICIT = {"__file__", "__name__", "__doc__", "__class__", "__version__"}
+_LOOSE = "<module>"
 
 Definition = TypeVar("Definition", bound=Callable[..., Any])
 
@@ -41,151 +46,6 @@ Definition = TypeVar("Definition", bound=Callable[..., Any])
 def presentation(definition: Definition) -> Definition:
     """Mark a function or method that displays or forecasts but computes no result, so that digests leave it out."""
     return definition
-
-
-def _chain(node: ast.AST) -> list[str] | None:
-    """Split ``a.b.c`` into its parts."""
-    if isinstance(node, ast.Name):
-        return [node.id]
-    if isinstance(node, ast.Attribute) and (front := _chain(node.value)) is not None:
-        return [*front, node.attr]
-    return None
-
-
-def _is_marked(node: ast.AST) -> bool:
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return False
-    marks = [(_chain(decorator) or [""])[-1] for decorator in node.decorator_list]
-    return _MARK in marks or node.name in _SHOWING
-
-
-class Normal(ast.NodeTransformer):
-    """Removes from a syntax tree whatever changes no result: docstrings, annotations, messages, progress bar texts.
-
-    ``is_silent(parts)`` returns whether the arguments of a call to a dotted name only affect texts.
-    """
-
-    def __init__(self, is_silent: Callable[[list[str]], bool]) -> None:
-        self.is_silent = is_silent
-
-    def _body(self, body: list[Any]) -> list[Any]:
-        kept = [
-            node
-            for node in body
-            if not _is_marked(node) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        ]
-        visited = [self.visit(node) for node in kept]
-        return visited or [ast.Pass()]
-
-    def visit_FunctionDef(self, node: Any) -> Any:
-        node.returns, node.body = None, self._body(node.body)
-        node.args, node.decorator_list = self.visit(node.args), [self.visit(part) for part in node.decorator_list]
-        return node
-
-    visit_AsyncFunctionDef = visit_FunctionDef
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
-        node.body = self._body(node.body)
-        node.bases, node.keywords = [self.visit(b) for b in node.bases], [self.visit(k) for k in node.keywords]
-        node.decorator_list = [self.visit(part) for part in node.decorator_list]
-        return node
-
-    def visit_arg(self, node: ast.arg) -> Any:
-        node.annotation = None
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
-        value = self.visit(node.value) if node.value is not None else ast.Constant("without a default")
-        return ast.Assign(targets=[self.visit(node.target)], value=value)
-
-    def visit_Call(self, node: ast.Call) -> Any:
-        parts = _chain(node.func)
-        if parts is not None and (parts == ["warnings", "warn"] or self.is_silent(parts)):
-            return ast.Call(func=node.func, args=[], keywords=[])
-        node.keywords = [keyword for keyword in node.keywords if keyword.arg != "desc"]
-        return self.generic_visit(node)
-
-
-def shape(node: Any) -> Any:
-    """Convert a syntax tree to JSON, without layout or differences between versions of Python."""
-    if isinstance(node, list):
-        return [shape(item) for item in node]
-    if isinstance(node, ast.AST):
-        ignored = ("ctx", "kind", "type_ignores", "type_comment", "type_params")
-        values = {name: shape(value) for name, value in ast.iter_fields(node) if name not in ignored}
-        return [type(node).__name__, {name: value for name, value in values.items() if value not in (None, [])}]
-    return node if isinstance(node, int | float | str | type(None)) else repr(node)
-
-
-_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-
-
-def _bound(node: ast.AST) -> set[str]:
-    """Return the names that a function or a comprehension binds in its own scope."""
-    found: set[str] = set()
-    everywhere: set[str] = set()
-    if isinstance(node, _SCOPES):
-        arguments = node.args
-        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
-        found |= {argument.arg for argument in every if argument is not None}
-        waiting: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
-    else:
-        waiting = [generator.target for generator in node.generators]  # type: ignore[attr-defined]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Load):
-            found.add(part.id)
-        elif isinstance(part, ast.Global):
-            everywhere |= set(part.names)
-        elif isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(part.name)
-            continue
-        elif isinstance(part, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and part.name:
-            found.add(part.name)
-        elif isinstance(part, (ast.Lambda, *_COMPREHENSIONS)):
-            continue
-        waiting += ast.iter_child_nodes(part)
-    return found - everywhere
-
-
-def free_names(node: ast.AST, bound: frozenset[str] = frozenset()) -> Iterator[list[str]]:
-    """Yield every name that is read but not bound by an enclosing function, with the attributes that follow it."""
-    parts = _chain(node)
-    if parts is not None:
-        is_read = isinstance(node, ast.Attribute) or isinstance(getattr(node, "ctx", None), ast.Load)
-        if is_read and parts[0] not in bound:
-            yield parts
-        return
-    if isinstance(node, (*_SCOPES, *_COMPREHENSIONS)):
-        bound = bound | _bound(node)
-    elif isinstance(node, ast.ClassDef):  # names bound in its body are visible there, not in its methods
-        body = {name for part in node.body for name in _targets(part)}
-        for part in ast.iter_child_nodes(node):
-            is_method = isinstance(part, _SCOPES)
-            yield from (parts for parts in free_names(part, bound) if is_method or parts[0] not in body)
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from free_names(child, bound)
-
-
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield top-level statements, including those within ``if`` and ``try``, without those for type checkers only."""
-    for node in body:
-        if isinstance(node, ast.If):
-            if (_chain(node.test) or [""])[-1] != "TYPE_CHECKING":
-                yield from _statements(node.body)
-            yield from _statements(node.orelse)
-        elif isinstance(node, ast.Try):
-            for part in (node.body, *(handler.body for handler in node.handlers), node.orelse, node.finalbody):
-                yield from _statements(part)
-        elif isinstance(node, ast.With):
-            yield from _statements(node.body)
-        else:
-            yield node
-
-
-_LOOSE = "<module>"
 
 
 @dataclass
@@ -200,12 +60,12 @@ class _Module:
     @classmethod
     def parse(cls, name: str, path: Path) -> _Module:
         module, tree = cls(name), ast.parse(path.read_text())
-        for node in _statements(tree.body):
-            for target in _targets(node):
+        for node in statements(tree.body):
+            for target in targets(node):
                 module.definitions.setdefault(target, []).append(node)
         for part in ast.walk(tree):
             module._note_import(part)
-        for node in _statements(tree.body):  # such as a call that registers something
+        for node in statements(tree.body):  # such as a call that registers something
             if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
                 mentioned = {parts[0] for parts in free_names(node)} & module.definitions.keys()
                 for target in mentioned or {_LOOSE}:
@@ -223,24 +83,47 @@ class _Module:
                 self.imports[alias.asname or alias.name] = (node.module, alias.name)
 
 
-def _targets(node: ast.stmt) -> list[str]:
-    """Return the names that a top-level statement defines."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Assign):
-        return [part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-    if isinstance(node, ast.AnnAssign | ast.AugAssign) and isinstance(node.target, ast.Name):
-        return [node.target.id]
-    return []
+REWRITTEN = "rewritten.json"
+"""The list of rewritten definitions, beside this module."""
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A definition's version that gives the same results as an earlier one, bit for bit.
+
+    ``now``: its hash; ``counts_as``: the hashes of the definitions that stand for it in digests, by name; ``beyond``:
+    definitions that only this version names, with the digest that they had when the results were compared. They are
+    left out of digests as long as they have it; after that, the rewriting no longer holds.
+    """
+
+    now: str
+    counts_as: Mapping[str, str]
+    beyond: Mapping[str, str]
+
+
+def rewritings(file: Path) -> dict[str, Rewriting]:
+    """Return the rewritten definitions listed in a file by their names ``module:name``, none if there is no file."""
+    entries = json.loads(file.read_text()) if file.is_file() else []
+    return {name: Rewriting(**fields) for entry in entries for name, fields in entry["definitions"].items()}
 
 
 class Package:
-    """The definitions of a package below the folder ``root``, and the definitions that each of them names."""
+    """The definitions of a package below the folder ``root``, and the definitions that each of them names.
 
-    def __init__(self, name: str, root: Path, silent: tuple[str, ...] = PRESENTATION) -> None:
-        self.name, self.root, self.silent = name, root, silent
+    ``rewritten``: the definitions that count as an earlier version, by name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        silent: tuple[str, ...] = PRESENTATION,
+        rewritten: Mapping[str, Rewriting] | None = None,
+    ) -> None:
+        self.name, self.root, self.silent, self.rewritten = name, root, silent, rewritten or {}
         self._modules: dict[str, _Module | None] = {}
         self._named: dict[tuple[str, str], tuple[str, set[tuple[str, str]]]] = {}
+        self._holds: dict[tuple[str, str], bool] = {}
 
     def module(self, name: str) -> _Module | None:
         """Return a module of the package by its full name; ``None`` if there is none."""
@@ -284,7 +167,7 @@ class Package:
             home = self.module(source)
             nodes = home.definitions.get(name, []) if home is not None else []
             for node in nodes:
-                bases = [_chain(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+                bases = [chain(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
                 if home is not None and any(base and self.is_exception(home, base) for base in bases):
                     return True
         return False
@@ -323,9 +206,28 @@ class Package:
         self._named[source, name] = digest([shapes, foreign]), names
         return self._named[source, name]
 
+    def rewriting(self, name: str, now: str) -> Rewriting | None:
+        """Return how a definition ``module:name`` whose hash is ``now`` counts, if it was rewritten and that holds."""
+        known = self.rewritten.get(name)
+        if known is None or known.now != now:
+            return None
+        if (name, now) not in self._holds:
+            self._holds[name, now] = True  # what it names beyond may name it in turn
+            self._holds[name, now] = all(self.digest([beyond]) == there for beyond, there in known.beyond.items())
+        return known if self._holds[name, now] else None
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Return the hash of all definitions reached from those with these names ``module:name``."""
+        return digest(sorted(self.reached({_split(name) for name in names}).items()))
+
     def reached(self, roots: set[tuple[str, str]]) -> dict[str, str]:
-        """Return the hash of every definition reached from ``roots``, by its name ``module:name``."""
+        """Return the hash of every definition reached from ``roots``, by its name ``module:name``.
+
+        Rewritten definitions have the hashes of what they count as.
+        """
         found: dict[str, str] = {}
+        earlier: dict[str, Rewriting] = {}
+        seen: set[tuple[str, str]] = set()
         waiting = set(roots)
         while waiting:
             source, name = waiting.pop()
@@ -336,13 +238,27 @@ class Package:
                 waiting |= self.resolve(module, [name])
                 continue
             if name == "*":
-                waiting |= {(source, each) for each in module.definitions if f"{source}:{each}" not in found}
+                waiting |= {(source, each) for each in module.definitions} - seen
                 continue
-            if f"{source}:{name}" in found or all(map(_is_marked, module.definitions[name])):
+            if (source, name) in seen or all(map(is_marked, module.definitions[name])):
                 continue
-            found[f"{source}:{name}"], names = self.definition(source, name)
-            waiting |= names
-        return dict(sorted(found.items()))
+            seen.add((source, name))
+            now, names = self.definition(source, name)
+            if (rewriting := self.rewriting(f"{source}:{name}", now)) is not None:
+                earlier[f"{source}:{name}"] = rewriting
+                names = names - {_split(beyond) for beyond in rewriting.beyond}
+            else:
+                found[f"{source}:{name}"] = now
+            waiting |= names - seen
+        replaced: dict[str, str] = {}
+        for _, rewriting in sorted(earlier.items()):
+            replaced |= rewriting.counts_as
+        return dict(sorted({**replaced, **found}.items()))
+
+
+def _split(name: str) -> tuple[str, str]:
+    source, _, definition = name.partition(":")
+    return source, definition
 
 
 @cache
@@ -350,7 +266,7 @@ def package() -> Package:
     """Return this package."""
     found = importlib.util.find_spec("rfpp")
     assert found is not None and found.origin is not None
-    return Package("rfpp", Path(found.origin).parent)
+    return Package("rfpp", Path(found.origin).parent, rewritten=rewritings(Path(__file__).with_name(REWRITTEN)))
 
 
 def is_own(thing: Any) -> bool:

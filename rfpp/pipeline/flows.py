@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +48,16 @@ class MakePairs(Step):
     def title(self) -> str:
         return f"{self.n:,} pairs{self.label}"
 
+    @property
+    @presentation
+    def parts(self) -> int:
+        return math.ceil(self.n / pairs.SHARD_SIZE)
+
     def compute(self, folder: Path, run: Run) -> None:
         teacher = processes.place(copy.deepcopy(self.teacher.load(run)))
         pairs.generate(
             teacher, self.n, folder, seed=self.seed, num_steps=self.num_steps, batch_size=run.batch_size,
-            device=processes.device(),
+            device=processes.device(), only=run.part,
         )  # fmt: skip
 
     @presentation
@@ -76,12 +82,17 @@ class InvertImages(Step):
     def title(self) -> str:
         return "invert the real images, for G"
 
+    @property
+    @presentation
+    def parts(self) -> int:
+        return math.ceil(len(self.images.load().train) / pairs.SHARD_SIZE)
+
     def compute(self, folder: Path, run: Run) -> None:
         teacher = processes.place(copy.deepcopy(self.teacher.load(run)))
         real = self.images.load().train
         pairs.invert(
             RectifiedFlow(teacher), real.pixels, real.labels if teacher.label_dim else None, folder, nfe=self.nfe,
-            seed=self.seed, batch_size=run.batch_size, device=processes.device(),
+            seed=self.seed, batch_size=run.batch_size, device=processes.device(), only=run.part,
         )  # fmt: skip
 
     @presentation
@@ -107,9 +118,14 @@ class OwnPairs(Step):
     def title(self) -> str:
         return f"{self.n:,} pairs of a flow's own, seed {self.flow.seed}"
 
+    @property
+    @presentation
+    def parts(self) -> int:
+        return math.ceil(self.n / pairs.SHARD_SIZE)
+
     def compute(self, folder: Path, run: Run) -> None:
         flow = placed(self.flow.load(run))
-        draw(flow, self.sampler, folder, n=self.n, seed=self.seed, batch_size=run.batch_size)
+        draw(flow, self.sampler, folder, n=self.n, seed=self.seed, batch_size=run.batch_size, only=run.part)
 
     @presentation
     def cost(self, size: Size) -> Cost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -125,10 +126,11 @@ class GradeFlow(Step):
 
     def compute(self, folder: Path, run: Run) -> None:
         flow, held_out = load_flow(self.flow, run), PairDataset(run.get(self.held_out).folder)
-        drawn = draw(
+        draw(
             flow, self.sampler, folder / SAMPLES, n=self.samples, seed=self.seed, batch_size=run.batch_size,
             shard_size=SHARD, advance=lambda images: self._count(images, run),
         )  # fmt: skip
+        drawn = PairDataset(folder / SAMPLES)
         reference, grader = self.reference.load(run), self.reference.grader.load(run)
         network = embedding(grader)
         if not processes.is_main():  # no code below may wait for other processes
@@ -176,9 +178,17 @@ class DrawSamples(Step):
     name: ClassVar[str] = "samples"
     code: ClassVar[tuple[Any, ...]] = (checkpoints.load,)
 
+    @property
+    @presentation
+    def parts(self) -> int:
+        return math.ceil(self.n / SHARD)
+
     def compute(self, folder: Path, run: Run) -> None:
         flow = load_flow(self.flow, run)
-        draw(flow, self.sampler, folder, n=self.n, seed=self.seed, batch_size=run.batch_size, shard_size=SHARD)
+        draw(
+            flow, self.sampler, folder, n=self.n, seed=self.seed, batch_size=run.batch_size, shard_size=SHARD,
+            only=run.part,
+        )  # fmt: skip
 
     def load(self, run: Run) -> PairDataset:
         """Load the samples as pairs with their noise."""

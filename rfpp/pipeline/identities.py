@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from rfpp.base.files import content, digest
 from rfpp.pairs import INDEX, PairDataset
-from rfpp.pipeline.digests import Normal, code_digest, free_names, is_own, package, reached, shape
+from rfpp.pipeline.digests import code_digest, is_own, package, reached
+from rfpp.pipeline.syntax import Normal, free_names, shape
 
 _NOTHING = object()
 _PURE = ("math", "torch")

@@ -12,7 +12,7 @@ from rfpp.arena import find as contender
 from rfpp.base import rng
 from rfpp.base.checks import at_least, one_of
 from rfpp.configurations import CONFIGURATIONS, TEACHER, Configuration, check, check_timesteps
-from rfpp.data import Dataset, Images
+from rfpp.data import Dataset
 from rfpp.engine import Optimisation
 from rfpp.pipeline.flows import InvertImages, MakePairs, OwnPairs, TrainFlow
 from rfpp.pipeline.generators import Leaps, Renoised, TrainGenerator
@@ -38,18 +38,6 @@ Config = str | Configuration | Method
 """A letter of Table 1, a name of :data:`rfpp.configurations.VARIANTS` or of :mod:`rfpp.arena`, an import path, or a
 configuration or method object."""
 _DEFAULTS = {"solver": "euler", "update": "standard", "inner": None}
-
-
-def _check_classes(configuration: Configuration, images: Images, teacher: Weights) -> None:
-    """Raise ``ValueError`` for a mixture of pairs with real images that lack the teacher's last classes."""
-    last = int(images.labels.max())
-    if configuration.real_share and last + 1 < teacher.untrained().label_dim:
-        raise ValueError(
-            f"config={str(configuration)!r} mixes pairs of all classes with real images, but the training split has "
-            f"none of a class after {last}; add some, or choose a configuration with real_share=0"
-        )
-    if isinstance(configuration.start, Configuration):
-        _check_classes(configuration.start, images, teacher)
 
 
 def _check_features(kind: str, dataset: Dataset) -> None:
@@ -238,10 +226,8 @@ class Plan:
         sizes |= {self.preset.training.large_batch} if methods else set()
         for size in (*sizes, *(recipe.batch for recipe in recipes)):
             engine.check(size, self.preset.machinery)
-        images = self.images.load().train
-        shape = images.shape
+        shape = self.images.load().train.shape
         for configuration in configurations:
-            _check_classes(configuration, images, self.teacher)
             check(configuration, shape)
             for part in (configuration.timesteps, configuration.premetric):
                 identity(part)

@@ -14,7 +14,6 @@ from rfpp import pairs, samplers
 from rfpp.base import processes
 from rfpp.base.checks import at_least, one_of
 from rfpp.flow import T_MAX, RectifiedFlow
-from rfpp.pairs import PairDataset
 
 
 class AnySampler(Protocol):
@@ -120,10 +119,14 @@ def draw(
     batch_size: int,
     shard_size: int = pairs.SHARD_SIZE,
     advance: Callable[[int], Any] | None = None,
-) -> PairDataset:
-    """Draw images of a flow as a folder of pairs; processes share the work, and an interrupted call resumes."""
+    only: int | None = None,
+) -> None:
+    """Draw images of a flow as a folder of pairs; processes share the work, and an interrupted call resumes.
+
+    ``only``: the number of the one shard to draw.
+    """
     pairs.generate(
         flow.denoiser, n, folder, seed=seed, batch_size=batch_size, device=processes.device(),
         sampler=lambda z, labels: sampler(flow, z, labels), shard_size=shard_size, advance=advance,
+        only=only,
     )  # fmt: skip
-    return PairDataset(folder)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 
 import rfpp
@@ -105,7 +105,8 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
     :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
     """
     wanted = missing(run, steps)
-    count = len(wanted) if scheduler is not None else min(jobs(asked), len(wanted))
+    pieces = sum(step.parts for step in wanted)
+    count = pieces if scheduler is not None else min(jobs(asked), pieces)
     if not wanted or (scheduler is None and count == 1):
         for number, step in enumerate(wanted, start=1):
             dataclasses.replace(run, position=f" ({number} of {len(wanted)})").get(step)
@@ -129,6 +130,23 @@ def _weights(steps: list[Step]) -> dict[str, float]:
     return longest
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """What a worker computes: a step, or one of its parts."""
+
+    key: str
+    part: int | None
+
+
+def _parts(run: Run, step: Step) -> list[int]:
+    """The parts of a step to compute side by side; none for a step of one part, or of which there is a result already.
+
+    Of a damaged result, :meth:`rfpp.pipeline.store.Store.get` keeps the parts that are whole.
+    """
+    is_new = not (run.store.root / step.name / step.key).exists()
+    return list(range(step.parts)) if is_new and step.parts > 1 else []
+
+
 class _Work:
     """Steps in progress: those ready to begin, those being computed, and the progress that their workers report."""
 
@@ -140,7 +158,9 @@ class _Work:
             {step.key: [need.key for need in step.needs if need.key in self.steps] for step in steps}
         )
         self.ready: list[str] = []
-        self.begun: dict[Future[None], str] = {}
+        self.parts = {step.key: _parts(run, step) for step in steps}
+        self.locks: dict[str, BaseFileLock] = {}
+        self.begun: dict[Future[None], _Place] = {}
         self.attempts: Counter[str] = Counter()
         self.reached: dict[str, float] = {}
 
@@ -174,9 +194,14 @@ class _Work:
         while self.ready and len(self.begun) < self.count:
             if self.begun and self._is_last_attempt(self.ready[-1]):
                 break
-            key = self.ready.pop()
-            future = self.workers().submit(_compute, self.steps[key], self.run, self._note(key, "progress"))
-            self.begun[future] = key
+            key = self.ready[-1]
+            part = self.parts[key].pop(0) if self._may_divide(key) else None
+            if not self.parts[key]:
+                self.ready.pop()  # the whole step comes after its last part
+            place = _Place(key, part)
+            run = dataclasses.replace(self.run, part=part)
+            future = self.workers().submit(_compute, self.steps[key], run, self._note(place, "progress"))
+            self.begun[future] = place
 
     def _is_last_attempt(self, key: str) -> bool:
         return self.attempts[key] == ATTEMPTS - 1
@@ -185,11 +210,16 @@ class _Work:
         return not self._is_last_attempt(key), self.weights[key]
 
     def _ended(self, future: Future[None]) -> bool:
-        """Return whether an ended step is finished; a step whose worker died is queued again."""
-        key = self.begun.pop(future)
+        """Return whether an ended step is finished; a step whose worker died is queued again, without its parts."""
+        place = self.begun.pop(future)
+        key = place.key
         try:
             future.result()
         except BrokenExecutor as error:
+            self.parts[key], self.ready = [], [each for each in self.ready if each != key]
+            if self._is_begun(key):
+                return False  # its other parts end with the same workers
+            self._unlock(key)
             self.attempts[key] = 1 if self._got_further(key) else self.attempts[key] + 1
             title = self.steps[key].title
             if self.attempts[key] == ATTEMPTS:
@@ -199,8 +229,34 @@ class _Work:
             warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=4)
             self.ready.append(key)
             return False
-        self.graph.done(key)
-        return True
+        if place.part is None:
+            self.graph.done(key)
+            return True
+        if not (self.parts[key] or self._is_begun(key)):
+            self._unlock(key)
+            self.ready.append(key)
+        return False
+
+    def _may_divide(self, key: str) -> bool:
+        """Whether parts of a step are left to this run, which then holds the step's lock until they have ended."""
+        if self.parts[key] and key not in self.locks:
+            step, lock = self.steps[key], self.run.store.lock(self.steps[key].name, key)
+            try:
+                Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+                self.locks[key] = lock
+            except (OSError, Timeout):  # another run computes it, or nothing can be written: the whole step will tell
+                self.parts[key] = []
+            if self.run.find(step) is not None:
+                self.parts[key] = []
+        return bool(self.parts[key])
+
+    def _unlock(self, key: str) -> None:
+        if key in self.locks:
+            self.locks.pop(key).release()
+
+    def _is_begun(self, key: str) -> bool:
+        return any(place.key == key for place in self.begun.values())
 
     def _got_further(self, key: str) -> bool:
         """Whether a step has written a shard or a checkpoint since its worker last died."""
@@ -216,23 +272,26 @@ class _Work:
         A worker that has not begun finds the mark; one that has, and left its number, is sent a signal.
         """
         (self.notes / _STOP).touch()
-        for key in self.begun.values():
+        for place in self.begun.values():
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(self._note(key, "worker").read_text()), signal.SIGTERM)
+                os.kill(int(self._note(place, "worker").read_text()), signal.SIGTERM)
         for future in self.begun:
             future.cancel()
         wait(self.begun)
+        for key in list(self.locks):
+            self._unlock(key)
 
-    def _note(self, key: str, what: str) -> Path:
-        return self.notes / f"{key}.{what}"
+    def _note(self, place: _Place, what: str) -> Path:
+        return self.notes / f"{place.key}{'' if place.part is None else f'-{place.part}'}.{what}"
 
     def _news(self) -> Iterator[str]:
         """Yield the progress of each step in computation."""
-        for key in self.begun.values():
-            note = self._note(key, "progress")
+        for place in self.begun.values():
+            note, step = self._note(place, "progress"), self.steps[place.key]
             text = note.read_text(errors="replace")[-400:] if note.is_file() else ""
             share = re.findall(r"(\d+)%", text)
-            yield f"{self.steps[key].title} {share[-1] if share else 0} %"
+            part = "" if place.part is None else f", part {place.part + 1} of {step.parts},"
+            yield f"{step.title}{part} {share[-1] if share else 0} %"
 
 
 def _compute(step: Step, run: Run, note: Path) -> None:
@@ -249,7 +308,7 @@ def _compute(step: Step, run: Run, note: Path) -> None:
             if note.with_name(_STOP).exists():
                 raise Stopped("stopped before it began")
         try:
-            run.get(step)
+            run.get(step) if run.part is None else run.get_part(step, run.part)
         finally:
             note.with_suffix(".worker").unlink(missing_ok=True)  # no signal is for this step any more
             processes.free_memory()  # an idle worker still has what is reserved

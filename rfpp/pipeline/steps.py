@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ class Run:
     """Where and how steps are computed. It changes no result, so no key includes it.
 
     ``batch_size``: pairs or samples at once; ``position``: a remark for progress bars, such as "(1 of 3)"; ``advance``:
-    called with the number of new evaluations of images.
+    called with the number of new evaluations of images; ``part``: the part of a step to compute, all of it if ``None``.
     """
 
     store: Store
@@ -57,6 +58,7 @@ class Run:
     batch_size: int = 500
     position: str = ""
     advance: Callable[[int], Any] | None = None
+    part: int | None = None
 
     def find(self, step: Step) -> Artifact | None:
         """Return the step's result if it is finished and undamaged."""
@@ -70,10 +72,26 @@ class Run:
                 self.get(need)
         if finished is not None:
             return finished
-        with torch.inference_mode(False), torch.enable_grad():  # callers may have gradients off; training needs them
-            processes.cast_each_time()  # in this thread: a cluster's worker computes in another than it starts in
-            run = step.suited(self)
+        with _computing():
+            run = replace(step.suited(self), part=None)
             return self.store.get(step.name, step.inputs, lambda folder: step.compute(folder, run))
+
+    def get_part(self, step: Step, part: int) -> None:
+        """Compute one of the step's :attr:`Step.parts` in its unfinished folder, where :meth:`get` finds it.
+
+        Whoever asks for parts holds the step's lock, so that no other run computes it.
+        """
+        folder = self.store.partial(step.name, step.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _computing():
+            step.compute(folder, replace(step.suited(self), part=part))
+
+
+@contextlib.contextmanager
+def _computing() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad():  # callers may have gradients off; training needs them
+        processes.cast_each_time()  # in this thread: a cluster's worker computes in another than it starts in
+        yield
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,16 @@ class Step(ABC):
 
     @abstractmethod
     def compute(self, folder: Path, run: Run) -> None:
-        """Write the result into ``folder``, which may hold complete files of an interrupted attempt."""
+        """Write the result into ``folder``, which may hold complete files of an interrupted attempt.
+
+        A step of several :attr:`parts` makes only one of them if ``run.part`` is its number, from 0.
+        """
+
+    @property
+    @presentation
+    def parts(self) -> int:
+        """The number of parts that can be computed side by side, before the step finds them and finishes."""
+        return 1
 
     @property
     @presentation

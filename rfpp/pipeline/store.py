@@ -128,7 +128,7 @@ class Store:
 
                 def prepare() -> bool:
                     final.parent.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(FileLock(final.with_name(f".{key}.lock")))
+                    stack.enter_context(self.lock(step, key))
                     found, damaged = self._find(step, key)  # another run may have finished it meanwhile
                     if found is None:
                         _prepare(final, partial, damaged)
@@ -153,6 +153,10 @@ class Store:
         finished = self.peek(step, inputs)
         assert finished is not None
         return finished
+
+    def lock(self, step: str, key: str) -> FileLock:
+        """Return the lock that a run holds while it computes a step."""
+        return FileLock(self.root / step / f".{key}.lock")
 
     def peek(self, step: str, inputs: Mapping[str, Any]) -> Artifact | None:
         """Return the step with these ``inputs`` if it is finished and undamaged; all processes call this together.
