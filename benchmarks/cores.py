@@ -4,7 +4,7 @@
 
 Without ``--cores``: 1, 2, 4 and so on, as far as there are any, on a CPU also where there is a GPU. ``--book`` runs all
 notebooks at the ``laptop`` preset, too, on the largest number of cores. The file is written after each row, by default
-``runs/cores.json``; ``benchmarks/cores.json`` holds the runs that the book shows.
+``runs/cores.json``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     def add(what: str, cores: int, seconds: float) -> None:
         found["rows"].append({"what": what, "cores": cores, "seconds": round(seconds, 2)})
-        print(f"{what}, {cores} cores: {seconds:.1f} s", flush=True)
+        print(f"{what}, {cores} core{'s' * (cores > 1)}: {seconds:.1f} s", flush=True)
         given.out.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(given.out, json.dumps(found, indent=1) + "\n")
 

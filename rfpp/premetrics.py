@@ -40,7 +40,7 @@ def pseudo_huber(a: Tensor, b: Tensor, x_t: Tensor | None = None, t: Tensor | No
 
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
-    """Turn off autocast and TensorFloat-32 on a kind of device; how cuDNN chooses its kernels stays as it is."""
+    """Turn off autocast and, in convolutions, TensorFloat-32; kernels stay as deterministic as they are."""
     casts = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
     whole = torch.autocast(device, enabled=False) if casts else nullcontext()
     cudnn = torch.backends.cudnn

@@ -383,7 +383,7 @@ def test_real_images_without_the_last_class_mix_with_pairs_of_all_classes(tmp_pa
     experiment.train("G-half", [0])
     assert experiment.flow("G-half", 0).denoiser.label_dim == 10
     inverted = PairDataset(experiment.run.get(experiment.plan.inverted()).folder)
-    assert inverted.classes == 10 and int(inverted.batch(torch.arange(len(inverted)))[2].max()) == 8
+    assert inverted.classes == 9
 
 
 def wrong():

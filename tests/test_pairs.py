@@ -405,7 +405,7 @@ def test_an_image_that_is_not_finite_is_named_instead_of_stored(tmp_path, teache
     broken.later = False
     generate(broken, 16, tmp_path, **OPTIONS)
     broken.later, more = True, {**OPTIONS, "shard_size": 16}
-    with pytest.raises(ArithmeticError, match="the image of pair 3 is not finite; finished pairs are kept"):
+    with pytest.raises(ArithmeticError, match="pair 3 is not finite; finished pairs are kept"):
         generate(broken, 32, tmp_path / "more", **more)
     assert not list((tmp_path / "more").glob("shard-*"))
 
@@ -431,7 +431,7 @@ def test_a_damaged_index_is_named(tmp_path, teacher):
 def test_an_index_that_holds_no_settings_is_named(tmp_path, teacher):
     generate(teacher, 4, tmp_path, **OPTIONS)
     (tmp_path / "pairs.json").write_text("[4]")
-    with pytest.raises(ValueError, match=r"pairs.json is damaged \(it holds a list, no settings\)"):
+    with pytest.raises(ValueError, match=r"pairs.json is damaged \(a list instead of settings\)"):
         PairDataset(tmp_path)
 
 
@@ -441,7 +441,7 @@ def test_rows_that_no_pair_has_are_refused(tmp_path, teacher, index, in_memory, 
     """Also a row that the last shard would have if it were full."""
     monkeypatch.setattr(store, "IN_MEMORY", in_memory)
     dataset = PairDataset(generate(teacher, 40, tmp_path, **OPTIONS))
-    with pytest.raises(IndexError, match=r"allowed: 0\.\.39, the pairs here"):
+    with pytest.raises(IndexError, match=r"this folder has pairs 0\.\.39"):
         dataset.batch(torch.tensor([0, index]))
 
 
@@ -782,15 +782,26 @@ def test_without_labels_inverted_pairs_have_none(tmp_path, tiny):
     assert len(dataset[0]) == 2
 
 
-def test_inverted_pairs_have_the_classes_of_their_flow(tmp_path, tiny):
-    """Even where the last ones have no image: a mixture with the teacher's pairs needs the same classes."""
+def test_a_mixture_may_lack_images_of_the_last_classes(tmp_path, tiny):
     labels = torch.tensor([0, 1, 0])
-    dataset = PairDataset(invert(RectifiedFlow(tiny), to_uint8(randn(3, 1, 8, 8)), labels, tmp_path, nfe=1))
-    assert dataset.classes == tiny.label_dim > 2
+    inverted = PairDataset(invert(RectifiedFlow(tiny), to_uint8(randn(3, 1, 8, 8)), labels, tmp_path / "a", nfe=1))
+    made = PairDataset(generate(tiny, 6, tmp_path / "b", num_steps=2))
+    assert (made.classes, inverted.classes) == (3, 2)
+    mixed = Mixture(made, inverted, 0.5)
+    assert mixed.classes == 3 and mixed.batch(torch.arange(9))[2].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0]
+    with pytest.raises(ValueError, match="do not mix"):
+        Mixture(inverted, made, 0.5)
+
+
+def test_noise_that_is_not_finite_is_named_instead_of_stored(tmp_path, tiny):
+    broken = copy.deepcopy(tiny)
+    next(broken.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ArithmeticError, match="pair 0 is not finite"):
+        invert(RectifiedFlow(broken), to_uint8(randn(3, 1, 8, 8)), None, tmp_path, nfe=1)
 
 
 def test_only_pixels_are_inverted(tmp_path, tiny):
-    with pytest.raises(ValueError, match=r"shape \(3, 1, 8, 8\) and type torch.float32; 8-bit pixels"):
+    with pytest.raises(ValueError, match=r"images have shape \(3, 1, 8, 8\) and type torch.float32; 8-bit pixels"):
         invert(RectifiedFlow(tiny), randn(3, 1, 8, 8), None, tmp_path / "new", nfe=1)
     assert not (tmp_path / "new").exists()
 

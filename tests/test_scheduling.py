@@ -1,6 +1,7 @@
 """Steps side by side: the same bits as one after the other, whatever dies meanwhile."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from rfpp.configurations import Configuration
 from rfpp.experiment import Experiment
 from rfpp.pipeline import scheduling
 from rfpp.pipeline.steps import Step, in_order
+from rfpp.pipeline.store import StorageError
 
 CONFIGS, SEEDS = ("A", "F", "third"), (0, 1)
 """Two flows from the same pairs, and one that goes on from another."""
@@ -146,17 +148,17 @@ class Answers(Executor):
         return future
 
 
-WHOLE, LAST = (3, None), (1, None)
+ALL, WHOLE, LAST = [(3, 0), (3, 1), (3, 2)], (3, None), (1, None)
 
 
 @pytest.mark.parametrize(
     ("deaths", "asked"),
     [
-        ((), [(3, 0), (3, 1), (3, 2), WHOLE, LAST]),
-        ((1,), [(3, 0), (3, 1), WHOLE, LAST]),  # two at a time: the third part is left to the whole step
-        ((0, 1), [(3, 0), (3, 1), WHOLE, LAST]),  # both workers end with the one that dies: one attempt
-        ((2,), [(3, 0), (3, 1), (3, 2), WHOLE, LAST]),
-        ((2, None), [(3, 0), (3, 1), (3, 2), WHOLE, WHOLE, LAST]),
+        ((), [*ALL, WHOLE, LAST]),
+        ((1,), [(3, 0), (3, 1), *ALL, WHOLE, LAST]),  # two at a time; what is whole is found again
+        ((0, 1), [(3, 0), (3, 1), *ALL, WHOLE, LAST]),  # both workers end with the one that dies: one attempt
+        ((2,), [*ALL, *ALL, WHOLE, LAST]),
+        ((2, None), [*ALL, *ALL, WHOLE, WHOLE, LAST]),  # the last attempt is the step's as a whole
     ],
 )
 @pytest.mark.filterwarnings("ignore:a worker died")
@@ -168,14 +170,43 @@ def test_a_step_is_finished_after_its_parts(tmp_path, deaths, asked):
 
 
 def test_a_step_whose_workers_die_in_every_part_is_given_up(tmp_path):
-    workers = Answers([0, 1, None, None])
+    workers = Answers([0, 1, 0, 1, None])
     run = Experiment("smoke", runs=tmp_path / "runs", jobs=1).run
     with (
         pytest.warns(UserWarning, match="a worker died"),
         pytest.raises(processes.WorkerLost, match="3 times in a row"),
     ):
         scheduling._Work(run, [InParts()], 2, tmp_path, lambda: workers).do()
-    assert workers.asked == [(3, 0), (3, 1), WHOLE, WHOLE]
+    assert workers.asked == [(3, 0), (3, 1), (3, 0), (3, 1), WHOLE]
+
+
+def test_a_finished_step_tells_how_long_its_parts_took(tmp_path):
+    """The worker that finishes it finds them made, and would count a moment. Parts that took none are added to."""
+    experiment = Experiment("smoke", MANY, runs=tmp_path, jobs=1)
+    step, run = experiment.plan.pairs(), experiment.run
+    for part in range(step.parts):
+        run.get_part(step, part)
+    notes = sorted(run.store.partial(step.name, step.key).glob(".took-*"))
+    took = [float(note.read_text()) for note in notes]
+    assert len(took) == 2 and took[0] > took[1] > 0  # 4,096 pairs and 4
+    run.get_part(step, 0)
+    assert float(notes[0].read_text()) >= took[0]
+    notes[0].write_text("100")
+    manifest = run.get(step).manifest
+    assert manifest["seconds"] >= 100 and set(manifest["files"]) == {
+        "pairs.json", "shard-00000.safetensors", "shard-00001.safetensors"
+    }  # fmt: skip
+
+
+def test_a_full_disk_is_named_for_a_part_as_for_a_step(tmp_path, monkeypatch):
+    experiment = Experiment("smoke", MANY, runs=tmp_path, jobs=1)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rfpp.pairs.store.files.write_tensors", full)
+    with pytest.raises(StorageError, match="there is no space left. Earlier results are intact"):
+        experiment.run.get_part(experiment.plan.pairs(), 1)
 
 
 def workers(process=None):

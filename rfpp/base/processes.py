@@ -124,7 +124,7 @@ def free_memory() -> None:
     """Return to the GPU what finished work leaves behind: other processes, or the next step, may need it."""
     if torch.cuda.is_initialized():
         torch._dynamo.reset()  # graphs of networks that are gone make those of the next ones more general, and slower
-        gc.collect()  # a training refers to itself
+        gc.collect()  # what refers to itself keeps its memory until then
         torch.cuda.empty_cache()
 
 

@@ -35,7 +35,7 @@ class Run:
         if machinery.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        # A model that refers to its own training would keep the memory of both, also on a GPU.
+        # An average that refers to its own training would keep the memory of both, also on a GPU.
         own = weakref.ref(self)
         self.average = AveragedModel(
             model, multi_avg_fn=ema_update(optimisation.ema, lambda: _steps(own), optimisation.growing)

@@ -97,19 +97,18 @@ def invert(
     """Make pairs of real images and the noise that ``flow`` carries them to (Section 4.4), and return ``out_dir``.
 
     ``images``: 8-bit pixels ``(N, C, H, W)``; ``labels``: ``(N,)`` or ``None``. The noise itself is stored. The small
-    noise that inversion starts with is a function of ``(seed, i)``. Existing shards are kept. Pairs have the classes of
-    the flow, or as many as the labels show, whichever are more. ``only``: the number of the one shard to make, from 0.
+    noise that inversion starts with is a function of ``(seed, i)``. Existing shards are kept;
+    ``only``: the one shard to make, by its number from 0.
     Raises ``ValueError`` for images that are no 8-bit pixels, or if ``out_dir`` holds pairs made with other settings or
     by another flow; pairs of other images are not detected.
     """
     samplers.steps_for(nfe, "euler")
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(
-            f"images has shape {tuple(images.shape)} and type {images.dtype}; 8-bit pixels (N, C, H, W) are needed, "
+            f"images have shape {tuple(images.shape)} and type {images.dtype}; 8-bit pixels (N, C, H, W) are needed, "
             "which rfpp.data.to_uint8 makes of images in [-1, 1]"
         )
-    known = int(getattr(flow.denoiser, "label_dim", 0))
-    classes = 0 if labels is None else max(known, int(labels.max()) + 1)
+    classes = 0 if labels is None else int(labels.max()) + 1
     shape = list(images.shape[1:])
     index = {
         "n": len(images), "seed": seed, "nfe": nfe, "shape": shape, "classes": classes,
@@ -124,6 +123,7 @@ def invert(
             given = None if labels is None else labels[chunk].to(device)
             with torch.no_grad():
                 rows.copy_(samplers.integrate(flow, start, samplers.inversion_times(nfe), labels=given)[-1])
+            _check_finite(rows, chunk)
             advance(len(chunk))
         shard = {"images": images[indices], "indices": indices, "noise": found}
         return shard if labels is None else {**shard, "labels": labels[indices]}
@@ -135,8 +135,8 @@ def _check_finite(x: Tensor, indices: Tensor) -> None:
     whole = x.isfinite().flatten(1).all(dim=1).cpu()
     if not whole.all():
         raise ArithmeticError(
-            f"the image of pair {int(indices[~whole][0])} is not finite; finished pairs are kept. Check the denoiser's "
-            "weights and the sampler, then run again"
+            f"pair {int(indices[~whole][0])} is not finite; finished pairs are kept. Check the weights and the "
+            "sampler, then run again"
         )
 
 

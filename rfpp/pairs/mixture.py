@@ -14,8 +14,8 @@ from rfpp.pairs.store import PairDataset
 class Mixture:
     """A mixture of pairs: a drawn row comes from ``others`` with probability ``share``, else from ``pairs``.
 
-    Indices from ``len(pairs)`` on belong to ``others``. Raises ``ValueError`` for sets that differ in shape or classes,
-    and for a ``share`` outside [0, 1].
+    Indices from ``len(pairs)`` on belong to ``others``, which may lack the last classes. Raises ``ValueError`` for sets
+    that differ in shape, or of which one has no classes, and for a ``share`` outside [0, 1].
     """
 
     pairs: PairDataset
@@ -24,7 +24,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         one, two = ((each.shape, each.classes) for each in (self.pairs, self.others))
-        if one != two:
+        if one[0] != two[0] or two[1] > one[1] or bool(one[1]) != bool(two[1]):
             raise ValueError(f"pairs of shape and classes {one} do not mix with those of {two}")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share={self.share} is not a probability; a number from 0 to 1 is needed")

@@ -46,7 +46,7 @@ def _read_index(out_dir: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(index, dict):
         raise ValueError(
-            f"{out_dir / INDEX} is damaged (it holds a {type(index).__name__}, no settings); delete {out_dir} and make "
+            f"{out_dir / INDEX} is damaged (a {type(index).__name__} instead of settings); delete {out_dir} and make "
             "the pairs again"
         )
     return {"generator": 1, **index}
@@ -84,7 +84,7 @@ def fill(
     n, size = index["n"], index["shard_size"]
     shards = range(-(-n // size))
     if only is not None and only not in shards:
-        raise ValueError(f"only={only} is no shard of {n} pairs; allowed: 0..{len(shards) - 1}")
+        raise ValueError(f"only={only}: {n} pairs have shards 0..{len(shards) - 1}")
     own = shards[processes.index() :: processes.count()] if only is None else range(only, only + 1)
     shared = f", process 1 of {processes.count()}" if processes.count() > 1 else ""
     mine = sum(min(size, n - number * size) for number in own)
@@ -202,7 +202,7 @@ class PairDataset(Dataset[tuple[Tensor, ...]]):
         """
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(
-                f"indices span {int(indices.min())}..{int(indices.max())}; allowed: 0..{len(self) - 1}, the pairs here"
+                f"indices span {int(indices.min())}..{int(indices.max())}; this folder has pairs 0..{len(self) - 1}"
             )
         rows = {number: (indices // self._shard_size == number).nonzero().flatten()
                 for number in torch.unique(indices // self._shard_size).tolist()}  # fmt: skip

@@ -4,8 +4,8 @@ Starting from a class or function, names are followed through the package's synt
 reach a set of top-level definitions, whose hash is the digest. A name that cannot be resolved adds its whole module: a
 result computed twice is better than a stale one.
 
-A definition that was rewritten without changing a bit of any result counts as what it was before, so that kept results
-remain: ``rewritten.json`` lists such definitions; ``tests/same_results.py`` adds those that it found to be the same.
+A definition that was rewritten without changing a bit of results on a CPU counts as what it was before, so that kept
+results remain: ``rewritten.json`` lists such definitions; ``tests/same_results.py`` adds those that it compared.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Package:
         self.name, self.root, self.silent, self.rewritten = name, root, silent, rewritten or {}
         self._modules: dict[str, _Module | None] = {}
         self._named: dict[tuple[str, str], tuple[str, set[tuple[str, str]]]] = {}
-        self._holds: dict[tuple[str, str], bool] = {}
+        self._holding: set[str] | None = None
 
     def module(self, name: str) -> _Module | None:
         """Return a module of the package by its full name; ``None`` if there is none."""
@@ -208,13 +208,19 @@ class Package:
 
     def rewriting(self, name: str, now: str) -> Rewriting | None:
         """Return how a definition ``module:name`` whose hash is ``now`` counts, if it was rewritten and that holds."""
+        if self._holding is None:
+            self._settle()
         known = self.rewritten.get(name)
-        if known is None or known.now != now:
-            return None
-        if (name, now) not in self._holds:
-            self._holds[name, now] = True  # what it names beyond may name it in turn
-            self._holds[name, now] = all(self.digest([beyond]) == there for beyond, there in known.beyond.items())
-        return known if self._holds[name, now] else None
+        return known if known is not None and known.now == now and name in (self._holding or ()) else None
+
+    def _settle(self) -> None:
+        """Find out which rewritings hold: all of them at first, as what they name beyond may lead to each other."""
+        self._holding = set(self.rewritten)
+        while broken := {name for name in self._holding if not self._is_as_it_was(self.rewritten[name])}:
+            self._holding -= broken
+
+    def _is_as_it_was(self, rewriting: Rewriting) -> bool:
+        return all(self.digest([beyond]) == there for beyond, there in rewriting.beyond.items())
 
     def digest(self, names: Iterable[str]) -> str:
         """Return the hash of all definitions reached from those with these names ``module:name``."""
@@ -250,10 +256,11 @@ class Package:
             else:
                 found[f"{source}:{name}"] = now
             waiting |= names - seen
-        replaced: dict[str, str] = {}
+        stand_ins: dict[str, str] = {}
         for _, rewriting in sorted(earlier.items()):
-            replaced |= rewriting.counts_as
-        return dict(sorted({**replaced, **found}.items()))
+            stand_ins |= rewriting.counts_as
+        own = {name: rewriting.counts_as[name] for name, rewriting in earlier.items() if name in rewriting.counts_as}
+        return dict(sorted({**stand_ins, **own, **found}.items()))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -274,11 +281,16 @@ def is_own(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).partition(".")[0] == "rfpp"
 
 
+def definition_of(thing: Any) -> tuple[str, str]:
+    """Return the module and the name of the top-level definition of a class or function of this package."""
+    name = thing.__qualname__.partition(".")[0]
+    home = package().module(thing.__module__)
+    return thing.__module__, name if home is not None and name in home.definitions else "*"
+
+
 @cache
-def _own(module: str, qualname: str) -> dict[str, str]:
-    name = qualname.partition(".")[0]
-    home = package().module(module)
-    return package().reached({(module, name if home is not None and name in home.definitions else "*")})
+def _reached(roots: frozenset[tuple[str, str]]) -> dict[str, str]:
+    return package().reached(set(roots))
 
 
 def reached(*roots: Any) -> dict[str, str]:
@@ -289,10 +301,15 @@ def reached(*roots: Any) -> dict[str, str]:
     """
     from rfpp.pipeline.identities import reader_code  # it imports this module in turn
 
-    found: dict[str, str] = {}
+    own: set[tuple[str, str]] = set()
+    readers: dict[str, str] = {}
     for root in roots:
-        found |= _own(root.__module__, root.__qualname__) if is_own(root) else reader_code(root)
-    return found
+        if is_own(root):
+            own.add(definition_of(root))
+        else:
+            readers |= reader_code(root, own)
+    # All at once: what stands in for a definition in the digest of one root, another root may reach as it is now.
+    return {**_reached(frozenset(own)), **readers}
 
 
 def code_digest(*roots: Any) -> str:

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from rfpp.base.files import content, digest
 from rfpp.pairs import INDEX, PairDataset
-from rfpp.pipeline.digests import code_digest, is_own, package, reached
+from rfpp.pipeline.digests import code_digest, definition_of, is_own
 from rfpp.pipeline.syntax import Normal, free_names, shape
 
+Own = set[tuple[str, str]]
+"""Definitions of this package, each by its module and name; ``"*"`` is a whole module."""
 _NOTHING = object()
 _PURE = ("math", "torch")
 """Packages whose built-in functions, such as ``torch.tanh``, are identified by their names."""
@@ -176,7 +178,7 @@ def _namespace(thing: Any) -> dict[str, Any]:
     return found
 
 
-def _follow(parts: list[str], namespace: Mapping[str, Any], found: dict[str, str]) -> None:
+def _follow(parts: list[str], namespace: Mapping[str, Any], found: dict[str, str], own: Own) -> None:
     """Add the definition or value that a dotted name in a reader's code refers to."""
     value, rest = namespace[parts[0]], parts[1:]
     while isinstance(value, types.ModuleType) and rest:
@@ -185,24 +187,24 @@ def _follow(parts: list[str], namespace: Mapping[str, Any], found: dict[str, str
         value, rest = getattr(value, rest[0]), rest[1:]
     if isinstance(value, types.ModuleType):
         if value.__name__.partition(".")[0] == "rfpp":
-            found |= package().reached({(value.__name__, "*")})
+            own.add((value.__name__, "*"))
         else:
             found[f"name {'.'.join(parts)}"] = value.__name__
         return
     if isinstance(value, type) or inspect.isfunction(value):
         if is_own(value):
-            found |= reached(value)
+            own.add(definition_of(value))
         elif _is_installed(value):
             found[f"name {'.'.join(parts)}"] = _name(value)
         else:
-            _read(value, found)
+            _read(value, found, own)
     elif callable(value) and _is_installed(value):
         found[f"name {'.'.join(parts)}"] = str(getattr(value, "__qualname__", value))
     else:
         found[f"value of {'.'.join(parts)}"] = digest(identity(value))
 
 
-def _read(thing: Any, found: dict[str, str]) -> None:
+def _read(thing: Any, found: dict[str, str], own: Own) -> None:
     """Add a reader's definition and everything that it names."""
     name = _name(thing)
     if name in found:
@@ -213,14 +215,15 @@ def _read(thing: Any, found: dict[str, str]) -> None:
     namespace = _namespace(thing)
     for parts in free_names(plain):
         if parts[0] in namespace and namespace[parts[0]] is not getattr(builtins, parts[0], _NOTHING):
-            _follow(parts, namespace, found)
+            _follow(parts, namespace, found, own)
         elif not hasattr(builtins, parts[0]) and parts[0] != "__class__":
             raise Unidentified(f"{name} cannot be identified: it names {parts[0]}, which is not defined")
 
 
-def reader_code(thing: Any) -> dict[str, str]:
+def reader_code(thing: Any, own: Own) -> dict[str, str]:
     """Return the hashes of a reader's class or function and of everything that it names, by name.
 
+    Definitions of this package that it names are added to ``own`` instead.
     Raises :class:`Unidentified` if the source of one of them is not available.
     """
     if not (isinstance(thing, type) or inspect.isfunction(thing)):
@@ -228,5 +231,5 @@ def reader_code(thing: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     if _is_installed(thing):
         return {_name(thing): ""}
-    _read(thing, found)
+    _read(thing, found, own)
     return found

@@ -139,7 +139,7 @@ class _Place:
 
 
 def _parts(run: Run, step: Step) -> list[int]:
-    """The parts of a step to compute side by side; none for a step of one part, or of which there is a result already.
+    """The parts of a step to compute side by side; none for a step of one part, or one that has a result already.
 
     Of a damaged result, :meth:`rfpp.pipeline.store.Store.get` keeps the parts that are whole.
     """
@@ -161,12 +161,20 @@ class _Work:
         self.parts = {step.key: _parts(run, step) for step in steps}
         self.locks: dict[str, BaseFileLock] = {}
         self.begun: dict[Future[None], _Place] = {}
+        self.died: dict[str, BrokenExecutor] = {}
         self.attempts: Counter[str] = Counter()
         self.reached: dict[str, float] = {}
 
     def do(self) -> None:
         """Compute all steps."""
         self.graph.prepare()
+        try:
+            self._do()
+        finally:
+            for key in list(self.locks):
+                self._unlock(key)
+
+    def _do(self) -> None:
         with (
             processes.stoppable() as stop,
             progress.bar(total=len(self.steps), desc=f"steps, {self.count} at a time") as bar,
@@ -206,36 +214,39 @@ class _Work:
     def _is_last_attempt(self, key: str) -> bool:
         return self.attempts[key] == ATTEMPTS - 1
 
-    def _urgency(self, key: str) -> tuple[bool, float]:
-        return not self._is_last_attempt(key), self.weights[key]
+    def _urgency(self, key: str) -> tuple[bool, bool, float]:
+        """A step whose lock is held comes first: who waits for another run's lock must not keep this one from it."""
+        return not self._is_last_attempt(key), key in self.locks, self.weights[key]
 
     def _ended(self, future: Future[None]) -> bool:
-        """Return whether an ended step is finished; a step whose worker died is queued again, without its parts."""
+        """Return whether an ended step is finished; a step whose worker died is queued again."""
         place = self.begun.pop(future)
         key = place.key
         try:
             future.result()
-        except BrokenExecutor as error:
-            self.parts[key], self.ready = [], [each for each in self.ready if each != key]
-            if self._is_begun(key):
-                return False  # its other parts end with the same workers
-            self._unlock(key)
-            self.attempts[key] = 1 if self._got_further(key) else self.attempts[key] + 1
-            title = self.steps[key].title
-            if self.attempts[key] == ATTEMPTS:
-                raise WorkerLost(
-                    f"{title}: its worker died {ATTEMPTS} times in a row, and nothing was added in between ({error})"
-                ) from error
-            warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=4)
-            self.ready.append(key)
-            return False
-        if place.part is None:
+        except BrokenExecutor as error:  # all workers end when one does
+            self.died[key], self.parts[key] = error, []
+            self.ready = [each for each in self.ready if each != key]
+        if place.part is None and key not in self.died:
             self.graph.done(key)
             return True
-        if not (self.parts[key] or self._is_begun(key)):
+        if not self.parts[key] and all(other.key != key for other in self.begun.values()):
             self._unlock(key)
+            if key in self.died:
+                self._try_again(key, self.died.pop(key))
             self.ready.append(key)
         return False
+
+    def _try_again(self, key: str, error: BrokenExecutor) -> None:
+        """Count an attempt at a step, and give its parts again, but for the last one."""
+        self.attempts[key] = 1 if self._got_further(key) else self.attempts[key] + 1
+        title = self.steps[key].title
+        if self.attempts[key] == ATTEMPTS:
+            raise WorkerLost(
+                f"{title}: its worker died {ATTEMPTS} times in a row, and nothing was added in between ({error})"
+            ) from error
+        warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=5)
+        self.parts[key] = [] if self._is_last_attempt(key) else _parts(self.run, self.steps[key])
 
     def _may_divide(self, key: str) -> bool:
         """Whether parts of a step are left to this run, which then holds the step's lock until they have ended."""
@@ -247,16 +258,14 @@ class _Work:
                 self.locks[key] = lock
             except (OSError, Timeout):  # another run computes it, or nothing can be written: the whole step will tell
                 self.parts[key] = []
-            if self.run.find(step) is not None:
+            if self.run.find(step) is not None:  # another run has finished it meanwhile
                 self.parts[key] = []
+                self._unlock(key)
         return bool(self.parts[key])
 
     def _unlock(self, key: str) -> None:
         if key in self.locks:
             self.locks.pop(key).release()
-
-    def _is_begun(self, key: str) -> bool:
-        return any(place.key == key for place in self.begun.values())
 
     def _got_further(self, key: str) -> bool:
         """Whether a step has written a shard or a checkpoint since its worker last died."""
@@ -278,8 +287,6 @@ class _Work:
         for future in self.begun:
             future.cancel()
         wait(self.begun)
-        for key in list(self.locks):
-            self._unlock(key)
 
     def _note(self, place: _Place, what: str) -> Path:
         return self.notes / f"{place.key}{'' if place.part is None else f'-{place.part}'}.{what}"

@@ -81,9 +81,7 @@ class Run:
 
         Whoever asks for parts holds the step's lock, so that no other run computes it.
         """
-        folder = self.store.partial(step.name, step.key)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _computing():
+        with _computing(), self.store.part(step.name, step.key, part) as folder:
             step.compute(folder, replace(step.suited(self), part=part))
 
 

@@ -17,7 +17,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,21 @@ def _why(error: OSError, folder: Path) -> StorageError:
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _translated(folder: Path) -> Iterator[None]:
+    """Say of an error in writing what to do about it."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise _why(error, folder) from error
+        raise
+
+
+_TOOK = ".took-"
+"""The beginning of names of files that tell how many seconds a part took."""
 HASHED = 1 << 30
 """The largest step, in bytes, whose whole content is compared with its checksums when it is opened. For larger steps,
 with millions of pairs, only file sizes are compared: their shards have row checksums, compared when rows are read."""
@@ -123,33 +138,28 @@ class Store:
         final, partial = self.root / step / key, self.partial(step, key)
         if (found := self.peek(step, inputs)) is not None:
             return found
-        try:
-            with contextlib.ExitStack() as stack:
+        with _translated(final.parent), contextlib.ExitStack() as stack:
 
-                def prepare() -> bool:
-                    final.parent.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(self.lock(step, key))
-                    found, damaged = self._find(step, key)  # another run may have finished it meanwhile
-                    if found is None:
-                        _prepare(final, partial, damaged)
-                    return found is None
+            def prepare() -> bool:
+                final.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self.lock(step, key))
+                for part in sorted(final.parent.glob(f".{key}-*.lock")):  # held by workers that lost their run
+                    stack.enter_context(FileLock(part))
+                found, damaged = self._find(step, key)  # another run may have finished it meanwhile
+                if found is None:
+                    _prepare(final, partial, damaged)
+                return found is None
 
-                def finish() -> None:
-                    self._finish(step, key, dict(inputs), partial, time.monotonic() - started)
-                    shutil.rmtree(final, ignore_errors=True)
-                    os.replace(partial, final)
+            def finish() -> None:
+                self._finish(step, key, dict(inputs), partial, time.monotonic() - started)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
 
-                if processes.by_main(prepare):
-                    started = time.monotonic()
-                    compute(partial)
-                    processes.wait()
-                    processes.by_main(finish)
-        except StorageError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-                raise _why(error, final.parent) from error
-            raise
+            if processes.by_main(prepare):
+                started = time.monotonic()
+                compute(partial)
+                processes.wait()
+                processes.by_main(finish)
         finished = self.peek(step, inputs)
         assert finished is not None
         return finished
@@ -157,6 +167,21 @@ class Store:
     def lock(self, step: str, key: str) -> FileLock:
         """Return the lock that a run holds while it computes a step."""
         return FileLock(self.root / step / f".{key}.lock")
+
+    @contextlib.contextmanager
+    def part(self, step: str, key: str, number: int) -> Iterator[Path]:
+        """Provide the folder of an unfinished step for one of its parts, and note how long that took.
+
+        Whoever asks for parts holds the step's lock. The part has one of its own, because it may outlive that run.
+        """
+        folder = self.partial(step, key)
+        took = folder / f"{_TOOK}{number}"
+        with _translated(folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f".{key}-{number}.lock")):
+                before, started = float(took.read_text()) if took.is_file() else 0.0, time.monotonic()
+                yield folder
+                files.write_text(took, str(before + time.monotonic() - started))
 
     def peek(self, step: str, inputs: Mapping[str, Any]) -> Artifact | None:
         """Return the step with these ``inputs`` if it is finished and undamaged; all processes call this together.
@@ -171,6 +196,9 @@ class Store:
 
     def _finish(self, step: str, key: str, inputs: dict[str, Any], folder: Path, seconds: float) -> None:
         written = {}
+        for note in folder.glob(f"{_TOOK}*"):
+            seconds += float(note.read_text())
+            note.unlink()
         (folder / MANIFEST).unlink(missing_ok=True)  # left by a run that stopped just before renaming
         for pattern in (".*.partial", ".tmp*"):  # left by processes that were killed while writing
             for leftover in folder.rglob(pattern):
