@@ -378,5 +378,5 @@ several claims share are counted for each of them. A commit with `-dirty` had ch
 _REWRITTEN = """
 Some of the code behind these numbers was rewritten after they had been measured. Records still hold where a change
 alters no result by a bit. For the changes listed here, notebooks were run with the code before and after, each from
-nothing, on a CPU, and all files of all their steps agreed.
+nothing, on a CPU, at the scale that *compared* names, and all files of all their steps agreed.
 """
