@@ -475,7 +475,7 @@ CALLS = {
 QUIET = {
     # without numbers: files, folders, bars, messages, signals, and what reads programs or draws the book
     *("rfpp.base." + name for name in ("checks", "downloads", "files", "paths", "processes", "progress")),
-    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.__main__", "rfpp.commands"),
+    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.pipeline.syntax", "rfpp.__main__", "rfpp.commands"),
     *(
         "rfpp.book" + name
         for name in (
@@ -502,9 +502,8 @@ ELSEWHERE_ENTIRELY = ("rfpp.studies", "rfpp.base.pickles", "rfpp.doctor")
 ELSEWHERE = {
     "lock",
     "first_few",
-    "free_names",
     "reader_code",
-    "shape",
+    "rewritings",
     "inception",
     "find",
     "imported",
