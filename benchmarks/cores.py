@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import torch
 
 from rfpp.base import files, paths
@@ -61,13 +62,6 @@ def trained(trainings: int, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def processor() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, and write the rows."""
     available = len(os.sched_getaffinity(0))
@@ -76,7 +70,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--trainings", type=int, default=16, help="how many trainings there are to share")
     options.add_argument("--steps", type=int, default=40, help="steps of each")
     options.add_argument("--book", action="store_true", help="run all notebooks at laptop, too")
-    options.add_argument("--preset", default="laptop", help=argparse.SUPPRESS)
     options.add_argument("--out", type=Path, default=paths.runs() / "cores.json", help="the JSON file to write")
     options.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args(argv)
@@ -86,7 +79,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if not 1 <= min(given.cores) <= max(given.cores) <= available:
         options.error(f"--cores {given.cores}: from 1 to {available} can be used here")
     made = {
-        "processor": processor(), "cores": available, "torch": torch.__version__, "python": platform.python_version(),
+        "processor": cpuinfo.get_cpu_info().get("brand_raw", platform.machine()), "cores": available,
+        "torch": torch.__version__, "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": os.environ.get("RFPP_COMMIT") or commit(),
     }  # fmt: skip
     found: dict[str, Any] = {"provenance": made, "rows": []}
@@ -99,10 +93,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     if given.book:
         with tempfile.TemporaryDirectory() as runs:
-            command = [sys.executable, "-m", "rfpp", "run", "--preset", given.preset]
+            command = [sys.executable, "-m", "rfpp", "run", "--preset", "laptop"]
             start = time.perf_counter()
             on_cores(max(given.cores), command, Path(runs))
-            add(f"all notebooks at {given.preset}, from nothing", max(given.cores), time.perf_counter() - start)
+            add("all notebooks at laptop, from nothing", max(given.cores), time.perf_counter() - start)
     for cores in given.cores:
         with tempfile.TemporaryDirectory() as runs:
             inside = [sys.executable, __file__, "--inside", f"--trainings={given.trainings}", f"--steps={given.steps}"]

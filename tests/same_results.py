@@ -64,10 +64,8 @@ for kind, options in ((SongUNet, {}), (SongUNet, ncsnpp), (DhariwalUNet, {"label
 
 def of_tree(tree: Path, rewritten: Mapping[str, Rewriting] | None = None) -> Package:
     """The package in a folder, by default with its own list of rewritten definitions."""
-    root = tree / "rfpp"
-    return Package(
-        "rfpp", root, rewritten=rewritings(root / "pipeline" / REWRITTEN) if rewritten is None else rewritten
-    )
+    listed = rewritings(tree / REWRITTEN.relative_to(ROOT)) if rewritten is None else rewritten
+    return Package("rfpp", tree / "rfpp", rewritten=listed)
 
 
 def definitions(package: Package) -> Iterator[tuple[str, str]]:
@@ -204,17 +202,16 @@ def compare(base: Path, work: Path, given: argparse.Namespace) -> None:
 
 
 def _add(found: Mapping[str, Rewriting], reason: str, compared: str) -> None:
-    path = ROOT / "rfpp" / "pipeline" / REWRITTEN
-    listed = rewritings(path)
+    listed = rewritings(REWRITTEN)
     fresh = {name: dataclasses.asdict(each) for name, each in sorted(found.items()) if listed.get(name) != each}
-    entries = json.loads(path.read_text()) if path.is_file() else []
+    entries = json.loads(REWRITTEN.read_text()) if REWRITTEN.is_file() else []
     for entry in entries:  # each definition has one place, that of its newest version, as long as it holds
         kept = {name: each for name, each in entry["definitions"].items() if name in found and name not in fresh}
         entry["definitions"] = kept
     today = f"{datetime.date.today()}"
     entries.append({"date": today, "reason": reason, "compared": compared, "definitions": fresh})
-    files.write_text(path, json.dumps([entry for entry in entries if entry["definitions"]], indent=1) + "\n")
-    print(f"nothing differs ({compared}); added to {path.relative_to(ROOT)}")
+    files.write_text(REWRITTEN, json.dumps([entry for entry in entries if entry["definitions"]], indent=1) + "\n")
+    print(f"nothing differs ({compared}); added to {REWRITTEN.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -636,7 +635,7 @@ def test_the_page_says_where_numbers_come_from(checkout, experiment):
 def test_the_page_tells_which_code_was_rewritten(checkout, experiment):
     """A record that was measured with other code is none the worse for it; readers see on what grounds."""
     page = results_page(experiment.folder)
-    for entry in json.loads((Path(digests.__file__).parent / digests.REWRITTEN).read_text()):
+    for entry in json.loads(digests.REWRITTEN.read_text()):
         assert f"| {entry['date']} | {entry['reason']} | {entry['compared']} | {len(entry['definitions'])} |" in page
 
 

@@ -286,7 +286,7 @@ def test_this_packages_list_is_of_its_own_definitions():
         now = digests.package().definition(source, definition)[0] if there else "gone"
         said = f"{name} changed: compare results (tests/same_results.py), or delete its entry for new keys"
         assert digests.package().rewriting(name, now) is entry, said
-    entries = json.loads((Path(digests.__file__).parent / digests.REWRITTEN).read_text())
+    entries = json.loads(digests.REWRITTEN.read_text())
     assert all(entry["reason"].endswith(".") and "steps" in entry["compared"] for entry in entries)
     assert sum(len(entry["definitions"]) for entry in entries) == len(listed)
 

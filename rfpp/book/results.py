@@ -279,10 +279,9 @@ def _origins(by_scale: Mapping[str, Mapping[str, Record]]) -> list[str]:
 
 def _rewritten() -> list[str]:
     """Changes of code that changed no result, from the list of rewritten definitions."""
-    path = Path(digests.__file__).with_name(digests.REWRITTEN)
     rows = [
         [entry["date"], _escape(entry["reason"]), entry["compared"], str(len(entry["definitions"]))]
-        for entry in json.loads(path.read_text())
+        for entry in json.loads(digests.REWRITTEN.read_text())
     ]
     return _table(["date", "why", "compared", "definitions"], rows)
 

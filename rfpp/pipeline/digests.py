@@ -83,8 +83,8 @@ class _Module:
                 self.imports[alias.asname or alias.name] = (node.module, alias.name)
 
 
-REWRITTEN = "rewritten.json"
-"""The list of rewritten definitions, beside this module."""
+REWRITTEN = Path(__file__).with_name("rewritten.json")
+"""The list of rewritten definitions."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ def package() -> Package:
     """Return this package."""
     found = importlib.util.find_spec("rfpp")
     assert found is not None and found.origin is not None
-    return Package("rfpp", Path(found.origin).parent, rewritten=rewritings(Path(__file__).with_name(REWRITTEN)))
+    return Package("rfpp", Path(found.origin).parent, rewritten=rewritings(REWRITTEN))
 
 
 def is_own(thing: Any) -> bool:
