@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rfpp.experiment import Experiment
-from rfpp.pipeline import scheduling
+from rfpp.pipeline import places
 
 CONFIGS = ("B", "C", "D", "C-small")
 
@@ -24,7 +24,7 @@ def trainings(size, tmp_path, monkeypatch):
         shutil.copytree(pristine, runs)
 
     def train(jobs, cores, seeds):
-        monkeypatch.setattr(scheduling, "_cores", lambda: cores)
+        monkeypatch.setattr(places, "cores", lambda: cores)
         torch.set_num_threads(cores // jobs)
         Experiment("laptop", changes, runs=runs, jobs=jobs).train(CONFIGS[: size(4, 2)], seeds)
 
@@ -32,7 +32,7 @@ def trainings(size, tmp_path, monkeypatch):
 
 
 def bench_side_by_side(compare, trainings):
-    if scheduling._cores() < 2:
+    if places.cores() < 2:
         pytest.skip("there is one core only")
     train, begin = trainings
     compare(
@@ -48,7 +48,7 @@ def bench_side_by_side(compare, trainings):
 
 @pytest.mark.parametrize("cores", [2, 4, 8])
 def bench_cores(compare, trainings, cores):
-    if scheduling._cores() < cores:
+    if places.cores() < cores:
         pytest.skip(f"there are fewer than {cores} cores")
     train, begin = trainings
     compare(

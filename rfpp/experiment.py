@@ -21,7 +21,7 @@ from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics import Grades
 from rfpp.pairs import PairDataset
-from rfpp.pipeline import networks, sampling, scheduling, standard
+from rfpp.pipeline import networks, places, sampling, scheduling, standard
 from rfpp.pipeline.digests import code_digest, is_own
 from rfpp.pipeline.flows import snapshots
 from rfpp.pipeline.grades import Evaluation, load_flow
@@ -251,7 +251,7 @@ class Experiment:
         if config != TEACHER:
             self.train([config], seeds)
         self.check(missing, config, seeds[0])
-        if self.jobs > 1 or self.scheduler is not None:
+        if self.jobs > 1 or self.scheduler is not None or places.are_shared():
             self.compute(step for each in steps.values() for step in each)
         self.run.get(self.plan.reference())
         images = self.preset.evaluation.samples + self.preset.pairs.held_out

@@ -20,7 +20,7 @@ import pytest
 from rfpp import book, claims, presets
 from rfpp.base import paths, progress
 from rfpp.book import NotebookFailed, ParameterError, together
-from rfpp.pipeline import scheduling
+from rfpp.pipeline import places, scheduling
 
 PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []\nsettings: dict = {}"
 
@@ -303,7 +303,7 @@ def printed(executed):
 
 def test_notebooks_run_side_by_side_as_one_after_the_other(tmp_path, monkeypatch):
     """The trainings that their claims rest on come first. Each line of progress says which notebook it is about."""
-    monkeypatch.setattr(scheduling, "_cores", lambda: 2)
+    monkeypatch.setattr(places, "cores", lambda: 2)
     terminal = Terminal()
     together = book.run("smoke", ["timesteps", "training"], jobs=2, terminal=terminal)
     flows = list(tmp_path.rglob("flow/*/manifest.json"))
@@ -368,6 +368,6 @@ def test_a_readers_module_and_files_are_found_where_the_command_is_given(checkou
 
 def test_a_notebook_that_fails_beside_others_is_named(monkeypatch):
     """Its parameters are checked in its first cells, so it is the notebook that fails."""
-    monkeypatch.setattr(scheduling, "_cores", lambda: 2)
+    monkeypatch.setattr(places, "cores", lambda: 2)
     with pytest.raises(NotebookFailed, match="failed in cell .*shown=0 is too small"):
         book.run("smoke", ["training", "samplers"], {"shown": 0}, jobs=2, terminal=Terminal())

@@ -48,7 +48,7 @@ from rfpp.claims.records import commit
 from rfpp.denoisers import EDMPrecond, expand
 from rfpp.networks import layers
 from rfpp.pairs import generators
-from rfpp.pipeline import costs, digests, identities, sampling, scheduling, shipped, sources
+from rfpp.pipeline import costs, digests, identities, sampling, shipped, sources
 from rfpp.pipeline import store as artifacts
 from rfpp.pipeline.plan import Plan
 from rfpp.studies import grading, solvers
@@ -335,7 +335,6 @@ CALLS = {
     doctor.examine: examined,
     sampling.Sampler: lambda s: sampling.Sampler(2)(s.flow, s.z, s.labels),
     sampling.check: lambda s: sampling.check(sampling.Sampler(2), s.flow, s.z, s.labels),
-    scheduling.one_gpu: lambda s: scheduling.one_gpu(0),
     batches.setting: lambda s: batches.setting("no traceback"),
     features.FeatureLPIPS: lpips_loss,
     features.Classifier: lambda s: features.Classifier()(s.x),
@@ -475,7 +474,14 @@ CALLS = {
 QUIET = {
     # without numbers: files, folders, bars, messages, signals, and what reads programs or draws the book
     *("rfpp.base." + name for name in ("checks", "downloads", "files", "paths", "processes", "progress")),
-    *("rfpp.base.pickles", "rfpp.base.torchvision_shim", "rfpp.pipeline.syntax", "rfpp.__main__", "rfpp.commands"),
+    *(
+        "rfpp.base.pickles",
+        "rfpp.base.torchvision_shim",
+        "rfpp.pipeline.places",
+        "rfpp.pipeline.syntax",
+        "rfpp.__main__",
+        "rfpp.commands",
+    ),
     *(
         "rfpp.book" + name
         for name in (

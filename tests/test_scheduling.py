@@ -26,7 +26,7 @@ from rfpp import commands as cli
 from rfpp.base import processes
 from rfpp.configurations import Configuration
 from rfpp.experiment import Experiment
-from rfpp.pipeline import scheduling
+from rfpp.pipeline import places, scheduling
 from rfpp.pipeline.steps import Step, in_order
 from rfpp.pipeline.store import StorageError
 
@@ -46,7 +46,7 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def cores(monkeypatch):
     """As many as there are jobs, so that each has one thread."""
-    monkeypatch.setattr(scheduling, "_cores", lambda: 2)
+    monkeypatch.setattr(places, "cores", lambda: 2)
     monkeypatch.delenv("RFPP_JOBS", raising=False)
 
 
@@ -449,14 +449,14 @@ def own_gpu(folder, name, together):
 def test_workers_of_a_cluster_that_see_several_gpus_take_one_each(monkeypatch, tmp_path):
     """Whatever order they see them in; who was given one keeps it."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    taken, places = [], []
+    taken, locks = [], []
     for seen in ("1,0", "0,1", "3"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-        places.append([])
-        monkeypatch.setattr(scheduling, "_own_place", places[-1])
+        locks.append([])
+        monkeypatch.setattr(places, "_own_place", locks[-1])
         scheduling._take_free_gpu("cluster")
         taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert taken == ["0", "1", "3"] and list(map(len, places)) == [1, 1, 0]
+    assert taken == ["0", "1", "3"] and list(map(len, locks)) == [1, 1, 0]
 
 
 def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
@@ -469,6 +469,74 @@ def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
             first = workers().submit(own_gpu, tmp_path / "first", "a", 1).result()
             then = [workers().submit(own_gpu, tmp_path / "then", name, 4) for name in "abcd"]
             assert sorted(future.result() for future in then) == ["4", "4", "5", "5"] and first in ("4", "5")
+    finally:
+        get_reusable_executor().shutdown(wait=True)
+
+
+# Places that processes share
+
+
+HOLD = """import sys, time
+from pathlib import Path
+from rfpp.pipeline import places
+with places.held(Path(sys.argv[1]), int(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_free_places_are_borrowed_and_given_back(monkeypatch):
+    """A process that is killed leaves its place, too."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    with places.borrowed(1) as nothing:
+        assert nothing == [] and not places.are_shared()
+    with places.shared(3) as folder, places.held(folder, 0) as environment:
+        assert environment["CUDA_VISIBLE_DEVICES"] == "4" and environment["OMP_NUM_THREADS"] == "1"
+        monkeypatch.setenv(places.VARIABLE, environment[places.VARIABLE])
+        other = subprocess.Popen([sys.executable, "-c", HOLD, folder, "1"], stdout=subprocess.PIPE)
+        assert other.stdout.readline() == b"held\n"
+        with places.borrowed(5) as free, places.borrowed(5) as none:
+            assert free == [["6"]] and none == []
+        other.kill(), other.wait()
+        with places.borrowed(5) as both:
+            assert both == [["5"], ["6"]]
+        with places.borrowed(1) as one, places.borrowed(0) as none:
+            assert one == [["5"]] and none == []
+
+
+def test_long_work_borrows_free_places(alone, tmp_path, monkeypatch):
+    """Short work does not; results are the same bits, and the workers borrow nothing."""
+    used, local = [], scheduling._local
+    monkeypatch.setattr(scheduling, "_local", lambda *given: used.append(given) or local(*given))
+    with places.shared(3) as folder, places.held(folder, 0), places.held(folder, 2):
+        monkeypatch.setenv(places.VARIABLE, str(folder))
+        made = Experiment("smoke", runs=tmp_path, jobs=1)
+        made.train("A", [0, 1])
+        assert used == []  # a step takes less than a worker's start
+        monkeypatch.setattr(scheduling, "_START", 0.0)
+        made.compute(everything(made))
+        assert used == [(2, [[]])]  # one worker in the place of this process, which waits
+        made.compute(everything(made))
+        assert len(used) == 1
+    assert same(results(made), alone)
+
+
+def test_a_step_of_several_parts_borrows_at_once(tmp_path, monkeypatch):
+    used, local = [], scheduling._local
+    monkeypatch.setattr(scheduling, "_local", lambda *given: used.append(given) or local(*given))
+    with places.shared(4) as folder, places.held(folder, 0):
+        monkeypatch.setenv(places.VARIABLE, str(folder))
+        Experiment("smoke", MANY, runs=tmp_path, jobs=1).pairs()
+    assert used == [(2, [[]])]  # there are two parts, and three free places
+
+
+def test_workers_see_the_gpus_of_borrowed_places(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    get_reusable_executor().shutdown(wait=True)
+    try:
+        with scheduling._local(2, [["7"]]) as workers:
+            both = [workers().submit(own_gpu, tmp_path, name, 2) for name in "ab"]
+            assert sorted(future.result() for future in both) == ["4", "7"]
     finally:
         get_reusable_executor().shutdown(wait=True)
 

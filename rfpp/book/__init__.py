@@ -128,10 +128,10 @@ def run(
     folder = paths.runs() / settings.name / (f"variants/{digest(changed)[:6]}" if changed else "notebooks")
     folder.mkdir(parents=True, exist_ok=True)
     finished = [folder / source.name for source in sources]
-    if (side_by_side := min(count, len(sources))) > 1:
+    if count > 1 and len(sources) > 1:
         from rfpp.book import together  # imports everything that notebooks do
 
-        together.run(sources, preset, given, side_by_side, terminal)
+        together.run(sources, preset, given, count, terminal)
     else:
         asked = {} if jobs is None else {scheduling.VARIABLE: str(jobs)}
         for number, source in enumerate(sources, start=1):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from rfpp import claims
 from rfpp.book import NotebookFailed, shown_progress, sizes
 from rfpp.configurations import ALL, TEACHER
 from rfpp.experiment import Experiment
-from rfpp.pipeline import scheduling
+from rfpp.pipeline import places, scheduling
 from rfpp.pipeline.plan import Config
 from rfpp.pipeline.steps import Size
 from rfpp.studies import arena
@@ -26,27 +27,21 @@ from rfpp.studies import arena
 def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: int, terminal: TextIO) -> None:
     """Execute notebooks, ``count`` at a time, with ``given`` parameters, after the trainings that their claims rest on.
 
-    When one fails, the running ones finish, no others start, and :class:`rfpp.book.NotebookFailed` names it.
+    When fewer are left, these borrow the cores or GPUs of those that have ended (:mod:`rfpp.pipeline.places`). When one
+    fails, the running ones finish, no others start, and :class:`rfpp.book.NotebookFailed` names it.
     """
     with shown_progress("trainings", terminal):
         gather(sources, preset, given, count, terminal)
     parameters = [f"--set={name}={json.dumps(value)}" for name, value in given.items() if name != "preset"]
     command = [sys.executable, "-m", "rfpp", "run", "--preset", preset, "--jobs", "1", *parameters]
-    environment, places, thread = {**os.environ, **scheduling.share(count)}, itertools.count(), threading.local()
     # Those with most claims take longest; the others fill the gaps.
-    order = sorted(sources, key=lambda source: -len(_claims(source)))
+    waiting = deque(sorted(sources, key=lambda source: -len(_claims(source))))
     working: list[subprocess.Popen[str]] = []
+    complaints: list[str] = []
     failed = threading.Event()
 
-    def begin() -> None:
-        thread.environment = {**environment, **scheduling.one_gpu(next(places))}
-
-    def execute(source: Path) -> str:
-        if failed.is_set():
-            return ""
-        with subprocess.Popen(
-            [*command, source.stem], stderr=subprocess.PIPE, text=True, env=thread.environment
-        ) as process:
+    def execute(source: Path, environment: Mapping[str, str]) -> None:
+        with subprocess.Popen([*command, source.stem], stderr=subprocess.PIPE, text=True, env=environment) as process:
             working.append(process)
             if failed.is_set():  # since it was looked at
                 process.terminate()
@@ -58,19 +53,25 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
                     terminal.flush()
         if process.returncode:
             failed.set()
-            return "".join(line for line in lines if not line.startswith("[1/1] ")).removeprefix("error: ").strip()
-        return ""
+            complaints.append("".join(line for line in lines if not line.startswith("[1/1] ")))
 
-    with ThreadPoolExecutor(count, initializer=begin) as pool:
+    def work(place: int) -> None:
+        """Execute notebooks at a place, which is free for others when none is left."""
+        with places.held(folder, place) as environment, contextlib.suppress(IndexError):
+            while not failed.is_set():
+                execute(waiting.popleft(), {**os.environ, **environment})
+
+    side_by_side = min(count, len(sources))
+    with places.shared(count) as folder, ThreadPoolExecutor(side_by_side) as pool:
         try:
-            complaints = [complaint for complaint in pool.map(execute, order) if complaint]
+            list(pool.map(work, range(side_by_side)))
         except BaseException:  # the pool waits for those that run, so they must end first
             failed.set()
             for process in working:
                 process.terminate()
             raise
     if complaints:
-        raise NotebookFailed("\n".join(complaints))
+        raise NotebookFailed("\n".join(each.removeprefix("error: ").strip() for each in complaints))
 
 
 def _claims(source: Path) -> list[claims.Claim]:

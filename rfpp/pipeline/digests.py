@@ -28,6 +28,8 @@ PRESENTATION = (
     "rfpp.base.progress",  # draws bars
     "rfpp.pipeline.digests",  # this module and those below find results but compute none
     "rfpp.pipeline.identities",
+    "rfpp.pipeline.places",
+    "rfpp.pipeline.scheduling",
     "rfpp.pipeline.steps",
     "rfpp.pipeline.store",
     "rfpp.pipeline.syntax",

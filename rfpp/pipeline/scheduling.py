@@ -2,8 +2,8 @@
 
 The workers come from loky, which ships with joblib, or from a dask cluster. Both provide a
 :class:`concurrent.futures.Executor`, so this module only decides which step may begin. Each worker has its share of the
-processor's threads, and its own GPU. The result of a step does not depend on where it is computed: weights, pairs and
-grades equal those of one process with the same number of threads.
+processor's threads, and its own GPU (:mod:`rfpp.pipeline.places`). The result of a step does not depend on where it is
+computed: weights, pairs and grades equal those of one process with the same number of threads.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import signal
 import tempfile
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import AbstractContextManager
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import psutil
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 
 import rfpp
@@ -32,6 +35,7 @@ from rfpp.base import files, processes, progress
 from rfpp.base.checks import at_least
 from rfpp.base.files import digest
 from rfpp.base.processes import Stopped, WorkerLost
+from rfpp.pipeline import places
 from rfpp.pipeline.steps import Run, Size, Step
 from rfpp.pipeline.store import CHECKED
 
@@ -41,9 +45,9 @@ MEMORY = 1 << 30
 ATTEMPTS = 3
 """How many times a step whose worker dies is started without getting further, the last time alone."""
 _LOOK = 1.0
+_START = 10.0
+"""Seconds that a worker takes to start, at most."""
 _STOP = "stop"
-_own_place: list[FileLock] = []
-"""The lock on this worker's place, and so on its GPU, held as long as the process lives."""
 _SIZE = Size(pixels=1, parameters=1, images=1000)
 
 
@@ -62,23 +66,13 @@ def jobs(asked: int | None = None) -> int:
         name, asked = VARIABLE, int(given)
     fit = max(1, psutil.virtual_memory().available // MEMORY)
     if asked is None:
-        return min(torch.cuda.device_count() or _cores(), fit)
+        return min(torch.cuda.device_count() or places.cores(), fit)
     at_least(name, asked, 1)
     if asked > fit:
         raise ValueError(
             f"{name}={asked} need {asked * MEMORY / 2**30:.0f} GiB of memory; {fit} fit into the free memory"
         )
     return asked
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def share(count: int) -> dict[str, str]:
-    """Return the environment variables for one of ``count`` processes that share this machine."""
-    return {VARIABLE: "1", **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, _cores() // count)))}
 
 
 def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
@@ -99,23 +93,49 @@ def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
 def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler: str | None = None) -> None:
     """Compute what is missing of ``steps`` and their dependencies, with independent steps side by side.
 
-    ``scheduler``: the address of a dask cluster that replaces this machine's workers. After SIGINT or SIGTERM the
+    ``scheduler``: the address of a dask cluster that replaces this machine's workers. Where a process has one of
+    several places (:mod:`rfpp.pipeline.places`), work that takes a while borrows free ones. After SIGINT or SIGTERM the
     workers write their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker
     dies is named in a warning and started again. Raises the error of the first step that fails, and
     :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
     """
     wanted = missing(run, steps)
-    pieces = sum(step.parts for step in wanted)
-    count = pieces if scheduler is not None else min(jobs(asked), pieces)
-    if not wanted or (scheduler is None and count == 1):
-        for number, step in enumerate(wanted, start=1):
-            dataclasses.replace(run, position=f" ({number} of {len(wanted)})").get(step)
-            processes.free_memory()
+    own, started = jobs(asked), time.monotonic()
+    if wanted and scheduler is not None:
+        _side_by_side(run, wanted, _pieces(wanted), _cluster(scheduler))
         return
+    for number in range(len(wanted)):
+        left, spent = wanted[number:], time.monotonic() - started
+        with places.borrowed(_helpers(left, spent / max(1, number)) if own == 1 else 0) as borrowed:
+            count = min(own + len(borrowed), _pieces(left))
+            if count > 1:
+                _side_by_side(run, left, count, _local(count, borrowed))
+                return
+        dataclasses.replace(run, position=f" ({number + 1} of {len(wanted)})").get(left[0])
+        processes.free_memory()
+
+
+def _pieces(steps: list[Step]) -> int:
+    """How many workers steps could occupy."""
+    return sum(step.parts for step in steps)
+
+
+def _helpers(left: list[Step], seconds: float) -> int:
+    """How many more workers the steps that are left deserve, at so many ``seconds`` for each.
+
+    A step of several parts deserves them at once, others when they take longer than a worker needs to start.
+    """
+    fit = psutil.virtual_memory().available // MEMORY
+    is_long = seconds * (len(left) - 1) > _START or any(step.parts > 1 for step in left)
+    return min(_pieces(left) - 1, fit) if is_long else 0
+
+
+def _side_by_side(
+    run: Run, steps: list[Step], count: int, where: AbstractContextManager[Callable[[], Executor]]
+) -> None:
     processes.free_memory()  # a worker on this process's GPU needs it
-    where = _local(count) if scheduler is None else _cluster(scheduler)
     with tempfile.TemporaryDirectory(prefix="rfpp-") as notes, where as workers:
-        _Work(run, wanted, count, Path(notes), workers).do()
+        _Work(run, steps, count, Path(notes), workers).do()
 
 
 def _weights(steps: list[Step]) -> dict[str, float]:
@@ -131,7 +151,7 @@ def _weights(steps: list[Step]) -> dict[str, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Task:
     """What a worker computes: a step, or one of its parts."""
 
     key: str
@@ -160,7 +180,7 @@ class _Work:
         self.ready: list[str] = []
         self.parts = {step.key: _parts(run, step) for step in steps}
         self.locks: dict[str, BaseFileLock] = {}
-        self.begun: dict[Future[None], _Place] = {}
+        self.begun: dict[Future[None], _Task] = {}
         self.died: dict[str, BrokenExecutor] = {}
         self.attempts: Counter[str] = Counter()
         self.reached: dict[str, float] = {}
@@ -206,10 +226,10 @@ class _Work:
             part = self.parts[key].pop(0) if self._may_divide(key) else None
             if not self.parts[key]:
                 self.ready.pop()  # the whole step comes after its last part
-            place = _Place(key, part)
+            task = _Task(key, part)
             run = dataclasses.replace(self.run, part=part)
-            future = self.workers().submit(_compute, self.steps[key], run, self._note(place, "progress"))
-            self.begun[future] = place
+            future = self.workers().submit(_compute, self.steps[key], run, self._note(task, "progress"))
+            self.begun[future] = task
 
     def _is_last_attempt(self, key: str) -> bool:
         return self.attempts[key] == ATTEMPTS - 1
@@ -220,14 +240,14 @@ class _Work:
 
     def _ended(self, future: Future[None]) -> bool:
         """Return whether an ended step is finished; a step whose worker died is queued again."""
-        place = self.begun.pop(future)
-        key = place.key
+        task = self.begun.pop(future)
+        key = task.key
         try:
             future.result()
         except BrokenExecutor as error:  # all workers end when one does
             self.died[key], self.parts[key] = error, []
             self.ready = [each for each in self.ready if each != key]
-        if place.part is None and key not in self.died:
+        if task.part is None and key not in self.died:
             self.graph.done(key)
             return True
         if not self.parts[key] and all(other.key != key for other in self.begun.values()):
@@ -281,29 +301,30 @@ class _Work:
         A worker that has not begun finds the mark; one that has, and left its number, is sent a signal.
         """
         (self.notes / _STOP).touch()
-        for place in self.begun.values():
+        for task in self.begun.values():
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(self._note(place, "worker").read_text()), signal.SIGTERM)
+                os.kill(int(self._note(task, "worker").read_text()), signal.SIGTERM)
         for future in self.begun:
             future.cancel()
         wait(self.begun)
 
-    def _note(self, place: _Place, what: str) -> Path:
-        return self.notes / f"{place.key}{'' if place.part is None else f'-{place.part}'}.{what}"
+    def _note(self, task: _Task, what: str) -> Path:
+        return self.notes / f"{task.key}{'' if task.part is None else f'-{task.part}'}.{what}"
 
     def _news(self) -> Iterator[str]:
         """Yield the progress of each step in computation."""
-        for place in self.begun.values():
-            note, step = self._note(place, "progress"), self.steps[place.key]
+        for task in self.begun.values():
+            note, step = self._note(task, "progress"), self.steps[task.key]
             text = note.read_text(errors="replace")[-400:] if note.is_file() else ""
             share = re.findall(r"(\d+)%", text)
-            part = "" if place.part is None else f", part {place.part + 1} of {step.parts},"
+            part = "" if task.part is None else f", part {task.part + 1} of {step.parts},"
             yield f"{step.title}{part} {share[-1] if share else 0} %"
 
 
 def _compute(step: Step, run: Run, note: Path) -> None:
     """Compute a step in a worker; ``note``: a file for its bars."""
     os.environ[progress.VARIABLE], os.environ[VARIABLE] = str(note), "1"
+    os.environ.pop(places.VARIABLE, None)  # a worker borrows nothing
     is_near = note.parent.is_dir()  # on the same machine
     if is_near:
         note.touch()
@@ -321,60 +342,39 @@ def _compute(step: Step, run: Run, note: Path) -> None:
             processes.free_memory()  # an idle worker still has what is reserved
 
 
-def _gpus() -> list[str]:
-    """Return the GPUs that this process may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return sorted(visible.split(",")) if visible else [str(number) for number in range(torch.cuda.device_count())]
-
-
-def one_gpu(number: int) -> dict[str, str]:
-    """Return the environment variables for the ``number``-th of several processes, which take the GPUs in turn."""
-    gpus = _gpus()
-    return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-
-
-def _take_gpu(places: Path) -> None:
-    """Take the first place in the folder that no other worker has, and the GPU of its number.
-
-    A worker keeps them for life, because a process cannot leave a GPU. A dead worker's place is free again.
-    """
-    has_gpus, number = bool(_gpus()), 0
-    while has_gpus and not _own_place:
-        lock = FileLock(places / f"{number}.lock", timeout=0)
-        with contextlib.suppress(Timeout):
-            lock.acquire()
-            _own_place.append(lock)
-            os.environ |= one_gpu(number)
-        number += 1
-
-
 def _take_free_gpu(name: str) -> None:
     """Take a GPU for a cluster's worker, unless the cluster has given it one; ``name``: the cluster's."""
-    if len(_gpus()) > 1:
-        places = Path(tempfile.gettempdir()) / f"rfpp-places-{name}"
-        places.mkdir(exist_ok=True)
-        _take_gpu(places)
+    if len(places.gpus()) > 1:
+        folder = Path(tempfile.gettempdir()) / f"rfpp-places-{name}"
+        folder.mkdir(exist_ok=True)
+        places.take_gpu(folder)
 
 
-def _prepare(threads: int, places: Path) -> None:
+def _prepare(threads: int, folder: Path) -> None:
     """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     processes.keep_memory()
-    _take_gpu(places)
+    places.take_gpu(folder)
 
 
 @functools.cache
-def _places() -> tempfile.TemporaryDirectory[str]:
+def _workers_places() -> tempfile.TemporaryDirectory[str]:
     """The folder of this process's workers' places."""
     return tempfile.TemporaryDirectory(prefix="rfpp-places-")
 
 
 @contextlib.contextmanager
-def _local(count: int) -> Iterator[Callable[[], Executor]]:
-    """Provide workers on this machine. A pool with a dead worker is replaced at the next call."""
-    environment = share(count)
-    given = int(environment["OMP_NUM_THREADS"]), Path(_places().name)
+def _local(count: int, borrowed: Sequence[Sequence[str]] = ()) -> Iterator[Callable[[], Executor]]:
+    """Provide workers on this machine; ``borrowed``: the GPUs of places that are not this process's own.
+
+    With borrowed places, each worker has as many threads as this process. A pool with a dead worker is replaced at the
+    next call.
+    """
+    threads = torch.get_num_threads() if borrowed else max(1, places.cores() // count)
+    seen = [*places.gpus(), *itertools.chain.from_iterable(borrowed)]
+    environment = {VARIABLE: "1", **places.environment(threads, seen)}
+    given = threads, Path(_workers_places().name)
     yield lambda: get_reusable_executor(count, timeout=60, env=environment, initializer=_prepare, initargs=given)
 
 
