@@ -1,10 +1,10 @@
-"""What more cores bring: the same trainings, and all notebooks from nothing, on some of this machine's cores.
+"""What more cores bring: the same trainings, and notebooks from nothing, on some of this machine's cores.
 
-    python benchmarks/cores.py [--cores 1 2 4 8] [--trainings 16] [--steps 40] [--book] [--out FILE]
+    python benchmarks/cores.py [--cores 1 2 4 8] [--trainings 16] [--steps 40] [--book [NAME ...]] [--out FILE]
 
-Without ``--cores``: 1, 2, 4 and so on, as far as there are any, on a CPU also where there is a GPU. ``--book`` runs all
-notebooks at the ``laptop`` preset, too, on the largest number of cores. The file is written after each row, by default
-``runs/cores.json``.
+Without ``--cores``: 1, 2, 4 and so on, as far as there are any, on a CPU also where there is a GPU. ``--book`` runs
+notebooks at the ``laptop`` preset, too, by default all of them. The file is written after each row, by default
+``runs/cores.json``; it also says how many digits a second one core evaluates, for comparisons with other machines.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from rfpp.base import files, paths
 from rfpp.claims.records import commit
 from rfpp.experiment import Experiment
+from rfpp.pipeline import shipped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -62,6 +63,22 @@ def trained(trainings: int, steps: int) -> float:
     return time.perf_counter() - start
 
 
+def pace() -> int:
+    """Evaluations a second of the digits' teacher, on one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        teacher, x, labels = shipped.load("digits-teacher"), torch.randn(256, 1, 8, 8), torch.arange(256) % 10
+        with torch.inference_mode():
+            teacher(x, 1.0, labels)
+            start = time.process_time()
+            for _ in range(8):
+                teacher(x, 1.0, labels)
+        return round(8 * len(x) / (time.process_time() - start))
+    finally:
+        torch.set_num_threads(before)
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, and write the rows."""
     available = len(os.sched_getaffinity(0))
@@ -69,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options.add_argument("--cores", type=int, nargs="+", default=powers(available), help="numbers of cores")
     options.add_argument("--trainings", type=int, default=16, help="how many trainings there are to share")
     options.add_argument("--steps", type=int, default=40, help="steps of each")
-    options.add_argument("--book", action="store_true", help="run all notebooks at laptop, too")
+    options.add_argument("--book", nargs="*", metavar="NAME", help="run these notebooks at laptop, too, or all")
     options.add_argument("--out", type=Path, default=paths.runs() / "cores.json", help="the JSON file to write")
     options.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args(argv)
@@ -82,6 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "processor": cpuinfo.get_cpu_info().get("brand_raw", platform.machine()), "cores": available,
         "torch": torch.__version__, "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": os.environ.get("RFPP_COMMIT") or commit(),
+        "digits a second": pace(),
     }  # fmt: skip
     found: dict[str, Any] = {"provenance": made, "rows": []}
 
@@ -91,12 +109,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(given.out, json.dumps(found, indent=1) + "\n")
 
-    if given.book:
+    for cores in given.cores if given.book is not None else []:
         with tempfile.TemporaryDirectory() as runs:
-            command = [sys.executable, "-m", "rfpp", "run", "--preset", "laptop"]
+            command = [sys.executable, "-m", "rfpp", "run", "--preset", "laptop", *given.book]
             start = time.perf_counter()
-            on_cores(max(given.cores), command, Path(runs))
-            add("all notebooks at laptop, from nothing", max(given.cores), time.perf_counter() - start)
+            on_cores(cores, command, Path(runs))
+            which = f"the notebooks {', '.join(given.book)}" if given.book else "all notebooks"
+            add(f"{which} at laptop, from nothing", cores, time.perf_counter() - start)
     for cores in given.cores:
         with tempfile.TemporaryDirectory() as runs:
             inside = [sys.executable, __file__, "--inside", f"--trainings={given.trainings}", f"--steps={given.steps}"]

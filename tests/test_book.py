@@ -20,7 +20,7 @@ import pytest
 from rfpp import book, claims, presets
 from rfpp.base import paths, progress
 from rfpp.book import NotebookFailed, ParameterError, together
-from rfpp.pipeline import places, scheduling
+from rfpp.pipeline import places, workers
 
 PARAMETERS = "preset: str = 'laptop'  # scale\nsteps: int = 3\nrate: float = 0.5\nseeds: list = []\nsettings: dict = {}"
 
@@ -156,14 +156,14 @@ def test_braces_in_a_path_are_no_parameters(checkout, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("jobs", "seen"), [(2, "2"), (None, None)])
 def test_the_trainings_of_a_single_notebook_run_as_many_at_a_time_as_asked_for(checkout, monkeypatch, jobs, seen):
     inprocess.use(monkeypatch)
-    monkeypatch.delenv(scheduling.VARIABLE, raising=False)
-    checkout("01_one", f"import os\nprint(os.environ.get({scheduling.VARIABLE!r}))")
+    monkeypatch.delenv(workers.VARIABLE, raising=False)
+    checkout("01_one", f"import os\nprint(os.environ.get({workers.VARIABLE!r}))")
     (path,) = book.run("laptop", jobs=jobs, terminal=Terminal())
-    assert printed(path) == f"{seen}\n" and scheduling.VARIABLE not in os.environ
+    assert printed(path) == f"{seen}\n" and workers.VARIABLE not in os.environ
 
 
 def test_a_number_of_jobs_that_is_none_is_refused_before_a_notebook_starts(checkout, tmp_path, monkeypatch):
-    monkeypatch.setenv(scheduling.VARIABLE, "abc")
+    monkeypatch.setenv(workers.VARIABLE, "abc")
     checkout("01_one")
     with pytest.raises(ValueError, match="RFPP_JOBS='abc' is not a number of jobs"):
         book.run("laptop", terminal=Terminal())

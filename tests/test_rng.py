@@ -479,6 +479,7 @@ QUIET = {
         "rfpp.base.torchvision_shim",
         "rfpp.pipeline.places",
         "rfpp.pipeline.syntax",
+        "rfpp.pipeline.workers",
         "rfpp.__main__",
         "rfpp.commands",
     ),

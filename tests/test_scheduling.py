@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import warnings
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from joblib.externals.loky import get_reusable_executor
 from safetensors.torch import load_file
 
 from rfpp import commands as cli
 from rfpp.base import processes
 from rfpp.configurations import Configuration
 from rfpp.experiment import Experiment
-from rfpp.pipeline import places, scheduling
+from rfpp.pipeline import places, scheduling, workers
 from rfpp.pipeline.steps import Step, in_order
 from rfpp.pipeline.store import StorageError
 
@@ -131,11 +130,17 @@ class InParts(Step):
         raise AssertionError
 
 
-class Answers(Executor):
-    """Workers that say at once how a step ended; ``deaths``: parts, by number, in which all workers die once."""
+class Answers:
+    """Two workers that say at once how a step ended; ``deaths``: parts, by number, in which a worker dies once."""
 
     def __init__(self, deaths=()):
         self.deaths, self.asked = list(deaths), []
+
+    def has_room(self, begun):
+        return begun < 2
+
+    def spare(self):
+        pass
 
     def submit(self, function, step, run, note):
         self.asked.append((step.parts, run.part))
@@ -156,28 +161,28 @@ ALL, WHOLE, LAST = [(3, 0), (3, 1), (3, 2)], (3, None), (1, None)
     [
         ((), [*ALL, WHOLE, LAST]),
         ((1,), [(3, 0), (3, 1), *ALL, WHOLE, LAST]),  # two at a time; what is whole is found again
-        ((0, 1), [(3, 0), (3, 1), *ALL, WHOLE, LAST]),  # both workers end with the one that dies: one attempt
+        ((0, 1), [(3, 0), (3, 1), *ALL, WHOLE, LAST]),  # both count as one attempt
         ((2,), [*ALL, *ALL, WHOLE, LAST]),
-        ((2, None), [*ALL, *ALL, WHOLE, WHOLE, LAST]),  # the last attempt is the step's as a whole
+        ((2, None), [*ALL, *ALL, WHOLE, *ALL, WHOLE, LAST]),
     ],
 )
 @pytest.mark.filterwarnings("ignore:a worker died")
 def test_a_step_is_finished_after_its_parts(tmp_path, deaths, asked):
-    steps, workers = [InParts(), InParts(InParts())], Answers(deaths)
+    steps, answers = [InParts(), InParts(InParts())], Answers(deaths)
     run = Experiment("smoke", runs=tmp_path / "runs", jobs=1).run
-    scheduling._Work(run, steps, 2, tmp_path, lambda: workers).do()
-    assert workers.asked == asked
+    scheduling._Work(run, steps, answers, tmp_path).do()
+    assert answers.asked == asked
 
 
 def test_a_step_whose_workers_die_in_every_part_is_given_up(tmp_path):
-    workers = Answers([0, 1, 0, 1, None])
+    answers = Answers([0, 1, 0, 1, 0])
     run = Experiment("smoke", runs=tmp_path / "runs", jobs=1).run
     with (
         pytest.warns(UserWarning, match="a worker died"),
         pytest.raises(processes.WorkerLost, match="3 times in a row"),
     ):
-        scheduling._Work(run, [InParts()], 2, tmp_path, lambda: workers).do()
-    assert workers.asked == [(3, 0), (3, 1), (3, 0), (3, 1), WHOLE]
+        scheduling._Work(run, [InParts()], answers, tmp_path).do()
+    assert answers.asked == 3 * [(3, 0), (3, 1)]
 
 
 def test_a_finished_step_tells_how_long_its_parts_took(tmp_path):
@@ -209,7 +214,7 @@ def test_a_full_disk_is_named_for_a_part_as_for_a_step(tmp_path, monkeypatch):
         experiment.run.get_part(experiment.plan.pairs(), 1)
 
 
-def workers(process=None):
+def children(process=None):
     """The workers of a process, by default this one."""
     found = []
     for child in psutil.Process(process).children(recursive=True):
@@ -226,7 +231,7 @@ def test_a_worker_that_dies_is_named_and_its_step_made_again(alone, tmp_path):
 
     def kill():
         while not stop.wait(0.5) and len(killed) < scheduling.ATTEMPTS - 1:
-            for child in workers()[:1]:
+            for child in children()[:1]:
                 child.kill()
                 killed.append(child.pid)
 
@@ -259,7 +264,7 @@ def deadly_premetric(a, b, x_t=None, t=None):
 
 
 def test_a_step_that_gets_further_may_lose_its_worker_more_often(tmp_path):
-    """One training loses its worker at every step. The other, which gets no further meanwhile, is not blamed for it."""
+    """One training loses its worker at every step. The other, which gets no further meanwhile, keeps its own."""
     experiment = Experiment("smoke", {"training.steps": 6, "machinery.save_every": 1}, runs=tmp_path, jobs=2)
     tiring, waiting = (
         Configuration("tiring", premetric=tiring_premetric),
@@ -270,7 +275,7 @@ def test_a_step_that_gets_further_may_lose_its_worker_more_often(tmp_path):
         experiment.compute([experiment.plan.flow(tiring, 0), experiment.plan.flow(waiting, 0)])
     deaths = [str(warning.message) for warning in caught if "a worker died" in str(warning.message)]
     assert sum("train tiring" in death for death in deaths) > scheduling.ATTEMPTS
-    assert sum("train waiting" in death for death in deaths) == scheduling.ATTEMPTS - 1
+    assert not any("train waiting" in death for death in deaths)
 
 
 _calls = []
@@ -300,7 +305,7 @@ class WaitingPremetric:
 def test_a_grade_gets_further_with_each_shard_of_its_samples(tmp_path):
     experiment = Experiment("smoke", runs=tmp_path, jobs=1)
     step = experiment.plan.grade("A", 0, experiment.sampler())
-    work = scheduling._Work(experiment.run, [step], 1, tmp_path, None)
+    work = scheduling._Work(experiment.run, [step], None, tmp_path)
     samples = experiment.run.store.partial(step.name, step.key) / "samples"
     samples.mkdir(parents=True)
     found = [work._got_further(step.key)]
@@ -377,7 +382,7 @@ def test_a_signal_ends_all_workers_with_their_checkpoints(runs, number):
 def test_a_signal_reaches_workers_that_have_not_begun(runs):
     """They still import what they need when it comes, for trainings whose pairs are there."""
     Experiment("smoke", runs=runs).pairs("train")
-    with started(runs, lambda process: len(workers(process.pid)) == 2) as long:
+    with started(runs, lambda process: len(children(process.pid)) == 2) as long:
         assert not list(runs.rglob("flow/.*.partial"))
         long.send_signal(signal.SIGTERM)
         _, message = long.communicate(timeout=60)
@@ -454,23 +459,19 @@ def test_workers_of_a_cluster_that_see_several_gpus_take_one_each(monkeypatch, t
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
         locks.append([])
         monkeypatch.setattr(places, "_own_place", locks[-1])
-        scheduling._take_free_gpu("cluster")
+        workers._take_free_gpu("cluster")
         taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert taken == ["0", "1", "3"] and list(map(len, locks)) == [1, 1, 0]
 
 
 def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
-    """Also those that begin after another has computed a step; more workers than GPUs share them evenly."""
+    """More workers than GPUs share them evenly; one that is used again has the same."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    get_reusable_executor().shutdown(wait=True)
-    (tmp_path / "first").mkdir(), (tmp_path / "then").mkdir()
-    try:
-        with scheduling._local(4) as workers:
-            first = workers().submit(own_gpu, tmp_path / "first", "a", 1).result()
-            then = [workers().submit(own_gpu, tmp_path / "then", name, 4) for name in "abcd"]
-            assert sorted(future.result() for future in then) == ["4", "4", "5", "5"] and first in ("4", "5")
-    finally:
-        get_reusable_executor().shutdown(wait=True)
+    for again in ("first", "then"):
+        (tmp_path / again).mkdir()
+        with workers.here(4) as found:
+            futures = [found.submit(own_gpu, tmp_path / again, name, 4) for name in "abcd"]
+            assert [future.result() for future in futures] == ["4", "5", "4", "5"]
 
 
 # Places that processes share
@@ -488,57 +489,79 @@ with places.held(Path(sys.argv[1]), int(sys.argv[2])):
 def test_free_places_are_borrowed_and_given_back(monkeypatch):
     """A process that is killed leaves its place, too."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    with places.borrowed(1) as nothing:
-        assert nothing == [] and not places.are_shared()
+    assert not places.are_shared() and places.borrow() is None
     with places.shared(3) as folder, places.held(folder, 0) as environment:
         assert environment["CUDA_VISIBLE_DEVICES"] == "4" and environment["OMP_NUM_THREADS"] == "1"
         monkeypatch.setenv(places.VARIABLE, environment[places.VARIABLE])
         other = subprocess.Popen([sys.executable, "-c", HOLD, folder, "1"], stdout=subprocess.PIPE)
         assert other.stdout.readline() == b"held\n"
-        with places.borrowed(5) as free, places.borrowed(5) as none:
-            assert free == [["6"]] and none == []
+        free = places.borrow()
+        assert free.gpus == ["6"] and places.borrow() is None
         other.kill(), other.wait()
-        with places.borrowed(5) as both:
-            assert both == [["5"], ["6"]]
-        with places.borrowed(1) as one, places.borrowed(0) as none:
-            assert one == [["5"]] and none == []
+        left = places.borrow()
+        assert left.gpus == ["5"] and places.borrow() is None
+        free.give_back()
+        assert places.borrow().gpus == ["6"]
 
 
-def test_long_work_borrows_free_places(alone, tmp_path, monkeypatch):
-    """Short work does not; results are the same bits, and the workers borrow nothing."""
-    used, local = [], scheduling._local
-    monkeypatch.setattr(scheduling, "_local", lambda *given: used.append(given) or local(*given))
-    with places.shared(3) as folder, places.held(folder, 0), places.held(folder, 2):
+@pytest.fixture
+def used(monkeypatch):
+    """How many workers each call of :func:`rfpp.pipeline.scheduling.compute` had at most."""
+    found, do = [], scheduling._side_by_side
+
+    def watched(run, steps, given):
+        found.append(1)
+        submit = given.submit
+
+        def submitted(*arguments):
+            future = submit(*arguments)
+            found[-1] = max(found[-1], len(given.workers))
+            return future
+
+        given.submit = submitted
+        do(run, steps, given)
+
+    monkeypatch.setattr(scheduling, "_side_by_side", watched)
+    return found
+
+
+def test_long_work_borrows_free_places(alone, tmp_path, monkeypatch, used):
+    """Short work does not; the bits are the same. A place is borrowed also after the work has begun."""
+    with places.shared(3) as folder, places.held(folder, 0), contextlib.ExitStack() as third:
+        third.enter_context(places.held(folder, 2))
         monkeypatch.setenv(places.VARIABLE, str(folder))
         made = Experiment("smoke", runs=tmp_path, jobs=1)
         made.train("A", [0, 1])
         assert used == []  # a step takes less than a worker's start
         monkeypatch.setattr(scheduling, "_START", 0.0)
+        news = scheduling._Work._news
+        monkeypatch.setattr(scheduling._Work, "_news", lambda work: third.close() or news(work))
         made.compute(everything(made))
-        assert used == [(2, [[]])]  # one worker in the place of this process, which waits
+        assert used == [3]
+        assert [places.borrow(), places.borrow()].count(None) == 0  # they were given back
         made.compute(everything(made))
         assert len(used) == 1
     assert same(results(made), alone)
 
 
-def test_a_step_of_several_parts_borrows_at_once(tmp_path, monkeypatch):
-    used, local = [], scheduling._local
-    monkeypatch.setattr(scheduling, "_local", lambda *given: used.append(given) or local(*given))
+def test_a_step_of_several_parts_borrows_at_once(tmp_path, monkeypatch, used):
     with places.shared(4) as folder, places.held(folder, 0):
         monkeypatch.setenv(places.VARIABLE, str(folder))
         Experiment("smoke", MANY, runs=tmp_path, jobs=1).pairs()
-    assert used == [(2, [[]])]  # there are two parts, and three free places
+    assert used == [2]  # there are two parts, and three free places
 
 
-def test_workers_see_the_gpus_of_borrowed_places(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
-    get_reusable_executor().shutdown(wait=True)
-    try:
-        with scheduling._local(2, [["7"]]) as workers:
-            both = [workers().submit(own_gpu, tmp_path, name, 2) for name in "ab"]
-            assert sorted(future.result() for future in both) == ["4", "7"]
-    finally:
-        get_reusable_executor().shutdown(wait=True)
+def test_workers_in_borrowed_places_see_their_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with places.shared(2) as folder, places.held(folder, 0) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with workers.here(1, borrows=True) as found:
+            assert found.has_room(1) and not found.has_room(2)
+            both = [found.submit(own_gpu, tmp_path, name, 2) for name in "ab"]
+            assert [future.result() for future in both] == ["4", "7"]
+            found.spare()
+            assert found.has_room(1)
 
 
 # A cluster
@@ -554,13 +577,13 @@ def cluster():
 
 def test_a_cluster_computes_the_same_though_a_worker_dies(alone, tmp_path, cluster):
     made = Experiment("smoke", runs=tmp_path, scheduler=cluster.scheduler_address)
-    workers = cluster.workers
+    theirs = cluster.workers
 
     def kill():
         deadline = time.monotonic() + 120
         while not list(tmp_path.rglob("flow/.*.partial")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(next(iter(workers.values())).pid, signal.SIGKILL)
+        os.kill(next(iter(theirs.values())).pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -570,7 +593,7 @@ def test_a_cluster_computes_the_same_though_a_worker_dies(alone, tmp_path, clust
 
 
 def test_workers_with_other_code_are_refused(tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr(scheduling, "digest", lambda content: "here")
+    monkeypatch.setattr(workers, "digest", lambda content: "here")
     with pytest.raises(ValueError, match="have another version of this package's code"):
         Experiment("smoke", runs=tmp_path, scheduler=cluster.scheduler_address).train("A", [0])
 

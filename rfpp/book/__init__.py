@@ -105,7 +105,7 @@ def run(
     earlier good copy. ``write_back`` puts the outputs into ``notebooks/`` as well, once all have run. Raises
     :class:`ParameterError`, :class:`rfpp.presets.PresetError` or :class:`NotebookFailed`.
     """
-    from rfpp.pipeline import scheduling
+    from rfpp.pipeline import scheduling, workers
 
     parameters = dict(parameters or {})
     if "preset" in parameters:
@@ -133,7 +133,7 @@ def run(
 
         together.run(sources, preset, given, count, terminal)
     else:
-        asked = {} if jobs is None else {scheduling.VARIABLE: str(jobs)}
+        asked = {} if jobs is None else {workers.VARIABLE: str(jobs)}
         for number, source in enumerate(sources, start=1):
             title = f"[{number}/{len(sources)}] {source.stem}"
             started = time.monotonic()

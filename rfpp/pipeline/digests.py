@@ -33,6 +33,7 @@ PRESENTATION = (
     "rfpp.pipeline.steps",
     "rfpp.pipeline.store",
     "rfpp.pipeline.syntax",
+    "rfpp.pipeline.workers",
 )
 """Modules that compute no result. Their definitions are not followed, and arguments of calls to them are ignored."""
 

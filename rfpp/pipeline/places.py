@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -89,15 +90,24 @@ def are_shared() -> bool:
     return VARIABLE in os.environ
 
 
-@contextlib.contextmanager
-def borrowed(most: int) -> Iterator[list[list[str]]]:
-    """Borrow up to ``most`` free places until the end of the ``with`` block; provides the GPUs of each."""
-    with contextlib.ExitStack() as stack:
-        found: list[list[str]] = []
-        folder = Path(os.environ.get(VARIABLE, ""))
-        for number, seen in enumerate(json.loads((folder / _LIST).read_text()) if are_shared() else []):
-            if len(found) < most:
-                with contextlib.suppress(Timeout):
-                    stack.enter_context(_lock(folder, number).acquire(timeout=0))
-                    found.append(seen)
-        yield found
+@dataclass(frozen=True)
+class Place:
+    """A place that this process borrowed, with its GPUs."""
+
+    gpus: list[str]
+    _lock: FileLock
+
+    def give_back(self) -> None:
+        """Let others have it."""
+        self._lock.release()
+
+
+def borrow() -> Place | None:
+    """Borrow a free place, if there is one."""
+    folder = Path(os.environ.get(VARIABLE, ""))
+    for number, seen in enumerate(json.loads((folder / _LIST).read_text()) if are_shared() else []):
+        lock = _lock(folder, number)
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            return Place(seen, lock)
+    return None

@@ -1,17 +1,13 @@
-"""Steps side by side: independent steps are computed in parallel worker processes.
+"""Steps side by side: independent steps are computed in parallel worker processes (:mod:`rfpp.pipeline.workers`).
 
-The workers come from loky, which ships with joblib, or from a dask cluster. Both provide a
-:class:`concurrent.futures.Executor`, so this module only decides which step may begin. Each worker has its share of the
-processor's threads, and its own GPU (:mod:`rfpp.pipeline.places`). The result of a step does not depend on where it is
-computed: weights, pairs and grades equal those of one process with the same number of threads.
+This module decides which step may begin. The result of a step does not depend on where it is computed: weights, pairs
+and grades equal those of one process with the same number of threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import itertools
 import os
 import re
 import signal
@@ -19,34 +15,28 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import psutil
 import torch
 from filelock import BaseFileLock, Timeout
-from joblib.externals.loky import get_reusable_executor
 
-import rfpp
-from rfpp.base import files, processes, progress
+from rfpp.base import processes, progress
 from rfpp.base.checks import at_least
-from rfpp.base.files import digest
 from rfpp.base.processes import Stopped, WorkerLost
-from rfpp.pipeline import places
+from rfpp.pipeline import places, workers
 from rfpp.pipeline.steps import Run, Size, Step
 from rfpp.pipeline.store import CHECKED
+from rfpp.pipeline.workers import VARIABLE, Workers
 
-VARIABLE = "RFPP_JOBS"
-MEMORY = 1 << 30
-"""Bytes that a worker takes: its libraries, and the training of a small network."""
 ATTEMPTS = 3
-"""How many times a step whose worker dies is started without getting further, the last time alone."""
+"""How many times a step whose worker dies is started without getting further."""
 _LOOK = 1.0
 _START = 10.0
-"""Seconds that a worker takes to start, at most."""
+"""Seconds that workers take to start, at most; shorter work borrows none."""
 _STOP = "stop"
 _SIZE = Size(pixels=1, parameters=1, images=1000)
 
@@ -64,13 +54,13 @@ def jobs(asked: int | None = None) -> int:
         if not given.strip().isdecimal():
             raise ValueError(f"{VARIABLE}={given!r} is not a number of jobs; an integer of at least 1 is needed")
         name, asked = VARIABLE, int(given)
-    fit = max(1, psutil.virtual_memory().available // MEMORY)
+    fit = max(1, psutil.virtual_memory().available // workers.MEMORY)
     if asked is None:
         return min(torch.cuda.device_count() or places.cores(), fit)
     at_least(name, asked, 1)
     if asked > fit:
         raise ValueError(
-            f"{name}={asked} need {asked * MEMORY / 2**30:.0f} GiB of memory; {fit} fit into the free memory"
+            f"{name}={asked} need {asked * workers.MEMORY / 2**30:.0f} GiB of memory; {fit} fit into the free memory"
         )
     return asked
 
@@ -93,8 +83,8 @@ def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
 def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler: str | None = None) -> None:
     """Compute what is missing of ``steps`` and their dependencies, with independent steps side by side.
 
-    ``scheduler``: the address of a dask cluster that replaces this machine's workers. Where a process has one of
-    several places (:mod:`rfpp.pipeline.places`), work that takes a while borrows free ones. After SIGINT or SIGTERM the
+    ``scheduler``: the address of a dask cluster that replaces this machine's workers. Where this process has one of
+    several places (:mod:`rfpp.pipeline.places`), long work borrows those that are free. After SIGINT or SIGTERM the
     workers write their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker
     dies is named in a warning and started again. Raises the error of the first step that fails, and
     :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
@@ -102,40 +92,25 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
     wanted = missing(run, steps)
     own, started = jobs(asked), time.monotonic()
     if wanted and scheduler is not None:
-        _side_by_side(run, wanted, _pieces(wanted), _cluster(scheduler))
+        with workers.of_cluster(scheduler) as there:
+            _side_by_side(run, wanted, there)
         return
     for number in range(len(wanted)):
         left, spent = wanted[number:], time.monotonic() - started
-        with places.borrowed(_helpers(left, spent / max(1, number)) if own == 1 else 0) as borrowed:
-            count = min(own + len(borrowed), _pieces(left))
-            if count > 1:
-                _side_by_side(run, left, count, _local(count, borrowed))
+        pieces = sum(step.parts for step in left)
+        borrows = own == 1 and (spent / max(1, number) * len(left) > _START or any(step.parts > 1 for step in left))
+        with workers.here(min(own, pieces), borrows) as found:
+            if pieces > 1 and found.has_room(1):
+                _side_by_side(run, left, found)
                 return
         dataclasses.replace(run, position=f" ({number + 1} of {len(wanted)})").get(left[0])
         processes.free_memory()
 
 
-def _pieces(steps: list[Step]) -> int:
-    """How many workers steps could occupy."""
-    return sum(step.parts for step in steps)
-
-
-def _helpers(left: list[Step], seconds: float) -> int:
-    """How many more workers the steps that are left deserve, at so many ``seconds`` for each.
-
-    A step of several parts deserves them at once, others when they take longer than a worker needs to start.
-    """
-    fit = psutil.virtual_memory().available // MEMORY
-    is_long = seconds * (len(left) - 1) > _START or any(step.parts > 1 for step in left)
-    return min(_pieces(left) - 1, fit) if is_long else 0
-
-
-def _side_by_side(
-    run: Run, steps: list[Step], count: int, where: AbstractContextManager[Callable[[], Executor]]
-) -> None:
+def _side_by_side(run: Run, steps: list[Step], found: Workers) -> None:
     processes.free_memory()  # a worker on this process's GPU needs it
-    with tempfile.TemporaryDirectory(prefix="rfpp-") as notes, where as workers:
-        _Work(run, steps, count, Path(notes), workers).do()
+    with tempfile.TemporaryDirectory(prefix="rfpp-") as notes:
+        _Work(run, steps, found, Path(notes)).do()
 
 
 def _weights(steps: list[Step]) -> dict[str, float]:
@@ -170,10 +145,10 @@ def _parts(run: Run, step: Step) -> list[int]:
 class _Work:
     """Steps in progress: those ready to begin, those being computed, and the progress that their workers report."""
 
-    def __init__(self, run: Run, steps: list[Step], count: int, notes: Path, workers: Callable[[], Executor]) -> None:
+    def __init__(self, run: Run, steps: list[Step], workers: Workers, notes: Path) -> None:
         self.run = dataclasses.replace(run, advance=None, position="")
         self.steps, self.weights = {step.key: step for step in steps}, _weights(steps)
-        self.count, self.notes, self.workers = count, notes, workers
+        self.notes, self.workers = notes, workers
         self.graph = TopologicalSorter(
             {step.key: [need.key for need in step.needs if need.key in self.steps] for step in steps}
         )
@@ -197,10 +172,11 @@ class _Work:
     def _do(self) -> None:
         with (
             processes.stoppable() as stop,
-            progress.bar(total=len(self.steps), desc=f"steps, {self.count} at a time") as bar,
+            progress.bar(total=len(self.steps), desc="steps") as bar,
         ):
             while self.graph.is_active():
                 self._begin()
+                bar.set_description_str(f"steps, {len(self.begun)} at a time", refresh=False)
                 finished, _ = wait(self.begun, _LOOK, FIRST_COMPLETED)
                 try:
                     bar.update(sum(self._ended(future) for future in finished))
@@ -213,30 +189,22 @@ class _Work:
                     raise Stopped(f"stopped by {stop.asked}; finished steps are kept. Run the same command to go on")
 
     def _begin(self) -> None:
-        """Give ready steps to free workers; steps that the most work waits for come first.
-
-        All workers end when one does. So the last attempt of a step waits until nothing else is left to do, and is made
-        alone: only then is the death of a worker certainly this step's.
-        """
+        """Give ready steps to free workers; steps that the most work waits for come first."""
         self.ready = sorted([*self.ready, *self.graph.get_ready()], key=self._urgency)
-        while self.ready and len(self.begun) < self.count:
-            if self.begun and self._is_last_attempt(self.ready[-1]):
-                break
+        while self.ready and self.workers.has_room(len(self.begun)):
             key = self.ready[-1]
             part = self.parts[key].pop(0) if self._may_divide(key) else None
             if not self.parts[key]:
                 self.ready.pop()  # the whole step comes after its last part
             task = _Task(key, part)
             run = dataclasses.replace(self.run, part=part)
-            future = self.workers().submit(_compute, self.steps[key], run, self._note(task, "progress"))
-            self.begun[future] = task
+            self.begun[self.workers.submit(_compute, self.steps[key], run, self._note(task, "progress"))] = task
+        if not self.ready:
+            self.workers.spare()
 
-    def _is_last_attempt(self, key: str) -> bool:
-        return self.attempts[key] == ATTEMPTS - 1
-
-    def _urgency(self, key: str) -> tuple[bool, bool, float]:
+    def _urgency(self, key: str) -> tuple[bool, float]:
         """A step whose lock is held comes first: who waits for another run's lock must not keep this one from it."""
-        return not self._is_last_attempt(key), key in self.locks, self.weights[key]
+        return key in self.locks, self.weights[key]
 
     def _ended(self, future: Future[None]) -> bool:
         """Return whether an ended step is finished; a step whose worker died is queued again."""
@@ -244,7 +212,7 @@ class _Work:
         key = task.key
         try:
             future.result()
-        except BrokenExecutor as error:  # all workers end when one does
+        except BrokenExecutor as error:
             self.died[key], self.parts[key] = error, []
             self.ready = [each for each in self.ready if each != key]
         if task.part is None and key not in self.died:
@@ -258,7 +226,7 @@ class _Work:
         return False
 
     def _try_again(self, key: str, error: BrokenExecutor) -> None:
-        """Count an attempt at a step, and give its parts again, but for the last one."""
+        """Count an attempt at a step, and give its parts again."""
         self.attempts[key] = 1 if self._got_further(key) else self.attempts[key] + 1
         title = self.steps[key].title
         if self.attempts[key] == ATTEMPTS:
@@ -266,7 +234,7 @@ class _Work:
                 f"{title}: its worker died {ATTEMPTS} times in a row, and nothing was added in between ({error})"
             ) from error
         warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=5)
-        self.parts[key] = [] if self._is_last_attempt(key) else _parts(self.run, self.steps[key])
+        self.parts[key] = _parts(self.run, self.steps[key])
 
     def _may_divide(self, key: str) -> bool:
         """Whether parts of a step are left to this run, which then holds the step's lock until they have ended."""
@@ -340,82 +308,3 @@ def _compute(step: Step, run: Run, note: Path) -> None:
         finally:
             note.with_suffix(".worker").unlink(missing_ok=True)  # no signal is for this step any more
             processes.free_memory()  # an idle worker still has what is reserved
-
-
-def _take_free_gpu(name: str) -> None:
-    """Take a GPU for a cluster's worker, unless the cluster has given it one; ``name``: the cluster's."""
-    if len(places.gpus()) > 1:
-        folder = Path(tempfile.gettempdir()) / f"rfpp-places-{name}"
-        folder.mkdir(exist_ok=True)
-        places.take_gpu(folder)
-
-
-def _prepare(threads: int, folder: Path) -> None:
-    """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    processes.keep_memory()
-    places.take_gpu(folder)
-
-
-@functools.cache
-def _workers_places() -> tempfile.TemporaryDirectory[str]:
-    """The folder of this process's workers' places."""
-    return tempfile.TemporaryDirectory(prefix="rfpp-places-")
-
-
-@contextlib.contextmanager
-def _local(count: int, borrowed: Sequence[Sequence[str]] = ()) -> Iterator[Callable[[], Executor]]:
-    """Provide workers on this machine; ``borrowed``: the GPUs of places that are not this process's own.
-
-    With borrowed places, each worker has as many threads as this process. A pool with a dead worker is replaced at the
-    next call.
-    """
-    threads = torch.get_num_threads() if borrowed else max(1, places.cores() // count)
-    seen = [*places.gpus(), *itertools.chain.from_iterable(borrowed)]
-    environment = {VARIABLE: "1", **places.environment(threads, seen)}
-    given = threads, Path(_workers_places().name)
-    yield lambda: get_reusable_executor(count, timeout=60, env=environment, initializer=_prepare, initargs=given)
-
-
-def _version() -> str:
-    """Return a hash of this package's source files."""
-    root = Path(rfpp.__file__).parent
-    return digest({str(path.relative_to(root)): files.sha256(path) for path in sorted(root.rglob("*.py"))})
-
-
-@contextlib.contextmanager
-def _cluster(scheduler: str) -> Iterator[Callable[[], Executor]]:
-    """Provide the workers of a dask cluster, which share ``runs/``; each has a GPU of its own, if it sees several.
-
-    Raises ``ImportError`` without dask, and ``ValueError`` for a scheduler that cannot be reached, has no workers, or
-    whose workers have another version of this package, or several threads: these would share a random stream.
-    """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError("a scheduler needs dask; run: pip install 'rfpp[cluster]'") from error
-    try:
-        client = Client(scheduler, timeout=10)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"scheduler={scheduler!r} cannot be reached: {error}") from error
-    with client:
-        versions = client.run(_version)
-        if not versions:
-            raise ValueError(f"scheduler={scheduler!r} has no workers; start some with dask worker {scheduler}")
-        others = [worker for worker, version in versions.items() if version != _version()]
-        if others:
-            raise ValueError(
-                f"scheduler={scheduler!r}: {', '.join(others)} have another version of this package's code; "
-                "install this one there"
-            )
-        if several := [worker for worker, threads in client.nthreads().items() if threads > 1]:
-            raise ValueError(
-                f"scheduler={scheduler!r}: {', '.join(several)} compute several steps at once; start workers with "
-                "dask worker --nthreads 1"
-            )
-        client.register_worker_callbacks(
-            functools.partial(_take_free_gpu, digest(scheduler)[:8])
-        )  # also of workers that join later
-        pool = client.get_executor(pure=False)
-        yield lambda: pool

@@ -1,0 +1,212 @@
+"""The processes that compute steps side by side: on this machine, or on a dask cluster.
+
+Those of this machine come from loky, which ships with joblib. Each is an executor of its own, so that one can be added
+at any time, and the end of one ends no other. Each has its share of the processor's threads, and its GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from joblib.externals.loky import ProcessPoolExecutor
+
+import rfpp
+from rfpp.base import files, processes
+from rfpp.base.files import digest
+from rfpp.pipeline import places
+
+VARIABLE = "RFPP_JOBS"
+"""The environment variable with the number of steps to compute side by side."""
+MEMORY = 1 << 30
+"""Bytes that a worker takes: its libraries, and the training of a small network."""
+_IDLE = 60
+"""Seconds after which a worker without work ends."""
+
+
+class Workers(Protocol):
+    """Processes that take one call at a time each."""
+
+    def has_room(self, begun: int) -> bool:
+        """Whether there is a worker, or one can be had, beyond those of the ``begun`` calls."""
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        """Give a call to a free worker; if it dies, the future raises ``BrokenExecutor``."""
+
+    def spare(self) -> None:
+        """Do without borrowed places that are not in use."""
+
+
+# On this machine
+
+
+@dataclass
+class _Worker:
+    """An executor with one process, the place that was borrowed for it, and its last call."""
+
+    environment: tuple[tuple[str, str], ...]
+    threads: int
+    place: places.Place | None = None
+    executor: Executor | None = None
+    call: Future[None] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        return self.call is None or self.call.done()
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        waiting = _waiting.setdefault(self.environment, [])
+        while True:
+            if self.executor is None:
+                self.executor = waiting.pop() if waiting else self._begin()
+            try:
+                self.call = self.executor.submit(function, *arguments)
+            except BrokenExecutor:  # its process died
+                self.executor = None
+            else:
+                return self.call
+
+    def _begin(self) -> Executor:
+        return ProcessPoolExecutor(
+            1, timeout=_IDLE, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,)
+        )
+
+    def leave(self) -> None:
+        """Give the place back, and keep the executor for later calls."""
+        if self.executor is not None:
+            _waiting[self.environment].append(self.executor)
+            self.executor = None
+        if self.place is not None:
+            self.place.give_back()
+
+
+_waiting: dict[tuple[tuple[str, str], ...], list[Executor]] = {}
+"""Executors without work, by the environment of their processes."""
+
+
+def _prepare(threads: int) -> None:
+    """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    processes.keep_memory()
+
+
+class _Here:
+    """Workers on this machine: ``count`` of its own, and more in borrowed places if it ``borrows``."""
+
+    def __init__(self, count: int, borrows: bool) -> None:
+        self.threads, self.borrows = torch.get_num_threads() if borrows else max(1, places.cores() // count), borrows
+        self.workers = [self._worker(places.one_gpu(number)) for number in range(count)]
+
+    def _worker(self, gpus: Sequence[str], place: places.Place | None = None) -> _Worker:
+        environment = {VARIABLE: "1", **places.environment(self.threads, list(gpus))}
+        return _Worker(tuple(environment.items()), self.threads, place)
+
+    def has_room(self, begun: int) -> bool:
+        while begun >= len(self.workers):
+            fits = self.borrows and psutil.virtual_memory().available > MEMORY
+            place = places.borrow() if fits else None
+            if place is None:
+                return False
+            self.workers.append(self._worker(place.gpus, place))
+        return True
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        return next(worker for worker in self.workers if worker.is_free).submit(function, *arguments)
+
+    def spare(self) -> None:
+        for worker in [each for each in self.workers if each.is_free and each.place is not None]:
+            self.workers.remove(worker)
+            worker.leave()
+
+
+@contextlib.contextmanager
+def here(count: int, borrows: bool = False) -> Iterator[Workers]:
+    """Provide ``count`` workers on this machine; with ``borrows``, more as long as there are free places.
+
+    They share the cores. Those that borrow have as many threads as this process.
+    """
+    found = _Here(count, borrows)
+    try:
+        yield found
+    finally:
+        for worker in found.workers:
+            worker.leave()
+
+
+# A cluster
+
+
+@dataclass(frozen=True)
+class _There:
+    """A dask cluster, which keeps calls until it has a worker for them."""
+
+    executor: Executor
+
+    def has_room(self, begun: int) -> bool:
+        return True
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        return self.executor.submit(function, *arguments)
+
+    def spare(self) -> None:
+        pass
+
+
+def _take_free_gpu(name: str) -> None:
+    """Take a GPU for a cluster's worker, unless the cluster has given it one; ``name``: the cluster's."""
+    if len(places.gpus()) > 1:
+        folder = Path(tempfile.gettempdir()) / f"rfpp-places-{name}"
+        folder.mkdir(exist_ok=True)
+        places.take_gpu(folder)
+
+
+def _version() -> str:
+    """Return a hash of this package's source files."""
+    root = Path(rfpp.__file__).parent
+    return digest({str(path.relative_to(root)): files.sha256(path) for path in sorted(root.rglob("*.py"))})
+
+
+@contextlib.contextmanager
+def of_cluster(scheduler: str) -> Iterator[Workers]:
+    """Provide the workers of a dask cluster, which share ``runs/``; each has a GPU of its own, if it sees several.
+
+    Raises ``ImportError`` without dask, and ``ValueError`` for a scheduler that cannot be reached, has no workers, or
+    whose workers have another version of this package, or several threads: these would share a random stream.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("a scheduler needs dask; run: pip install 'rfpp[cluster]'") from error
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"scheduler={scheduler!r} cannot be reached: {error}") from error
+    with client:
+        versions = client.run(_version)
+        if not versions:
+            raise ValueError(f"scheduler={scheduler!r} has no workers; start some with dask worker {scheduler}")
+        others = [worker for worker, version in versions.items() if version != _version()]
+        if others:
+            raise ValueError(
+                f"scheduler={scheduler!r}: {', '.join(others)} have another version of this package's code; "
+                "install this one there"
+            )
+        if several := [worker for worker, threads in client.nthreads().items() if threads > 1]:
+            raise ValueError(
+                f"scheduler={scheduler!r}: {', '.join(several)} compute several steps at once; start workers with "
+                "dask worker --nthreads 1"
+            )
+        client.register_worker_callbacks(
+            functools.partial(_take_free_gpu, digest(scheduler)[:8])
+        )  # also of workers that join later
+        yield _There(client.get_executor(pure=False))
