@@ -63,22 +63,28 @@ class _Worker:
     def is_free(self) -> bool:
         return self.call is None or self.call.done()
 
+    def start(self) -> Executor:
+        """Return the executor, whose process begins with its imports if there is none yet."""
+        if self.executor is None:
+            waiting = _waiting.setdefault(self.environment, [])
+            self.executor = waiting.pop() if waiting else self._begin()
+        return self.executor
+
+    def _begin(self) -> Executor:
+        made = ProcessPoolExecutor(
+            1, timeout=_IDLE, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,)
+        )
+        made.submit(int)
+        return made
+
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        waiting = _waiting.setdefault(self.environment, [])
         while True:
-            if self.executor is None:
-                self.executor = waiting.pop() if waiting else self._begin()
             try:
-                self.call = self.executor.submit(function, *arguments)
+                self.call = self.start().submit(function, *arguments)
             except BrokenExecutor:  # its process died
                 self.executor = None
             else:
                 return self.call
-
-    def _begin(self) -> Executor:
-        return ProcessPoolExecutor(
-            1, timeout=_IDLE, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,)
-        )
 
     def leave(self) -> None:
         """Give the place back, and keep the executor for later calls."""
@@ -121,6 +127,8 @@ class _Here:
         return True
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        for worker in self.workers:  # all at once, since it takes seconds
+            worker.start()
         return next(worker for worker in self.workers if worker.is_free).submit(function, *arguments)
 
     def spare(self) -> None:
