@@ -6,7 +6,6 @@ Notebooks and the command line request results from an :class:`Experiment`, whic
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from rfpp import data, engine, features, pairs, presets
-from rfpp.base import batches, paths, processes, progress
+from rfpp.base import batches, paths, processes
 from rfpp.configurations import TEACHER
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
@@ -24,7 +23,7 @@ from rfpp.pairs import PairDataset
 from rfpp.pipeline import networks, places, sampling, scheduling, standard
 from rfpp.pipeline.digests import code_digest, is_own
 from rfpp.pipeline.flows import snapshots
-from rfpp.pipeline.grades import Evaluation, load_flow
+from rfpp.pipeline.grades import Evaluation, evaluations, load_flow
 from rfpp.pipeline.identities import identity
 from rfpp.pipeline.measurements import Measurement
 from rfpp.pipeline.plan import Config, Plan
@@ -33,12 +32,16 @@ from rfpp.pipeline.steps import Run, Step
 from rfpp.pipeline.store import Store
 
 Model = TypeVar("Model", bound=nn.Module)
+Name = TypeVar("Name")
 
 
 def _at_most(rows: int, model: Model) -> Model:
     """Return a model, or a flow with its denoiser, that computes at most ``rows`` rows at once."""
     batches.at_most(rows, getattr(model, "denoiser", model))
     return model
+
+
+_LOADED = ("data", "teacher", "_grader", "classifier", "embedding", "perceptual")
 
 
 def _either(sampler: AnySampler | None, options: Mapping[str, Any]) -> None:
@@ -81,18 +84,27 @@ class Experiment:
     def __repr__(self) -> str:
         return f"Experiment({self.preset.name!r}: {self.preset.summary})"
 
+    def __getstate__(self) -> dict[str, Any]:  # in another process, data and networks are loaded there
+        return {name: value for name, value in vars(self).items() if name not in _LOADED}
+
     def compute(self, steps: Iterable[Step]) -> None:
         """Compute the missing ones of the plan's ``steps`` and of their dependencies, side by side."""
         scheduling.compute(self.run, steps, self.jobs, self.scheduler)
 
     def kept(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return ``function(*arguments)``, from disk if it was computed before.
+        """Return ``function(*arguments)``, from disk if it was computed before; as :meth:`kept_each`."""
+        return self.kept_each(function, {"": arguments})[""]
+
+    def kept_each(self, function: Callable[..., Any], calls: Mapping[Name, Sequence[Any]]) -> dict[Name, Any]:
+        """Return ``function(*arguments)`` by name, for arguments by name; they are computed side by side.
 
         Arguments may be the experiment itself, flows, samplers, tensors and other values that are identified by their
-        content. Raises ``ValueError`` for values that are not, and ``TypeError`` for a
-        result made of anything but numbers, strings, tensors and dataclasses of this package.
+        content. Raises ``ValueError`` for values that are not, and ``TypeError`` for a result made of anything but
+        numbers, strings, tensors and dataclasses of this package.
         """
-        return Measurement(function, arguments).load(self.run)
+        steps = {name: Measurement(function, tuple(arguments)) for name, arguments in calls.items()}
+        scheduling.compute(self.run, steps.values(), self.jobs)
+        return {name: step.load(self.run) for name, step in steps.items()}
 
     def identity(self) -> Any:
         """Return what identifies the experiment among a measurement's inputs: settings, images, networks and code."""
@@ -253,19 +265,7 @@ class Experiment:
         self.check(missing, config, seeds[0])
         if self.jobs > 1 or self.scheduler is not None or places.are_shared():
             self.compute(step for each in steps.values() for step in each)
-        self.run.get(self.plan.reference())
-        images = self.preset.evaluation.samples + self.preset.pairs.held_out
-        total = len(seeds) * images * sum(sampler.nfe for sampler in steps)
-        found: dict[AnySampler, list[Evaluation]] = {sampler: [] for sampler in steps}
-        with progress.bar(total=total, desc=f"evaluating {config}", unit="NFE", unit_scale=True) as bar:
-            for number in range(len(seeds)):
-                for index, (sampler, each) in enumerate(steps.items(), start=1):
-                    done = bar.n
-                    place = f"seed {number + 1} of {len(seeds)}, sampler {index} of {len(steps)}"
-                    bar.set_postfix_str(place, refresh=False)
-                    found[sampler].append(each[number].load(dataclasses.replace(self.run, advance=bar.update)))
-                    bar.update(done + images * sampler.nfe - bar.n)  # the full count, also for results from disk
-        return found
+        return evaluations(steps, self.run, f"evaluating {config}")
 
     def evaluate(
         self, config: Config, seed: int = 0, *, sampler: AnySampler | None = None, **options: Any

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rfpp import checkpoints, data, features, metrics
-from rfpp.base import files, processes
+from rfpp.base import files, processes, progress
 from rfpp.flow import RectifiedFlow
 from rfpp.metrics.statistics import Moments, Statistics, frechet_distance
 from rfpp.pairs import PairDataset
@@ -164,6 +165,23 @@ class GradeFlow(Step):
     @presentation
     def cost(self, size: Size) -> Cost:
         return Cost(passes=(self.samples + self.held_out.n) * self.sampler.nfe)
+
+
+def evaluations(
+    steps: Mapping[AnySampler, Sequence[GradeFlow]], run: Run, title: str
+) -> dict[AnySampler, list[Evaluation]]:
+    """Load the grades of samplers, those of each seed in turn, with a bar of evaluations for what is not there yet."""
+    found: dict[AnySampler, list[Evaluation]] = {sampler: [] for sampler in steps}
+    sizes = Size(pixels=1, parameters=1, images=1)  # on which these costs do not depend
+    total = sum(step.cost(sizes).passes for each in steps.values() for step in each)
+    with progress.bar(total=total, desc=title, unit="NFE", unit_scale=True) as bar:
+        for of_seed in zip(*steps.values(), strict=True):
+            for sampler, step in zip(steps, of_seed, strict=True):
+                done = bar.n
+                bar.set_postfix_str(step.title, refresh=False)
+                found[sampler].append(step.load(dataclasses.replace(run, advance=bar.update)))
+                bar.update(done + step.cost(sizes).passes - bar.n)  # the full count, also for results from disk
+    return found
 
 
 @dataclass(frozen=True)

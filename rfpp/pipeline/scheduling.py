@@ -90,7 +90,7 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
     :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
     """
     wanted = missing(run, steps)
-    own, started = jobs(asked), time.monotonic()
+    own, started = 1 if workers.is_one() else jobs(asked), time.monotonic()
     if wanted and scheduler is not None:
         with workers.of_cluster(scheduler) as there:
             _side_by_side(run, wanted, there)
@@ -292,7 +292,6 @@ class _Work:
 def _compute(step: Step, run: Run, note: Path) -> None:
     """Compute a step in a worker; ``note``: a file for its bars."""
     os.environ[progress.VARIABLE], os.environ[VARIABLE] = str(note), "1"
-    os.environ.pop(places.VARIABLE, None)  # a worker borrows nothing
     is_near = note.parent.is_dir()  # on the same machine
     if is_near:
         note.touch()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ VARIABLE = "RFPP_JOBS"
 """The environment variable with the number of steps to compute side by side."""
 MEMORY = 1 << 30
 """Bytes that a worker takes: its libraries, and the training of a small network."""
+_WORKER = "RFPP_WORKER"
 _IDLE = 60
 """Seconds after which a worker without work ends."""
 
@@ -99,8 +101,15 @@ _waiting: dict[tuple[tuple[str, str], ...], list[Executor]] = {}
 """Executors without work, by the environment of their processes."""
 
 
+def is_one() -> bool:
+    """Whether this process is a worker on this machine, which computes one step at a time and borrows no place."""
+    return _WORKER in os.environ
+
+
 def _prepare(threads: int) -> None:
     """Prepare a worker for its first step. It ignores Ctrl-C, which reaches all processes: the first one ends it."""
+    os.environ[_WORKER] = "1"
+    os.environ.pop(places.VARIABLE, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     processes.keep_memory()

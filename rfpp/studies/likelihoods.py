@@ -99,7 +99,9 @@ def estimates(
     experiment: Experiment, configs: Sequence[str], seeds: Sequence[int], of: Setting, probes: int
 ) -> dict[str, list[LogDensity]]:
     """Hutchinson's estimates for each configuration and seed; a seed's images share noise and probes in all flows."""
-    return {config: [solved(experiment, config, seed, of, probes) for seed in seeds] for config in configs}
+    calls = {(config, seed): (experiment, config, seed, of, probes) for config in configs for seed in seeds}
+    found = experiment.kept_each(solved, calls)
+    return {config: [found[config, seed] for seed in seeds] for config in configs}
 
 
 def bits(found: Mapping[str, Sequence[LogDensity]], levels: int) -> dict[str, list[float]]:
