@@ -19,7 +19,7 @@ from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset
-from rfpp.pipeline import digests, identities, measurements, networks, shipped
+from rfpp.pipeline import digests, identities, measurements, networks, shipped, workers
 from rfpp.pipeline.identities import Unidentified
 from rfpp.studies import (
     arena,
@@ -208,6 +208,41 @@ def test_a_damaged_one_is_computed_again(experiment, tmp_path):
     assert count(place) == 2
 
 
+def whereabouts(experiment, number):
+    """Whether this is a worker, how many jobs it has, and which networks came with the experiment."""
+    return number, workers.is_one(), [name for name in ("data", "teacher") if name in vars(experiment)]
+
+
+def test_several_are_measured_side_by_side(tmp_path):
+    """In workers, to which no network travels; one alone is measured here."""
+    experiment = Experiment("smoke", runs=tmp_path, jobs=2)
+    assert experiment.teacher and experiment.data
+    found = experiment.kept_each(whereabouts, {name: (experiment, k) for k, name in enumerate("ab")})
+    assert found == {"a": (0, True, []), "b": (1, True, [])}
+    assert experiment.kept(whereabouts, experiment, 2) == (2, False, ["data", "teacher"])
+
+
+def test_side_by_side_the_bits_are_the_same(tmp_path):
+    found = []
+    for jobs in (1, 2):
+        experiment = Experiment("smoke", runs=tmp_path / f"{jobs}", jobs=jobs)
+        calls = {seed: (experiment, seed, 20) for seed in (0, 1)}
+        found.append(experiment.kept_each(crossings.overlap, calls))
+    for one, other in zip(*(each.values() for each in found), strict=True):
+        assert torch.equal(one.ordinary, other.ordinary) and torch.equal(one.missed, other.missed)
+        assert (one.share, one.control) == (other.share, other.control)
+
+
+def test_likelihoods_are_kept_one_by_one(tmp_path):
+    experiment = Experiment("smoke", runs=tmp_path)
+    setting = likelihoods.setting(experiment, 2, 0.1)
+    found = likelihoods.estimates(experiment, [TEACHER, "A"], [0, 1], setting, 2)
+    for config, of_seeds in found.items():
+        for seed, each in enumerate(of_seeds):
+            computed = likelihoods.solved(experiment, config, seed, setting, 2)
+            assert torch.equal(each.total, computed.total) and each.evaluations == computed.evaluations
+
+
 @pytest.mark.parametrize("name", ["subprocess:Popen", "tests.test_measurements:Foreign", "rfpp.data:load"])
 def test_only_dataclasses_of_the_package_are_made_from_a_file(name):
     with pytest.raises(ValueError, match=r"not a dataclass of rfpp|cannot be imported"):
@@ -239,7 +274,7 @@ def asked(experiment):
         (arena.coverage, experiment, ["F", "meanflow", "ct"], [0], [1]),
         (few_steps.chosen, experiment, flow, choosing, [2], 1),
         (few_steps.judge, [flow], judging, blended),
-        (likelihoods.estimates, experiment, [TEACHER], [0], setting, 2),
+        (likelihoods.solved, experiment, TEACHER, 0, setting, 2),
         (likelihoods.few_evaluations, experiment, TEACHER, 0, setting.first(1), [2], 0),
         (likelihoods.solved, experiment, TEACHER, 0, setting.first(1)),
     ]
