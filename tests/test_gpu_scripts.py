@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from truth import randn
 
-from rfpp import book, presets
+from rfpp import book, networks, presets
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
 SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"images", "provenance", "trainings"})
@@ -49,7 +49,7 @@ def shrunk(script, tmp_path):
 
 def test_each_script_is_listed():
     readme = (FOLDER / "README.md").read_text()
-    assert len(SCRIPTS) == 7 and all(f"| `{name}.py` |" in readme for name in SCRIPTS)
+    assert len(SCRIPTS) == 8 and all(f"| `{name}.py` |" in readme for name in SCRIPTS)
 
 
 @alone
@@ -142,6 +142,30 @@ def test_attention_that_is_not_fused_is_seen(script):
     (row,) = script("attention").kernels(work)
     assert (row["resolution"], row["heads"], row["head width"], row["calls"], row["fused"]) == (4, 3, 8, 1, False)
     assert row["forward"] == ["_scaled_dot_product_attention_math"]
+
+
+def test_norms(shrunk):
+    rows, _ = shrunk("norms")
+    losses = torch.tensor([row["loss"] for row in rows])
+    torch.testing.assert_close(losses, losses[:1].expand(4), atol=0, rtol=1e-4)
+    assert [row["way"] for row in rows][::2] == ["torch's", "by channel"]
+
+
+def test_normalisations_are_the_same_in_other_layouts(script):
+    """Outputs and gradients, to rounding; only what is laid out has its gradient in the layout of channels."""
+    norm, weights = networks.layers.GroupNorm(8).double(), randn(2, 8, 4, 4, dtype=torch.float64)
+    found = {}
+    for way, forward in script("norms").WAYS.items():
+        x = (randn(2, 8, 4, 4, dtype=torch.float64) * 2 + 3).requires_grad_()
+        seen = []
+        inner = x * torch.ones(())
+        inner.register_hook(seen.append)
+        y = forward(norm, inner)
+        (y * weights).sum().backward()
+        found[way] = y.detach(), x.grad
+        assert seen[0].is_contiguous(memory_format=torch.channels_last) == ("laid out" in way)
+    for each in found.values():
+        torch.testing.assert_close(each, found["torch's"], atol=1e-5, rtol=1e-5)  # statistics are in float32
 
 
 def test_compiled(shrunk):
