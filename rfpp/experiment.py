@@ -41,9 +41,6 @@ def _at_most(rows: int, model: Model) -> Model:
     return model
 
 
-_LOADED = ("data", "teacher", "_grader", "classifier", "embedding", "perceptual")
-
-
 def _either(sampler: AnySampler | None, options: Mapping[str, Any]) -> None:
     if sampler is not None and options:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
@@ -84,26 +81,26 @@ class Experiment:
     def __repr__(self) -> str:
         return f"Experiment({self.preset.name!r}: {self.preset.summary})"
 
-    def __getstate__(self) -> dict[str, Any]:  # in another process, data and networks are loaded there
-        return {name: value for name, value in vars(self).items() if name not in _LOADED}
+    def __getstate__(self) -> dict[str, Any]:  # another process loads data and networks again
+        return {k: v for k, v in vars(self).items() if not isinstance(getattr(type(self), k, None), cached_property)}
 
     def compute(self, steps: Iterable[Step]) -> None:
         """Compute the missing ones of the plan's ``steps`` and of their dependencies, side by side."""
         scheduling.compute(self.run, steps, self.jobs, self.scheduler)
 
     def kept(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return ``function(*arguments)``, from disk if it was computed before; as :meth:`kept_each`."""
+        """Return ``function(*arguments)``, from disk if it was computed before; see :meth:`kept_each`."""
         return self.kept_each(function, {"": arguments})[""]
 
     def kept_each(self, function: Callable[..., Any], calls: Mapping[Name, Sequence[Any]]) -> dict[Name, Any]:
-        """Return ``function(*arguments)`` by name, for arguments by name; they are computed side by side.
+        """Return ``function(*arguments)`` by name, for arguments by name; on this machine, side by side.
 
         Arguments may be the experiment itself, flows, samplers, tensors and other values that are identified by their
         content. Raises ``ValueError`` for values that are not, and ``TypeError`` for a result made of anything but
         numbers, strings, tensors and dataclasses of this package.
         """
         steps = {name: Measurement(function, tuple(arguments)) for name, arguments in calls.items()}
-        scheduling.compute(self.run, steps.values(), self.jobs)
+        scheduling.compute(self.run, steps.values(), self.jobs if self.scheduler is None else 1)
         return {name: step.load(self.run) for name, step in steps.items()}
 
     def identity(self) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -53,13 +52,22 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
                     terminal.flush()
         if process.returncode:
             failed.set()
-            complaints.append("".join(line for line in lines if not line.startswith("[1/1] ")))
+            said = "".join(line for line in lines if not line.startswith("[1/1] ")).removeprefix("error: ").strip()
+            complaints.append(said or f"{source.name} failed: its process ended with status {process.returncode}")
 
     def work(place: int) -> None:
         """Execute notebooks at a place, which is free for others when none is left."""
-        with places.held(folder, place) as environment, contextlib.suppress(IndexError):
+        with places.held(folder, place) as environment:
             while not failed.is_set():
-                execute(waiting.popleft(), {**os.environ, **environment})
+                try:
+                    source = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    execute(source, {**os.environ, **environment})
+                except BaseException:
+                    failed.set()  # the others begin no more
+                    raise
 
     side_by_side = min(count, len(sources))
     with places.shared(count) as folder, ThreadPoolExecutor(side_by_side) as pool:
@@ -71,7 +79,7 @@ def run(sources: Sequence[Path], preset: str, given: Mapping[str, Any], count: i
                 process.terminate()
             raise
     if complaints:
-        raise NotebookFailed("\n".join(each.removeprefix("error: ").strip() for each in complaints))
+        raise NotebookFailed("\n".join(complaints))
 
 
 def _claims(source: Path) -> list[claims.Claim]:

@@ -129,7 +129,7 @@ class GradeFlow(Step):
         flow, held_out = load_flow(self.flow, run), PairDataset(run.get(self.held_out).folder)
         draw(
             flow, self.sampler, folder / SAMPLES, n=self.samples, seed=self.seed, batch_size=run.batch_size,
-            shard_size=SHARD, advance=lambda images: self._count(images, run),
+            shard_size=SHARD, advance=None if run.advance is None else lambda images: self._count(images, run),
         )  # fmt: skip
         drawn = PairDataset(folder / SAMPLES)
         reference, grader = self.reference.load(run), self.reference.grader.load(run)
@@ -170,7 +170,7 @@ class GradeFlow(Step):
 def evaluations(
     steps: Mapping[AnySampler, Sequence[GradeFlow]], run: Run, title: str
 ) -> dict[AnySampler, list[Evaluation]]:
-    """Load the grades of samplers, those of each seed in turn, with a bar of evaluations for what is not there yet."""
+    """Load the grades of samplers, those of each seed in turn, with a bar of evaluations."""
     found: dict[AnySampler, list[Evaluation]] = {sampler: [] for sampler in steps}
     sizes = Size(pixels=1, parameters=1, images=1)  # on which these costs do not depend
     total = sum(step.cost(sizes).passes for each in steps.values() for step in each)

@@ -1,8 +1,7 @@
 """The cores and GPUs of this machine, and which of several processes computes where.
 
-Of processes side by side each has a place: a GPU, or its share of the cores. A place is free when its process has ended
-and no other waits for it; then a process with more steps than it can compute at a time borrows it. So no place is idle
-as long as there is work, and none is used twice.
+Processes that run side by side each have a place: a GPU, or a share of the cores. Once a process has ended and none waits
+for its place, one with more steps than it can compute at a time may borrow it.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def take_gpu(folder: Path) -> None:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
             _own_place.append(lock)
-            os.environ |= environment(torch.get_num_threads(), one_gpu(number))
+            os.environ["CUDA_VISIBLE_DEVICES"] = one_gpu(number)[0]
         number += 1
 
 
@@ -95,19 +94,20 @@ class Place:
     """A place that this process borrowed, with its GPUs."""
 
     gpus: list[str]
-    _lock: FileLock
+    _held: FileLock
 
     def give_back(self) -> None:
         """Let others have it."""
-        self._lock.release()
+        self._held.release()
 
 
 def borrow() -> Place | None:
     """Borrow a free place, if there is one."""
     folder = Path(os.environ.get(VARIABLE, ""))
-    for number, seen in enumerate(json.loads((folder / _LIST).read_text()) if are_shared() else []):
-        lock = _lock(folder, number)
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=0)
-            return Place(seen, lock)
+    with contextlib.suppress(OSError):  # the folder goes with the process that shares its places
+        for number, seen in enumerate(json.loads((folder / _LIST).read_text()) if are_shared() else []):
+            lock = _lock(folder, number)
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+                return Place(seen, lock)
     return None

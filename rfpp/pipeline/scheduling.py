@@ -33,7 +33,7 @@ from rfpp.pipeline.store import CHECKED
 from rfpp.pipeline.workers import VARIABLE, Workers
 
 ATTEMPTS = 3
-"""How many times a step whose worker dies is started without getting further."""
+"""How many times a step whose worker dies is started without getting further, the last time alone."""
 _LOOK = 1.0
 _START = 10.0
 """Seconds that workers take to start, at most; shorter work borrows none."""
@@ -90,11 +90,13 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
     :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
     """
     wanted = missing(run, steps)
-    own, started = 1 if workers.is_one() else jobs(asked), time.monotonic()
-    if wanted and scheduler is not None:
+    if not wanted:
+        return
+    if scheduler is not None:
         with workers.of_cluster(scheduler) as there:
             _side_by_side(run, wanted, there)
         return
+    own, started = 1 if workers.is_one() else jobs(asked), time.monotonic()
     for number in range(len(wanted)):
         left, spent = wanted[number:], time.monotonic() - started
         pieces = sum(step.parts for step in left)
@@ -175,10 +177,10 @@ class _Work:
             progress.bar(total=len(self.steps), desc="steps") as bar,
         ):
             while self.graph.is_active():
-                self._begin()
-                bar.set_description_str(f"steps, {len(self.begun)} at a time", refresh=False)
-                finished, _ = wait(self.begun, _LOOK, FIRST_COMPLETED)
                 try:
+                    self._begin()
+                    bar.set_description_str(f"steps, {len(self.begun)} at a time", refresh=False)
+                    finished, _ = wait(self.begun, _LOOK, FIRST_COMPLETED)
                     bar.update(sum(self._ended(future) for future in finished))
                 except BaseException:
                     self._end()
@@ -189,9 +191,15 @@ class _Work:
                     raise Stopped(f"stopped by {stop.asked}; finished steps are kept. Run the same command to go on")
 
     def _begin(self) -> None:
-        """Give ready steps to free workers; steps that the most work waits for come first."""
+        """Give ready steps to free workers; steps that the most work waits for come first.
+
+        The last attempt of a step is made alone: its worker may have died because several together need more memory
+        than there is.
+        """
         self.ready = sorted([*self.ready, *self.graph.get_ready()], key=self._urgency)
         while self.ready and self.workers.has_room(len(self.begun)):
+            if self.begun and self._is_last_attempt(self.ready[-1]):
+                break
             key = self.ready[-1]
             part = self.parts[key].pop(0) if self._may_divide(key) else None
             if not self.parts[key]:
@@ -200,11 +208,14 @@ class _Work:
             run = dataclasses.replace(self.run, part=part)
             self.begun[self.workers.submit(_compute, self.steps[key], run, self._note(task, "progress"))] = task
         if not self.ready:
-            self.workers.spare()
+            self.workers.return_idle()
 
-    def _urgency(self, key: str) -> tuple[bool, float]:
+    def _is_last_attempt(self, key: str) -> bool:
+        return self.attempts[key] == ATTEMPTS - 1
+
+    def _urgency(self, key: str) -> tuple[bool, bool, float]:
         """A step whose lock is held comes first: who waits for another run's lock must not keep this one from it."""
-        return key in self.locks, self.weights[key]
+        return not self._is_last_attempt(key), key in self.locks, self.weights[key]
 
     def _ended(self, future: Future[None]) -> bool:
         """Return whether an ended step is finished; a step whose worker died is queued again."""
@@ -226,7 +237,7 @@ class _Work:
         return False
 
     def _try_again(self, key: str, error: BrokenExecutor) -> None:
-        """Count an attempt at a step, and give its parts again."""
+        """Count an attempt at a step, and give its parts again, but for the last one."""
         self.attempts[key] = 1 if self._got_further(key) else self.attempts[key] + 1
         title = self.steps[key].title
         if self.attempts[key] == ATTEMPTS:
@@ -234,7 +245,7 @@ class _Work:
                 f"{title}: its worker died {ATTEMPTS} times in a row, and nothing was added in between ({error})"
             ) from error
         warnings.warn(f"a worker died while {title!r} was computed; it is started again", stacklevel=5)
-        self.parts[key] = _parts(self.run, self.steps[key])
+        self.parts[key] = [] if self._is_last_attempt(key) else _parts(self.run, self.steps[key])
 
     def _may_divide(self, key: str) -> bool:
         """Whether parts of a step are left to this run, which then holds the step's lock until they have ended."""

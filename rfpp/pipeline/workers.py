@@ -44,8 +44,8 @@ class Workers(Protocol):
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
         """Give a call to a free worker; if it dies, the future raises ``BrokenExecutor``."""
 
-    def spare(self) -> None:
-        """Do without borrowed places that are not in use."""
+    def return_idle(self) -> None:
+        """Give back borrowed places that are idle."""
 
 
 # On this machine
@@ -65,40 +65,41 @@ class _Worker:
     def is_free(self) -> bool:
         return self.call is None or self.call.done()
 
-    def start(self) -> Executor:
-        """Return the executor, whose process begins with its imports if there is none yet."""
-        if self.executor is None:
-            waiting = _waiting.setdefault(self.environment, [])
-            self.executor = waiting.pop() if waiting else self._begin()
-        return self.executor
-
-    def _begin(self) -> Executor:
-        made = ProcessPoolExecutor(
-            1, timeout=_IDLE, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,)
-        )
-        made.submit(int)
-        return made
-
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
         while True:
+            self.executor = self.executor or self._waiting() or self._new()
             try:
-                self.call = self.start().submit(function, *arguments)
+                self.call = self.executor.submit(function, *arguments)
             except BrokenExecutor:  # its process died
                 self.executor = None
             else:
                 return self.call
 
+    def _waiting(self) -> Executor | None:
+        """An executor that an earlier call left; those for other threads or GPUs end, because idle processes add up."""
+        for each in [each for each in _left if each[0] != self.environment]:
+            _left.remove(each)
+            each[1].shutdown(wait=False)
+        return _left.pop()[1] if _left else None
+
+    def _new(self) -> Executor:
+        return ProcessPoolExecutor(
+            1, timeout=_IDLE, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,)
+        )
+
     def leave(self) -> None:
-        """Give the place back, and keep the executor for later calls."""
+        """Keep the executor for later calls, unless its place was borrowed or it still computes."""
         if self.executor is not None:
-            _waiting[self.environment].append(self.executor)
-            self.executor = None
+            if self.place is None and self.is_free:
+                _left.append((self.environment, self.executor))
+            else:
+                self.executor.shutdown(wait=False)
         if self.place is not None:
             self.place.give_back()
 
 
-_waiting: dict[tuple[tuple[str, str], ...], list[Executor]] = {}
-"""Executors without work, by the environment of their processes."""
+_left: list[tuple[tuple[tuple[str, str], ...], Executor]] = []
+"""Executors without work, with the environment of their processes."""
 
 
 def is_one() -> bool:
@@ -128,7 +129,9 @@ class _Here:
 
     def has_room(self, begun: int) -> bool:
         while begun >= len(self.workers):
-            fits = self.borrows and psutil.virtual_memory().available > MEMORY
+            fits = (
+                self.borrows and psutil.virtual_memory().available > 2 * MEMORY
+            )  # this process's own worker may begin
             place = places.borrow() if fits else None
             if place is None:
                 return False
@@ -136,11 +139,9 @@ class _Here:
         return True
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        for worker in self.workers:  # all at once, since it takes seconds
-            worker.start()
         return next(worker for worker in self.workers if worker.is_free).submit(function, *arguments)
 
-    def spare(self) -> None:
+    def return_idle(self) -> None:
         for worker in [each for each in self.workers if each.is_free and each.place is not None]:
             self.workers.remove(worker)
             worker.leave()
@@ -175,7 +176,7 @@ class _There:
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
         return self.executor.submit(function, *arguments)
 
-    def spare(self) -> None:
+    def return_idle(self) -> None:
         pass
 
 
