@@ -3,8 +3,9 @@
     python benchmarks/cores.py [--cores 1 2 4 8] [--trainings 16] [--steps 40] [--book [NAME ...]] [--out FILE]
 
 Without ``--cores``: 1, 2, 4 and so on, as far as there are any, on a CPU also where there is a GPU. ``--book`` runs
-notebooks at the ``laptop`` preset, too, by default all of them. The file is written after each row, by default
-``runs/cores.json``; it also says how many digits a second one core evaluates, for comparisons with other machines.
+notebooks at the ``laptop`` preset first, by default all of them, on each number of cores, the largest first. The file
+is written after each row, by default ``runs/cores.json``; it also says how many digits a second one core evaluates, for
+comparisons with other machines.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(given.out, json.dumps(found, indent=1) + "\n")
 
-    for cores in given.cores if given.book is not None else []:
+    for cores in sorted(given.cores, reverse=True) if given.book is not None else []:
         with tempfile.TemporaryDirectory() as runs:
             command = [sys.executable, "-m", "rfpp", "run", "--preset", "laptop", *given.book]
             start = time.perf_counter()

@@ -19,7 +19,7 @@ from rfpp.denoisers import EDMPrecond, GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset
-from rfpp.pipeline import digests, identities, measurements, networks, shipped, workers
+from rfpp.pipeline import digests, identities, measurements, networks, places, shipped, workers
 from rfpp.pipeline.identities import Unidentified
 from rfpp.studies import (
     arena,
@@ -209,7 +209,7 @@ def test_a_damaged_one_is_computed_again(experiment, tmp_path):
 
 
 def whereabouts(experiment, number):
-    """Whether this is a worker, how many jobs it has, and which networks came with the experiment."""
+    """A number, whether this is a worker, and what came with the experiment."""
     return number, workers.is_one(), [name for name in ("data", "teacher") if name in vars(experiment)]
 
 
@@ -222,7 +222,8 @@ def test_several_are_measured_side_by_side(tmp_path):
     assert experiment.kept(whereabouts, experiment, 2) == (2, False, ["data", "teacher"])
 
 
-def test_side_by_side_the_bits_are_the_same(tmp_path):
+def test_side_by_side_the_bits_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "cores", lambda: 2 * torch.get_num_threads())  # each worker has as many as this process
     found = []
     for jobs in (1, 2):
         experiment = Experiment("smoke", runs=tmp_path / f"{jobs}", jobs=jobs)
@@ -241,6 +242,7 @@ def test_likelihoods_are_kept_one_by_one(tmp_path):
         for seed, each in enumerate(of_seeds):
             computed = likelihoods.solved(experiment, config, seed, setting, 2)
             assert torch.equal(each.total, computed.total) and each.evaluations == computed.evaluations
+    assert len(list(tmp_path.rglob("measurement/*/manifest.json"))) == 4
 
 
 @pytest.mark.parametrize("name", ["subprocess:Popen", "tests.test_measurements:Foreign", "rfpp.data:load"])

@@ -139,7 +139,7 @@ class Answers:
     def has_room(self, begun):
         return begun < 2
 
-    def spare(self):
+    def return_idle(self):
         pass
 
     def submit(self, function, step, run, note):
@@ -163,7 +163,7 @@ ALL, WHOLE, LAST = [(3, 0), (3, 1), (3, 2)], (3, None), (1, None)
         ((1,), [(3, 0), (3, 1), *ALL, WHOLE, LAST]),  # two at a time; what is whole is found again
         ((0, 1), [(3, 0), (3, 1), *ALL, WHOLE, LAST]),  # both count as one attempt
         ((2,), [*ALL, *ALL, WHOLE, LAST]),
-        ((2, None), [*ALL, *ALL, WHOLE, *ALL, WHOLE, LAST]),
+        ((2, None), [*ALL, *ALL, WHOLE, WHOLE, LAST]),  # the last attempt is the step's as a whole
     ],
 )
 @pytest.mark.filterwarnings("ignore:a worker died")
@@ -175,14 +175,14 @@ def test_a_step_is_finished_after_its_parts(tmp_path, deaths, asked):
 
 
 def test_a_step_whose_workers_die_in_every_part_is_given_up(tmp_path):
-    answers = Answers([0, 1, 0, 1, 0])
+    answers = Answers([0, 1, 0, 1, None])
     run = Experiment("smoke", runs=tmp_path / "runs", jobs=1).run
     with (
         pytest.warns(UserWarning, match="a worker died"),
         pytest.raises(processes.WorkerLost, match="3 times in a row"),
     ):
         scheduling._Work(run, [InParts()], answers, tmp_path).do()
-    assert answers.asked == 3 * [(3, 0), (3, 1)]
+    assert answers.asked == [*2 * [(3, 0), (3, 1)], WHOLE]
 
 
 def test_a_finished_step_tells_how_long_its_parts_took(tmp_path):
@@ -443,12 +443,12 @@ def test_a_premetric_of_a_script_trains_in_workers(runs, tmp_path):
 
 
 def own_gpu(folder, name, together):
-    """The GPU of the worker that runs this, once as many tasks have begun."""
+    """The GPU of the worker that runs this and its process, once as many tasks have begun."""
     (folder / name).touch()
     deadline = time.monotonic() + 60
     while len(list(folder.iterdir())) < together and time.monotonic() < deadline:
         time.sleep(0.05)
-    return os.environ["CUDA_VISIBLE_DEVICES"]
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
 
 
 def test_workers_of_a_cluster_that_see_several_gpus_take_one_each(monkeypatch, tmp_path):
@@ -465,13 +465,18 @@ def test_workers_of_a_cluster_that_see_several_gpus_take_one_each(monkeypatch, t
 
 
 def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
-    """More workers than GPUs share them evenly; one that is used again has the same."""
+    """More workers than GPUs share them. As many workers again are the same processes; with other threads they are not."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    for again in ("first", "then"):
+    seen = []
+    for again, count in (("first", 4), ("then", 4), ("last", 2)):
         (tmp_path / again).mkdir()
-        with workers.here(4) as found:
-            futures = [found.submit(own_gpu, tmp_path / again, name, 4) for name in "abcd"]
-            assert [future.result() for future in futures] == ["4", "5", "4", "5"]
+        monkeypatch.setattr(places, "cores", lambda count=count: 12 // count)  # other threads for two
+        with workers.here(count) as found:
+            futures = [found.submit(own_gpu, tmp_path / again, name, count) for name in "abcd"[:count]]
+            seen.append(dict(future.result()[::-1] for future in futures))
+            assert sorted(seen[-1].values()) == sorted("4545"[:count])
+    first, then, last = seen
+    assert first == then and not first.keys() & last.keys()
 
 
 # Places that processes share
@@ -494,10 +499,12 @@ def test_free_places_are_borrowed_and_given_back(monkeypatch):
         assert environment["CUDA_VISIBLE_DEVICES"] == "4" and environment["OMP_NUM_THREADS"] == "1"
         monkeypatch.setenv(places.VARIABLE, environment[places.VARIABLE])
         other = subprocess.Popen([sys.executable, "-c", HOLD, folder, "1"], stdout=subprocess.PIPE)
-        assert other.stdout.readline() == b"held\n"
-        free = places.borrow()
-        assert free.gpus == ["6"] and places.borrow() is None
-        other.kill(), other.wait()
+        try:
+            assert other.stdout.readline() == b"held\n"
+            free = places.borrow()
+            assert free.gpus == ["6"] and places.borrow() is None
+        finally:
+            other.kill(), other.wait()
         left = places.borrow()
         assert left.gpus == ["5"] and places.borrow() is None
         free.give_back()
@@ -531,8 +538,9 @@ def test_long_work_borrows_free_places(alone, tmp_path, monkeypatch, used):
         third.enter_context(places.held(folder, 2))
         monkeypatch.setenv(places.VARIABLE, str(folder))
         made = Experiment("smoke", runs=tmp_path, jobs=1)
+        monkeypatch.setattr(scheduling, "_START", float("inf"))  # no step takes as long as a worker's start
         made.train("A", [0, 1])
-        assert used == []  # a step takes less than a worker's start
+        assert used == []
         monkeypatch.setattr(scheduling, "_START", 0.0)
         news = scheduling._Work._news
         monkeypatch.setattr(scheduling._Work, "_news", lambda work: third.close() or news(work))
@@ -559,8 +567,8 @@ def test_workers_in_borrowed_places_see_their_gpus(tmp_path, monkeypatch):
         with workers.here(1, borrows=True) as found:
             assert found.has_room(1) and not found.has_room(2)
             both = [found.submit(own_gpu, tmp_path, name, 2) for name in "ab"]
-            assert [future.result() for future in both] == ["4", "7"]
-            found.spare()
+            assert [future.result()[0] for future in both] == ["4", "7"]
+            found.return_idle()
             assert found.has_room(1)
 
 

@@ -1,7 +1,7 @@
 """The cores and GPUs of this machine, and which of several processes computes where.
 
-Processes that run side by side each have a place: a GPU, or a share of the cores. Once a process has ended and none waits
-for its place, one with more steps than it can compute at a time may borrow it.
+Processes that run side by side each have a place: a GPU, or a share of the cores. Once a process has ended and none
+waits for its place, one with more steps than it can compute at a time may borrow it.
 """
 
 from __future__ import annotations

@@ -76,11 +76,11 @@ class _Worker:
                 return self.call
 
     def _waiting(self) -> Executor | None:
-        """An executor that an earlier call left; those for other threads or GPUs end, because idle processes add up."""
-        for each in [each for each in _left if each[0] != self.environment]:
+        """An executor that an earlier call left."""
+        for each in [each for each in _left if each[0] == self.environment]:
             _left.remove(each)
-            each[1].shutdown(wait=False)
-        return _left.pop()[1] if _left else None
+            return each[1]
+        return None
 
     def _new(self) -> Executor:
         return ProcessPoolExecutor(
@@ -129,16 +129,17 @@ class _Here:
 
     def has_room(self, begun: int) -> bool:
         while begun >= len(self.workers):
-            fits = (
-                self.borrows and psutil.virtual_memory().available > 2 * MEMORY
-            )  # this process's own worker may begin
-            place = places.borrow() if fits else None
+            fits = psutil.virtual_memory().available > 2 * MEMORY  # this process's own worker may begin, too
+            place = places.borrow() if self.borrows and fits else None
             if place is None:
                 return False
             self.workers.append(self._worker(place.gpus, place))
         return True
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        for each in [each for each in _left if each[0] not in {worker.environment for worker in self.workers}]:
+            _left.remove(each)
+            each[1].shutdown(wait=False)  # idle processes for other threads or GPUs would add up
         return next(worker for worker in self.workers if worker.is_free).submit(function, *arguments)
 
     def return_idle(self) -> None:
