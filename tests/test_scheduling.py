@@ -465,7 +465,7 @@ def test_workers_of_a_cluster_that_see_several_gpus_take_one_each(monkeypatch, t
 
 
 def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
-    """More workers than GPUs share them. As many workers again are the same processes; with other threads they are not."""
+    """More workers than GPUs share them. As many again are the same processes; with other threads they are not."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     seen = []
     for again, count in (("first", 4), ("then", 4), ("last", 2)):
