@@ -32,7 +32,6 @@ from rfpp.pipeline.steps import Run, Step
 from rfpp.pipeline.store import Store
 
 Model = TypeVar("Model", bound=nn.Module)
-Name = TypeVar("Name")
 
 
 def _at_most(rows: int, model: Model) -> Model:
@@ -92,7 +91,7 @@ class Experiment:
         """Return ``function(*arguments)``, from disk if it was computed before; see :meth:`kept_each`."""
         return self.kept_each(function, {"": arguments})[""]
 
-    def kept_each(self, function: Callable[..., Any], calls: Mapping[Name, Sequence[Any]]) -> dict[Name, Any]:
+    def kept_each(self, function: Callable[..., Any], calls: Mapping[Any, Sequence[Any]]) -> dict[Any, Any]:
         """Return ``function(*arguments)`` by name, for arguments by name; on this machine, side by side.
 
         Arguments may be the experiment itself, flows, samplers, tensors and other values that are identified by their

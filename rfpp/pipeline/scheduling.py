@@ -54,7 +54,7 @@ def jobs(asked: int | None = None) -> int:
         if not given.strip().isdecimal():
             raise ValueError(f"{VARIABLE}={given!r} is not a number of jobs; an integer of at least 1 is needed")
         name, asked = VARIABLE, int(given)
-    fit = max(1, psutil.virtual_memory().available // workers.MEMORY)
+    fit = _fit()
     if asked is None:
         return min(torch.cuda.device_count() or places.cores(), fit)
     at_least(name, asked, 1)
@@ -63,6 +63,11 @@ def jobs(asked: int | None = None) -> int:
             f"{name}={asked} need {asked * workers.MEMORY / 2**30:.0f} GiB of memory; {fit} fit into the free memory"
         )
     return asked
+
+
+def _fit() -> int:
+    """How many workers fit into the memory that is free now, at least one."""
+    return max(1, psutil.virtual_memory().available // workers.MEMORY)
 
 
 def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
@@ -84,7 +89,8 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
     """Compute what is missing of ``steps`` and their dependencies, with independent steps side by side.
 
     ``scheduler``: the address of a dask cluster that replaces this machine's workers. Where this process has one of
-    several places (:mod:`rfpp.pipeline.places`), long work borrows those that are free. After SIGINT or SIGTERM the
+    several places (:mod:`rfpp.pipeline.places`), long work borrows those that are free. ``asked``: the most that compute
+    at a time; fewer do where memory has become scarce. After SIGINT or SIGTERM the
     workers write their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker
     dies is named in a warning and started again. Raises the error of the first step that fails, and
     :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
@@ -96,7 +102,7 @@ def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler
         with workers.of_cluster(scheduler) as there:
             _side_by_side(run, wanted, there)
         return
-    own, started = 1 if workers.is_one() else jobs(asked), time.monotonic()
+    own, started = 1 if workers.is_one() else min(asked or jobs(), _fit()), time.monotonic()
     for number in range(len(wanted)):
         left, spent = wanted[number:], time.monotonic() - started
         pieces = sum(step.parts for step in left)
