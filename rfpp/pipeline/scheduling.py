@@ -88,11 +88,11 @@ def missing(run: Run, steps: Iterable[Step]) -> list[Step]:
 def compute(run: Run, steps: Iterable[Step], asked: int | None = None, scheduler: str | None = None) -> None:
     """Compute what is missing of ``steps`` and their dependencies, with independent steps side by side.
 
-    ``scheduler``: the address of a dask cluster that replaces this machine's workers. Where this process has one of
-    several places (:mod:`rfpp.pipeline.places`), long work borrows those that are free. ``asked``: the most that compute
-    at a time; fewer do where memory has become scarce. After SIGINT or SIGTERM the
-    workers write their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker
-    dies is named in a warning and started again. Raises the error of the first step that fails, and
+    ``asked``: the most that compute at a time; fewer do where memory has become scarce. ``scheduler``: the address of a
+    dask cluster that replaces this machine's workers. Where this process has one of several places
+    (:mod:`rfpp.pipeline.places`), long work borrows those that are free. After SIGINT or SIGTERM the workers write
+    their checkpoints and end, and :class:`rfpp.base.processes.Stopped` is raised. A step whose worker dies is named in
+    a warning and started again. Raises the error of the first step that fails, and
     :class:`rfpp.base.processes.WorkerLost` for a step whose workers die again and again while it gets no further.
     """
     wanted = missing(run, steps)
