@@ -572,6 +572,18 @@ def test_workers_in_borrowed_places_see_their_gpus(tmp_path, monkeypatch):
             assert found.has_room(1)
 
 
+def test_workers_without_work_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    monkeypatch.setattr(workers, "_IDLE", 0.5)
+    monkeypatch.setattr(places, "cores", lambda: 17)  # as no other test has
+    with workers.here(1) as found:
+        _, process = found.submit(own_gpu, tmp_path, "a", 1).result()
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(process) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(process)
+
+
 # A cluster
 
 

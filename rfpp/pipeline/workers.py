@@ -11,6 +11,7 @@ import functools
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass
@@ -77,29 +78,54 @@ class _Worker:
 
     def _waiting(self) -> Executor | None:
         """An executor that an earlier call left."""
-        for each in [each for each in _left if each[0] == self.environment]:
-            _left.remove(each)
-            return each[1]
-        return None
+        return next(
+            (each.executor for each in list(_left) if each.environment == self.environment and each.take()), None
+        )
 
     def _new(self) -> Executor:
-        return ProcessPoolExecutor(
-            1, timeout=_IDLE, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,)
-        )
+        return ProcessPoolExecutor(1, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,))
 
     def leave(self) -> None:
         """Keep the executor for later calls, unless its place was borrowed or it still computes."""
         if self.executor is not None:
             if self.place is None and self.is_free:
-                _left.append((self.environment, self.executor))
+                _Left(self.environment, self.executor).wait()
             else:
                 self.executor.shutdown(wait=False)
         if self.place is not None:
             self.place.give_back()
 
 
-_left: list[tuple[tuple[tuple[str, str], ...], Executor]] = []
-"""Executors without work, with the environment of their processes."""
+@dataclass(eq=False)
+class _Left:
+    """An executor without work, and the environment of its process, which ends after some time.
+
+    loky could end it by itself. But it does not always notice the death of a process that it begins after that.
+    """
+
+    environment: tuple[tuple[str, str], ...]
+    executor: Executor
+
+    def wait(self) -> None:
+        _left.append(self)
+        timer = threading.Timer(_IDLE, self.end)
+        timer.daemon = True
+        timer.start()
+
+    def take(self) -> bool:
+        """Whether it is the caller's now."""
+        with contextlib.suppress(ValueError):
+            _left.remove(self)
+            return True
+        return False
+
+    def end(self) -> None:
+        if self.take():
+            self.executor.shutdown(wait=False)
+
+
+_left: list[_Left] = []
+"""Executors that wait for another call."""
 
 
 def is_one() -> bool:
@@ -137,9 +163,8 @@ class _Here:
         return True
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        for each in [each for each in _left if each[0] not in {worker.environment for worker in self.workers}]:
-            _left.remove(each)
-            each[1].shutdown(wait=False)  # idle processes for other threads or GPUs would add up
+        for each in [each for each in _left if each.environment not in {worker.environment for worker in self.workers}]:
+            each.end()  # idle processes for other threads or GPUs would add up
         return next(worker for worker in self.workers if worker.is_free).submit(function, *arguments)
 
     def return_idle(self) -> None:
