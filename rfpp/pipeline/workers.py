@@ -12,7 +12,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +149,8 @@ class _Here:
         self.threads, self.borrows = torch.get_num_threads() if borrows else max(1, places.cores() // count), borrows
         self.workers = [self._worker(places.one_gpu(number)) for number in range(count)]
 
-    def _worker(self, gpus: Sequence[str], place: places.Place | None = None) -> _Worker:
-        environment = {VARIABLE: "1", **places.environment(self.threads, list(gpus))}
+    def _worker(self, gpus: list[str], place: places.Place | None = None) -> _Worker:
+        environment = {VARIABLE: "1", **places.environment(self.threads, gpus)}
         return _Worker(tuple(environment.items()), self.threads, place)
 
     def has_room(self, begun: int) -> bool:
@@ -163,7 +163,8 @@ class _Here:
         return True
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        for each in [each for each in _left if each.environment not in {worker.environment for worker in self.workers}]:
+        own = {worker.environment for worker in self.workers}
+        for each in [each for each in _left if each.environment not in own]:
             each.end()  # idle processes for other threads or GPUs would add up
         return next(worker for worker in self.workers if worker.is_free).submit(function, *arguments)
 
