@@ -121,8 +121,10 @@ def test_what_the_paper_prints_by_steps():
 @pytest.mark.parametrize(("name", "most"), [("cifar10", (10,)), ("imagenet64", (1, 1))])
 def test_scores_that_the_paper_prints_beside_fid(name, most):
     """Of the methods that have them; a rank correlation that a slipped column would not have."""
-    rows = published.scores(name)
-    assert all(len(row) == len(published.SCORES[name]) for row in rows)
+    every = published.scores(name)
+    assert all(len(row) == len(published.SCORES[name]) for row in every)
+    assert sum(row[0].startswith("2-rectified flow++") for row in every) == 2
+    rows = [row for row in every if "–" not in row]
     assert all(0 < float(value) <= bound for row in rows for value, bound in zip(row[3:], most, strict=True))
     assert {len(row) for family in published.table(name).values() for row in family} == {3 + len(most)}
     fid, score = ([float(row[column]) for row in rows] for column in (2, 3))

@@ -231,7 +231,8 @@ def test_side_by_side_the_bits_are_the_same(tmp_path, monkeypatch):
         found.append(experiment.kept_each(crossings.overlap, calls))
     for one, other in zip(*(each.values() for each in found), strict=True):
         assert torch.equal(one.ordinary, other.ordinary) and torch.equal(one.missed, other.missed)
-        assert (one.share, one.control) == (other.share, other.control)
+        shares = [(each.share, each.of_any_class, each.control) for each in (one, other)]
+        assert shares[0] == shares[1]
 
 
 def test_likelihoods_are_kept_one_by_one(tmp_path):
@@ -266,6 +267,7 @@ def asked(experiment):
         (targets.spreads, experiment, coupled, [0.5]),
         (targets.in_the_middle, experiment, {0: coupled}),
         (targets.accords, experiment, {0: coupled}, 2),
+        (losses.of_teacher, experiment, 4),
         (exact_flow.measure, images, 0, 4, 3, 2, 0.3),
         (exact_flow.terms, exact_flow.Independent(exact_flow.subset(images, 0, 4)), 0, 3, [0.5]),
         (crossings.overlap, experiment, 0, 20),

@@ -36,6 +36,7 @@ REFUSED = [
     ("intersections", {"couples": 1}, ValueError, "couples=1 is too small; an integer of at least 2"),
     ("intersections", {"images_used": 10}, ValueError, "images_used=10 is too small; an integer of at least 11"),
     ("intersections", {"samples": "x"}, TypeError, "samples='x' is a str"),
+    ("intersections", {"settings": {"pairs.train": 12}}, ValueError, "pairs.train=12 is too small; .* at least 20"),
     ("intersections", {"seeds": [1, 1]}, ValueError, r"seeds=\[1, 1\] has an entry twice"),
     ("intersections", {"photo_sizes": []}, ValueError, r"photo_sizes=\[\] is empty"),
     ("intersections", {"photo_sizes": [0]}, ValueError, "an entry of photo_sizes=0 is too small"),

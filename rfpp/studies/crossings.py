@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rfpp import intersections, metrics, premetrics, samplers, training
 from rfpp.base import batches, processes, rng
+from rfpp.base.checks import at_least
 from rfpp.data import to_float
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.experiment import Experiment
@@ -31,11 +32,31 @@ class Couples:
     labels: Tensor | None
 
 
-def couples(experiment: Experiment, seed: int, n: int, t: float = 0.5) -> Couples:
-    """Two different images of the preset's pairs, fresh noise for the first, and the crossing's noise at ``t``."""
+def check(experiment: Experiment) -> None:
+    """Raise ``ValueError`` if there are too few pairs to draw two of each class."""
+    at_least("pairs.train", experiment.preset.pairs.train, 2 * max(1, experiment.classes))
+
+
+def other_of_class(one: Tensor, n: int, classes: int, share: Tensor) -> Tensor:
+    """Another of ``n`` pairs for each index in ``one``, of its class, which is the index modulo ``classes``.
+
+    ``share`` in [0, 1) says which, ``(len(one),)``: uniform draws make all others of the class equally likely.
+    """
+    members = (n - 1 - one % classes) // classes + 1
+    step = 1 + (share * (members - 1)).long()
+    return one % classes + classes * ((one // classes + step) % members)
+
+
+def couples(experiment: Experiment, seed: int, n: int, t: float = 0.5, of_any_class: bool = False) -> Couples:
+    """Two different images of the preset's pairs, fresh noise for the first, and the crossing's noise at ``t``.
+
+    A flow that is told the class has a velocity for each class, so lines of two classes may pass through one point.
+    Where the teacher has classes, both images are therefore of one class, unless ``of_any_class``.
+    """
     generator, made = rng.generator(seed, "crossings"), experiment.pairs("train", seed)
-    one, other = torch.randint(len(made), (2, n), generator=generator)
-    other = torch.where(one == other, (other + 1) % len(made), other)
+    one = torch.randint(len(made), (n,), generator=generator)
+    share = torch.rand(n, generator=generator, dtype=torch.float64)
+    other = other_of_class(one, len(made), 1 if of_any_class else max(1, made.classes), share)
     x1, _, _ = made.batch(one)
     x2, _, labels = made.batch(other)
     z = torch.randn(x1.shape, generator=generator)
@@ -76,9 +97,9 @@ def statistics(z: Tensor, gaussian: Tensor) -> tuple[float, float]:
     return outside(z, annulus(gaussian[0].numel())), intersections.exceedance(lag_one(z), lag_one(gaussian))
 
 
-def of_crossings(experiment: Experiment, seed: int, n: int) -> tuple[float, float]:
+def of_crossings(experiment: Experiment, seed: int, n: int, of_any_class: bool = False) -> tuple[float, float]:
     """The :func:`statistics` of the noise of ``n`` crossings."""
-    drawn = couples(experiment, seed, n)
+    drawn = couples(experiment, seed, n, of_any_class=of_any_class)
     return statistics(drawn.crossing, drawn.gaussian)
 
 
@@ -111,27 +132,28 @@ def miss(experiment: Experiment, drawn: Couples) -> tuple[float, float]:
 @dataclass(frozen=True)
 class Overlap:
     """The teacher's ``ordinary`` samples and those of crossing noise (``missed``), ``(n, C, H, W)``; ``share``: the
-    precision of samples of crossing noise among other ordinary ones, divided by that of ordinary samples; ``control``:
-    the same for ordinary samples of fresh noise."""
+    precision of samples of crossing noise among other ordinary ones, divided by that of ordinary samples. The same for
+    crossings between images of any class (``of_any_class``), and for ordinary samples of fresh noise (``control``)."""
 
     ordinary: Tensor
     missed: Tensor
     share: float
+    of_any_class: float
     control: float
 
 
 def overlap(experiment: Experiment, seed: int, n: int) -> Overlap:
     """Samples of ``n`` crossings against ``n`` ordinary ones, in the grading features (precision)."""
-    drawn = couples(experiment, seed, 2 * n)
+    drawn, any_class = (couples(experiment, seed, 2 * n, of_any_class=given) for given in (False, True))
     ordinary = teacher_samples(experiment, drawn.gaussian, drawn.labels)
-    missed = teacher_samples(experiment, drawn.crossing[:n], drawn.labels)
+    missed, missed_by_any = (teacher_samples(experiment, c.crossing[:n], c.labels) for c in (drawn, any_class))
     white = torch.randn(missed.shape, generator=rng.generator(seed, "white noise"))
     others = teacher_samples(experiment, white, drawn.labels)
-    share, control, reference = (
+    share, of_any_class, control, reference = (
         metrics.precision_recall(ordinary[n:], images, experiment.embedding)[0]
-        for images in (missed, others, ordinary[:n])
+        for images in (missed, missed_by_any, others, ordinary[:n])
     )
-    return Overlap(ordinary[:n], missed, share / reference, control / reference)
+    return Overlap(ordinary[:n], missed, share / reference, of_any_class / reference, control / reference)
 
 
 @torch.no_grad()

@@ -11,8 +11,10 @@ from torch import Tensor
 from rfpp import premetrics, training
 from rfpp.base import rng
 from rfpp.base.checks import one_of
-from rfpp.configurations import ALL
+from rfpp.configurations import ALL, TEACHER
+from rfpp.data import to_float
 from rfpp.experiment import Experiment
+from rfpp.flow import interpolate
 from rfpp.timesteps import TimestepDistribution
 
 TIMES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -35,6 +37,22 @@ def blind_losses(experiment: Experiment, seed: int, n: int) -> Tensor:
     x, z, _ = made.batch(torch.arange(min(n, len(made))))
     direction = z - x
     return premetrics.squared_l2(direction, direction.mean(dim=0, keepdim=True)).expand(len(TIMES), -1)
+
+
+@torch.no_grad()
+def of_teacher(experiment: Experiment, n: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """The teacher's loss at :data:`TIMES` on at most ``n`` training images and held-out ones: times and means ``(T,)``.
+
+    Each image has one noise for all times. A teacher that has overfitted has a smaller loss on its training images.
+    """
+    flow, images, found = experiment.flow(TEACHER), experiment.data, {}
+    for name, part in (("training images", images.train), ("held-out images", images.held_out)):
+        x, labels = to_float(part.pixels[:n]), part.labels[:n] if experiment.classes else None
+        z = torch.randn(x.shape, generator=rng.generator(0, "loss on images"))
+        velocities = (flow.velocity(interpolate(x, z, t), t, labels) for t in TIMES)
+        losses = torch.stack([premetrics.squared_l2(z - x, v).mean() for v in velocities])
+        found[name] = torch.tensor(TIMES), losses
+    return found
 
 
 def mean_and_spread(of_seeds: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,12 +29,11 @@ SCORES = {
 
 
 def scores(name: str) -> list[tuple[object, ...]]:
-    """The methods for which a table prints more than FID, in columns :data:`SCORES`."""
+    """A table's methods, in columns :data:`SCORES`; a dash stands for what the paper does not print."""
     return [
-        (method, nfe, str(fid), *(f"{value:.2f}" for value in more))
+        (method, nfe, str(fid), *("–" if value is None else f"{value:.2f}" for value in more))
         for family in table(name).values()
         for method, nfe, fid, *more in family
-        if None not in more
     ]
 
 
