@@ -139,18 +139,23 @@ def start(experiment: Experiment) -> average.AverageFlow:
 
 
 def gradients(
-    flow: average.AverageFlow, couples: Coupling, batches: int, seed: int, rows: int | None = None
+    flow: average.AverageFlow,
+    couples: Coupling,
+    batches: int,
+    seed: int,
+    rows: int | None = None,
+    every: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield MeanFlow's gradient with respect to all weights, ``(weights,)``, for each of some batches of the couples.
 
     Times are those of MeanFlow on images, uniform, so that couplings differ in nothing else. ``rows``: how many are
-    computed at once; a whole batch by default.
+    computed at once; a whole batch by default. ``every``: one row in so many has ``r < t``; by default as MeanFlow has.
     """
     at_least("batches", batches, 2)
     size = len(couples.x) // batches
     method: Any = METHODS["meanflow"].objective(None, size, seed, 1, flow)  # type: ignore[arg-type]
     for number, batch in enumerate(torch.arange(batches * size).split(size)):
-        times = method.two(rng.generator(seed, "gradients", number), range(size), method.every)
+        times = method.two(rng.generator(seed, "gradients", number), range(size), every or method.every)
         total: Any = 0
         for some in torch.arange(size).split(rows or size):
             chosen = batch[some]
@@ -175,16 +180,17 @@ def accord(gradients: Iterable[Tensor]) -> float:
 
 
 def accords(
-    experiment: Experiment, coupled: Mapping[int, Mapping[str, Coupling]], batches: int
+    experiment: Experiment, coupled: Mapping[int, Mapping[str, Coupling]], batches: int, every: int | None = None
 ) -> dict[str, list[float]]:
     """How much the gradients of two batches agree at the start of a training, by coupling, for each seed.
 
-    Held-out pairs are left out: there are too few of them for batches as large as the others'.
+    Held-out pairs are left out: there are too few of them for batches as large as the others'. ``every``: one row in so
+    many has ``r < t``; by default as MeanFlow has.
     """
     flow, rows = start(experiment), experiment.preset.machinery.micro_batch
     names = dict.fromkeys(name for couples in coupled.values() for name in couples if name != HELD_OUT)
     return {
-        name: [accord(gradients(flow, couples[name], batches, seed, rows)) for seed, couples in coupled.items()]
+        name: [accord(gradients(flow, couples[name], batches, seed, rows, every)) for seed, couples in coupled.items()]
         for name in names
     }
 
