@@ -358,6 +358,16 @@ def test_an_amendment_is_taken_into_the_lock_and_stays(checkout):
         check_lock(ledger())
 
 
+def test_a_change_is_named_before_new_amendments(checkout):
+    """c01 has an amendment that is to be locked; c02 was changed without one, and locking would not mend that."""
+    checkout("rule: {above: 0.5}", CHANGED_RULE.format("2026-01-01", "no", "x"))
+    file = paths.repository() / paths.LEDGER
+    file.write_text(file.read_text().replace("rule: {below: 2}", "rule: {below: 3}"))
+    for attempt in (lambda: check_lock(ledger()), lock):
+        with pytest.raises(ValueError, match="^c02 was changed without an amendment"):
+            attempt()
+
+
 def test_a_claim_does_not_disappear(checkout):
     start = LEDGER.index("- id: c03")
     checkout(LEDGER[start:], "")

@@ -211,25 +211,37 @@ def locked() -> dict[str, list[str]]:
 def check_lock(claims: Mapping[str, Claim]) -> None:
     """Raise ``ValueError`` where an entry and the lock disagree, naming the claim and the remedy."""
     kept = locked()
-    for id in sorted({*claims, *kept}):
-        if id not in claims:
-            raise ValueError(
-                f"{id} is missing from {paths.LEDGER}; a claim that is no longer tested stays there, with the reason"
-            )
-        check_locked(claims[id], kept.get(id, []))
+    _check_kept(claims, kept)
+    for id, claim in claims.items():
+        check_locked(claim, kept.get(id, []))
 
 
 def check_locked(claim: Claim, known: Sequence[str] | None = None) -> None:
     """The same for one entry; ``known``: the digests of its versions in the lock, which is read by default."""
-    versions = [terms.digest() for terms in claim.versions()]
     known = locked().get(claim.id, []) if known is None else known
-    if versions[: len(known)] != known:
+    _check_versions(claim, known)
+    count = len(claim.versions())
+    if count > len(known):
+        raise ValueError(f"{claim.id} has {count} versions, but {LOCK} {len(known)}; run: python -m rfpp lock")
+
+
+def _check_kept(claims: Mapping[str, Claim], kept: Mapping[str, Sequence[str]]) -> None:
+    """Raise ``ValueError`` where locked versions are gone or changed, which no lock can mend."""
+    for id, known in kept.items():
+        if id not in claims:
+            raise ValueError(
+                f"{id} is missing from {paths.LEDGER}; a claim that is no longer tested stays there, with the reason"
+            )
+        _check_versions(claims[id], known)
+
+
+def _check_versions(claim: Claim, known: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless the entry's first versions are those with these digests."""
+    if [terms.digest() for terms in claim.versions()][: len(known)] != known:
         raise ValueError(
             f"{claim.id} was changed without an amendment, or an amendment of it was: {paths.LEDGER} does not give the "
             f"{len(known)} versions of {LOCK}; add an amendment with the former terms, or restore the old amendment"
         )
-    if len(versions) > len(known):
-        raise ValueError(f"{claim.id} has {len(versions)} versions, but {LOCK} {len(known)}; run: python -m rfpp lock")
 
 
 def _check_honesty(claim: Claim, known: int) -> None:
@@ -256,12 +268,10 @@ def lock() -> list[str]:
     that no measurement was seen where there is a record of one.
     """
     claims, kept = ledger(), locked()
-    versions = {id: [terms.digest() for terms in claim.versions()] for id, claim in claims.items()}
-    for id, known in kept.items():
-        if versions.get(id, [])[: len(known)] != known:
-            check_lock(claims)
+    _check_kept(claims, kept)
     for id, claim in claims.items():
         if id in kept:
             _check_honesty(claim, len(kept[id]))
+    versions = {id: [terms.digest() for terms in claim.versions()] for id, claim in claims.items()}
     files.write_text(paths.repository() / LOCK, json.dumps(versions, indent=1) + "\n")
     return [id for id, each in versions.items() if each != kept.get(id)]
