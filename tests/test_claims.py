@@ -30,7 +30,7 @@ from rfpp.claims import (
     verdict,
     visible_effect,
 )
-from rfpp.claims.ledger import LOCK
+from rfpp.claims.entries import LOCK
 from rfpp.claims.records import commit
 from rfpp.pipeline import digests
 from rfpp.pipeline.plan import Plan

@@ -21,7 +21,7 @@ from nbformat.v4 import new_markdown_cell
 from rfpp import presets
 from rfpp.book.tables import number, percent
 from rfpp.claims import statistics
-from rfpp.claims.ledger import Claim
+from rfpp.claims.entries import Claim
 from rfpp.claims.records import Record, lost
 
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "vacuous": "∅", "not judged": "–"}

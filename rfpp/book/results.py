@@ -16,7 +16,7 @@ from rfpp.base import paths
 from rfpp.book import pages, plots
 from rfpp.book.tables import device, number, span
 from rfpp.claims import statistics
-from rfpp.claims.ledger import Amendment, Claim, Terms, check_lock, ledger
+from rfpp.claims.entries import Amendment, Claim, Terms, check_lock, ledger
 from rfpp.claims.records import DECIDED, Record, corrected, lost, scales
 from rfpp.pipeline import digests
 from rfpp.presets import PresetError, load

@@ -6,7 +6,7 @@ JSON record under ``runs/<preset>/claims/``. The results page of the book is mad
 ``book/records/<preset>/`` for scales that were run elsewhere.
 """
 
-from rfpp.claims.ledger import Amendment, Claim, Rule, Terms, check_lock, ledger, lock, locked
+from rfpp.claims.entries import Amendment, Claim, Rule, Terms, check_lock, ledger, lock, locked
 from rfpp.claims.records import DECIDED, Record, check, corrected, lost, out_of_scope, records, scales, skip
 from rfpp.claims.statistics import (
     CONFIDENCE,

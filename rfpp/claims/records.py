@@ -14,7 +14,7 @@ from rfpp.base import files, paths
 from rfpp.base.checks import counts, one_of
 from rfpp.base.files import digest
 from rfpp.checkpoints.weights import read_json
-from rfpp.claims.ledger import Claim, check_locked, ledger
+from rfpp.claims.entries import Claim, check_locked, ledger
 from rfpp.claims.statistics import Verdict, holm, interval, p_value, survives, verdict
 from rfpp.experiment import Experiment
 from rfpp.pipeline.steps import Step, in_order

@@ -13,7 +13,7 @@ from typing import Literal
 
 from scipy import stats
 
-from rfpp.claims.ledger import Rule
+from rfpp.claims.entries import Rule
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "vacuous", "not run"]
 CONFIDENCE = 0.95
