@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rfpp import samplers
+from rfpp import metrics, samplers
 from rfpp.doctor.findings import ALPHA, FOUND, Finding
 from rfpp.doctor.material import Pairs
 
@@ -92,12 +92,8 @@ def _noise(z: Tensor, inverted: bool) -> Iterator[Finding]:
         low, high = (stats.chi2.ppf(p, freedom) / freedom for p in (ALPHA / 2, 1 - ALPHA / 2))
         wide = f"{remedy}; z is {math.sqrt(variance):.3g} times as wide"
         yield Finding("noise variance", "variance around the pixels' means", wide, variance, low, high, ALPHA)
-        norms = (centred / math.sqrt(variance * (1 - 1 / n))).norm(dim=1).numpy()
-        value, what = (
-            float(stats.kstest(norms, stats.chi(d).cdf).statistic),
-            "Kolmogorov distance of norms to chi's law",
-        )
-        limit = float(stats.kstwo.isf(ALPHA, n))
+        value = metrics.norm_distance(centred / math.sqrt(variance * (1 - 1 / n)))
+        what, limit = "Kolmogorov distance of norms to chi's law", float(stats.kstwo.isf(ALPHA, n))
         yield Finding("noise norms", what, f"{remedy}; the shape of z is another", value, 0, limit, ALPHA)
         value, bound = neighbours(z)
         what = "correlation of neighbouring pixels that is farthest from 0"

@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from rfpp.base.checks import at_least
+from rfpp.data.archives import BROKEN, first_few
 from rfpp.pairs.generators import STATE_BYTES
 from rfpp.pairs.store import SHARD_SIZE, fill
 
@@ -56,10 +56,6 @@ def _open(path: Path) -> zipfile.ZipFile:
         raise ValueError(f"{path} is not a complete zip archive ({error})") from error
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def _read_labels(path: Path, names: Sequence[str], classes: int | None) -> tuple[Tensor, int]:
     """Read the labels of the images called ``names``, and the number of classes."""
     if not path.is_file():
@@ -78,7 +74,7 @@ def _read_labels(path: Path, names: Sequence[str], classes: int | None) -> tuple
                 raise ValueError(f"{path}, line {number}: {row[0]} has class {label}, but {found[name]} further up")
     missing = [name for name in names if name not in found]
     if missing:
-        raise ValueError(f"{path} has no class for {len(missing)} of {len(names)} images: {_some(missing)}")
+        raise ValueError(f"{path} has no class for {len(missing)} of {len(names)} images: {first_few(missing)}")
     labels = torch.tensor([found[name] for name in names])
     largest = int(labels.max())
     if classes is not None and largest >= classes:
@@ -112,11 +108,11 @@ def import_released(
             alone = sorted(one.keys() - other.keys())
             if alone:
                 raise ValueError(
-                    f"{len(alone)} of {len(one)} files in {here} have no partner in {there}: {_some(alone)}"
+                    f"{len(alone)} of {len(one)} files in {here} have no partner in {there}: {first_few(alone)}"
                 )
         wrong = [name for name, info in noises.items() if info.file_size != STATE_BYTES]
         if wrong:
-            raise ValueError(f"{z_zip}: {len(wrong)} files do not have {STATE_BYTES} bytes: {_some(wrong)}")
+            raise ValueError(f"{z_zip}: {len(wrong)} files do not have {STATE_BYTES} bytes: {first_few(wrong)}")
         names = sorted(images, key=_place)
         labels = None
         if labels_csv is not None:
@@ -154,7 +150,7 @@ def _place(name: str) -> tuple[float, str]:
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: Path) -> bytes:
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except BROKEN as error:
         raise ValueError(f"{source}: {info.filename} is damaged ({error})") from error
 
 
