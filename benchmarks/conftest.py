@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from rfpp.pipeline import shipped
+from rfpp.pipeline import places, shipped
 
 T = TypeVar("T")
 BEGAN = pytest.StashKey[float]()
@@ -178,7 +178,7 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
     return {
         "minutes": round((time.monotonic() - config.stash[BEGAN]) / 60, 1),
         "cpu": _cpu().get("brand_raw", platform.machine()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": places.cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.system(),
         "python_version": platform.python_version(),

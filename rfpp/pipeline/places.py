@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from joblib.externals.loky import cpu_count
 
 from rfpp.base import files
 
@@ -27,8 +28,8 @@ _own_place: list[FileLock] = []
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, by its affinity and its container's quota."""
+    return int(cpu_count())
 
 
 def gpus() -> list[str]:
