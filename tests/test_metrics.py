@@ -3,20 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from scipy import linalg, stats
+from scipy import stats
 from torch import nn
 from truth import GaussianFlow, kolmogorov_bound, randn
 
 from rfpp.denoisers import GaussianMixtureDenoiser
 from rfpp.flow import RectifiedFlow
-from rfpp.metrics import (
-    frechet_distance_of_images,
-    label_agreement,
-    norm_distance,
-    one_step_error,
-    precision_recall,
-    straightness,
-)
+from rfpp.metrics import label_agreement, norm_distance, precision_recall, straightness
 from rfpp.samplers import integrate
 
 
@@ -31,51 +24,6 @@ class Flat(nn.Module):
         return x.flatten(1)
 
 
-def frechet(first, second):
-    """``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))`` of two samples, by numpy and scipy's matrix square root."""
-    first, second = (images.double().flatten(1).numpy() for images in (first, second))
-    s, t = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    gap = first.mean(0) - second.mean(0)
-    return gap @ gap + np.trace(s + t - 2 * linalg.sqrtm(s @ t).real)
-
-
-@pytest.mark.parametrize(("n", "m"), [(200, 200), (50, 300), (6, 7)])
-def test_frechet_distance_is_scipys(n, m):
-    mixing = randn(4, 4, seed=5)
-    real, generated = randn(n, 4), 0.5 + randn(m, 4, seed=1) @ mixing
-    given = frechet_distance_of_images(real.reshape(n, 1, 2, 2), generated.reshape(m, 1, 2, 2), Flat())
-    assert given == pytest.approx(frechet(real, generated), rel=1e-4)
-
-
-def test_frechet_distance_of_two_gaussians_is_the_closed_form():
-    """Populations ``N(0, I)`` and ``N(1, 4 I)`` in 4 dimensions: ``4 * 1 + 4 (1 - 2)^2 = 8``.
-
-    At 40,000 draws each a coordinate's gap is known to 0.011 (one standard deviation) and adds with slope 2, a standard
-    deviation likewise to 0.007: 8 +- 0.06, and five times that is allowed.
-    """
-    first, second = randn(40_000, 1, 2, 2), 1 + 2 * randn(40_000, 1, 2, 2, seed=1)
-    assert frechet_distance_of_images(first, second, Flat()) == pytest.approx(8, abs=0.3)
-
-
-def test_frechet_distance_of_a_set_to_itself_is_nought():
-    images = randn(100, 1, 2, 2)
-    assert frechet_distance_of_images(images, images, Flat()) == pytest.approx(0, abs=1e-5)
-    assert frechet_distance_of_images(images, images.flip(0), Flat()) == pytest.approx(0, abs=1e-5)
-
-
-def test_frechet_distance_is_symmetric_and_does_not_depend_on_batches():
-    first, second = randn(50, 1, 2, 2), 0.3 + 2 * randn(70, 1, 2, 2, seed=1)
-    distance = frechet_distance_of_images(first, second, Flat())
-    assert frechet_distance_of_images(second, first, Flat()) == pytest.approx(distance, rel=1e-5)
-    assert frechet_distance_of_images(first, second, Flat(), batch_size=13) == pytest.approx(distance, rel=1e-5)
-
-
-@pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 1), (0, 5)])
-def test_frechet_distance_needs_two_of_each(n, m):
-    with pytest.raises(ValueError, match=f"{n} real and {m} generated images; at least 2"):
-        frechet_distance_of_images(randn(n, 1, 2, 2), randn(m, 1, 2, 2), Flat())
-
-
 def test_label_agreement_is_a_share():
     """Six logits with a known winner each, four of them the label."""
     winners = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -84,23 +32,6 @@ def test_label_agreement_is_a_share():
     labels = torch.tensor([0, 2, 1, 0, 0, 1])
     assert label_agreement(images, labels, Flat()) == pytest.approx(4 / 6)
     assert label_agreement(images, winners, Flat()) == 1 and label_agreement(images, (winners + 1) % 3, Flat()) == 0
-
-
-def test_one_step_error_of_a_flow_to_a_point_is_the_pairs_distance_to_it():
-    """Every noise lands on the point: ``||point - x||^2 / d``, here by numpy."""
-    point, x, z = randn(1, 2, 2, seed=2), randn(5, 1, 2, 2), randn(5, 1, 2, 2, seed=1)
-    given = one_step_error(RectifiedFlow(GaussianMixtureDenoiser(point[None])), x, z)
-    truth = np.square(point.numpy() - x.numpy()).reshape(5, 4).mean(axis=1)
-    np.testing.assert_allclose(given.numpy(), truth, rtol=1e-4)
-
-
-def test_one_step_error_uses_the_labels():
-    """Two points, two classes: the right labels leave nothing."""
-    points = randn(2, 1, 2, 2, seed=2)
-    flow = RectifiedFlow(GaussianMixtureDenoiser(points, classes=torch.arange(2)))
-    z, labels = randn(4, 1, 2, 2), torch.tensor([1, 0, 0, 1])
-    assert one_step_error(flow, points[labels], z, labels).max() < 1e-6
-    assert one_step_error(flow, points[labels], z, 1 - labels).min() > 0.1
 
 
 # Straightness

@@ -341,11 +341,7 @@ CALLS = {
     features.Embedding: lambda s: features.Embedding(s.digits)(s.x),
     flow.RectifiedFlow: lambda s: (s.flow.velocity(s.x, s.t), s.flow.z_prediction(s.x, 0.5)),
     flow.interpolate: lambda s: flow.interpolate(s.x, s.z, s.t),
-    metrics.frechet_distance_of_images: lambda s: metrics.frechet_distance_of_images(
-        s.x, s.z, features.Embedding(s.digits)
-    ),
     metrics.label_agreement: lambda s: metrics.label_agreement(s.x, s.labels, s.digits),
-    metrics.one_step_error: lambda s: metrics.one_step_error(s.flow, s.x, s.z, s.labels),
     metrics.straightness: lambda s: metrics.straightness([s.x, s.z], [0, 1]),
     networks.DhariwalUNet: lambda s: networks.DhariwalUNet(8, 1, 1, model_channels=8, channel_mult=[1]).eval()(
         s.x, s.t

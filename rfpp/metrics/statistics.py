@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rfpp.base import files, torchvision_shim
 from rfpp.base.checks import at_least
@@ -172,23 +171,3 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
     a, b = ({"mu": statistics.mu, "sigma": statistics.sigma} for statistics in (first, second))
     by = torchvision_shim.load("torch_fidelity.metric_fid")
     return float(by.fid_statistics_to_metric(a, b, verbose=False)[by.KEY_METRIC_FID])
-
-
-@torch.no_grad()
-def frechet_distance_of_images(real: Tensor, generated: Tensor, embedding: nn.Module, batch_size: int = 1024) -> float:
-    """Fréchet distance between two sets of images ``(N, C, H, W)`` in the features of ``embedding``.
-
-    ``embedding`` maps images to ``(B, num_features)`` and has that attribute. It is biased upwards by an amount
-    proportional to ``1/N``: compare at equal ``N``. Raises ``ValueError`` for
-    fewer than 2 images of either set.
-    """
-    if min(len(real), len(generated)) < 2:
-        raise ValueError(f"{len(real)} real and {len(generated)} generated images; at least 2 of each are needed")
-
-    def statistics(images: Tensor, name: str) -> Statistics:
-        moments = Moments(int(embedding.num_features))  # type: ignore[arg-type]
-        for batch in images.split(batch_size):
-            moments.add(embedding(batch))
-        return moments.statistics(name)
-
-    return frechet_distance(statistics(real, "real images"), statistics(generated, "generated images"))

@@ -1,4 +1,4 @@
-"""How straight trajectories are, and how far from their ends one step lands."""
+"""How straight trajectories are."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-
-from rfpp.flow import RectifiedFlow
-from rfpp.samplers import sample
-
-
-def one_step_error(flow: RectifiedFlow, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """``||sample(z, nfe=1) - x||^2 / d`` for each pair ``(x, z)``, ``(B,)``: how far one step lands from ``x``."""
-    return (sample(flow, z, 1, labels=labels) - x).square().flatten(1).mean(dim=1)
 
 
 def straightness(trajectory: Sequence[Tensor] | Tensor, times: Sequence[float] | Tensor) -> Tensor:
