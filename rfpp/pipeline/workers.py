@@ -52,7 +52,7 @@ class Workers(Protocol):
 # On this machine
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """An executor with one process, the place that was borrowed for it, and its last call."""
 
@@ -77,55 +77,46 @@ class _Worker:
                 return self.call
 
     def _waiting(self) -> Executor | None:
-        """An executor that an earlier call left."""
+        """The executor of a worker that was left."""
         return next(
-            (each.executor for each in list(_left) if each.environment == self.environment and each.take()), None
+            (each.executor for each in list(_left) if each.environment == self.environment and each._take()), None
         )
 
     def _new(self) -> Executor:
         return ProcessPoolExecutor(1, env=dict(self.environment), initializer=_prepare, initargs=(self.threads,))
 
     def leave(self) -> None:
-        """Keep the executor for later calls, unless its place was borrowed or it still computes."""
+        """Keep the executor for later calls for some time, unless its place was borrowed or it still computes.
+
+        loky could end its process by itself. But it does not always notice the death of a process that it begins after
+        that.
+        """
         if self.executor is not None:
             if self.place is None and self.is_free:
-                _Left(self.environment, self.executor).wait()
+                _left.append(self)
+                timer = threading.Timer(_IDLE, self.end)
+                timer.daemon = True
+                timer.start()
             else:
                 self.executor.shutdown(wait=False)
         if self.place is not None:
             self.place.give_back()
 
-
-@dataclass(eq=False)
-class _Left:
-    """An executor without work, and the environment of its process, which ends after some time.
-
-    loky could end it by itself. But it does not always notice the death of a process that it begins after that.
-    """
-
-    environment: tuple[tuple[str, str], ...]
-    executor: Executor
-
-    def wait(self) -> None:
-        _left.append(self)
-        timer = threading.Timer(_IDLE, self.end)
-        timer.daemon = True
-        timer.start()
-
-    def take(self) -> bool:
-        """Whether it is the caller's now."""
+    def _take(self) -> bool:
+        """Whether the executor, which was left, is the caller's now."""
         with contextlib.suppress(ValueError):
             _left.remove(self)
             return True
         return False
 
     def end(self) -> None:
-        if self.take():
+        """End the executor, unless a call has taken it."""
+        if self._take() and self.executor is not None:
             self.executor.shutdown(wait=False)
 
 
-_left: list[_Left] = []
-"""Executors that wait for another call."""
+_left: list[_Worker] = []
+"""Workers that were left, whose executors wait for another call."""
 
 
 def is_one() -> bool:
