@@ -45,6 +45,11 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     return Experiment(preset, jobs=getattr(arguments, "jobs", None), scheduler=getattr(arguments, "scheduler", None))
 
 
+def _seeds(arguments: argparse.Namespace, experiment: Experiment) -> Sequence[int]:
+    """The seed that was given, or all of the preset's."""
+    return experiment.preset.seeds if arguments.seed is None else [arguments.seed]
+
+
 def _say(text: object) -> None:
     """Print, from the first of several processes only."""
     if processes.is_main():
@@ -59,7 +64,7 @@ def _pairs(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     experiment = _experiment(arguments)
-    seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
+    seeds = _seeds(arguments, experiment)
     experiment.train(arguments.config, seeds)
     for config in arguments.config:
         for seed in seeds:
@@ -125,7 +130,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     experiment = _experiment(arguments)
     from rfpp.pipeline import standard
 
-    seeds = [arguments.seed] if arguments.seed is not None else experiment.preset.seeds
+    seeds = _seeds(arguments, experiment)
     sampler = _sampler(arguments, experiment)
     if not arguments.standard:
         found = experiment.sweep(arguments.config, seeds, [sampler])[sampler]
@@ -163,7 +168,7 @@ def _status(arguments: argparse.Namespace) -> None:
         images = f"{len(blank.train):,} training images of {' x '.join(map(str, blank.train.shape))}"
         _say(f"the images are not on this machine yet, so no step counts as finished; this plan assumes {images}")
     plan = plan or experiment.plan
-    steps = plan.steps(arguments.config, [arguments.seed] if arguments.seed is not None else None)
+    steps = plan.steps(arguments.config, _seeds(arguments, experiment))
     forecasts, pace = costs.forecast(plan, experiment.run, steps), None
     if not arguments.no_measuring and any(entry.done < 1 for entry in forecasts):
         for lpips in (True, False):
