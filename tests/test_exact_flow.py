@@ -190,8 +190,12 @@ def test_what_was_never_seen_is_bounded():
 
 @pytest.mark.parametrize("width", [0, -1, 1.5, "x", True, math.nan])
 def test_a_width_that_is_none_is_refused(width):
-    with pytest.raises(ValueError, match=r"width=.* must be a number above 0 and at most 1"):
+    with pytest.raises((TypeError, ValueError), match=r"width=.*; a number above 0 and at most 1 is needed"):
         exact_flow.check_width(width)
+
+
+def test_a_width_may_be_the_images_scale():
+    exact_flow.check_width(1)
 
 
 def test_the_plane_of_the_pictures_does_not_fold():

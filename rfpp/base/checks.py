@@ -29,6 +29,25 @@ def at_least(name: str, value: object, minimum: int) -> None:
         raise ValueError(f"{name}={value} is too small; an integer of at least {minimum} is needed")
 
 
+def between(name: str, value: object, low: float, high: float, *, setting: str = "", inclusive: bool = False) -> None:
+    """Raise ``TypeError`` unless ``value`` is a number, ``ValueError`` unless it lies between ``low`` and ``high``.
+
+    ``setting``: the name of the setting whose value is ``high``. ``inclusive``: ``high`` itself is allowed.
+    """
+    limit = f"{setting}={high}" if setting else f"{high}"
+    wanted = f"a number above {low} and {'at most' if inclusive else 'below'} {limit} is needed"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {wanted}")
+    if not (low < value < high or (inclusive and value == high)):
+        raise ValueError(f"{name}={value} is out of range; {wanted}")
+
+
+def distinct(name: str, values: Sequence[object]) -> None:
+    """Raise ``ValueError`` if one of the ``values`` comes twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={list(values)} has an entry twice; leave one of them out")
+
+
 def counts(name: str, values: object, minimum: int = 1) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``values`` are one or more distinct integers ``>= minimum``."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
@@ -37,5 +56,4 @@ def counts(name: str, values: object, minimum: int = 1) -> None:
         raise ValueError(f"{name}={values!r} is empty; a list of at least one integer of {minimum} or more is needed")
     for value in values:
         at_least(f"an entry of {name}", value, minimum)
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name}={list(values)} has an entry twice; leave one of them out")
+    distinct(name, values)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rfpp import metrics
 from rfpp.base import rng
+from rfpp.base.checks import between
 from rfpp.data import Images, to_float
 from rfpp.flow import T_MAX, interpolate
 from rfpp.studies import lipschitz, photographs
@@ -39,9 +40,8 @@ TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
 def check_width(width: object) -> None:
-    """Raise ``ValueError`` unless ``width`` is a number above 0 and at most 1."""
-    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 1:
-        raise ValueError(f"width={width!r} must be a number above 0 and at most 1, the images' scale")
+    """Raise ``TypeError`` or ``ValueError`` unless ``width`` is a number above 0 and at most 1, the images' scale."""
+    between("width", width, 0, 1, inclusive=True)
 
 
 def subset(images: Images, seed: int, count: int) -> Tensor:

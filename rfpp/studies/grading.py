@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rfpp import data, metrics
 from rfpp.base import processes, rng
-from rfpp.base.checks import at_least
+from rfpp.base.checks import at_least, distinct
 from rfpp.configurations import TEACHER, find
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation, agreement, moments
@@ -32,6 +32,17 @@ def _quantities(run: Evaluation) -> dict[str, float]:
     }
 
 
+def _by_quantity(runs: Mapping[str, Sequence[Evaluation]]) -> dict[str, dict[str, list[float]]]:
+    """Values by quantity and name, without those that do not apply."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, each in runs.items():
+        for run in each:
+            for quantity, value in _quantities(run).items():
+                if not math.isnan(value):
+                    found.setdefault(quantity, {}).setdefault(name, []).append(value)
+    return found
+
+
 def _shown(value: float, form: str) -> str:
     return "" if math.isnan(value) else format(value, form)
 
@@ -49,22 +60,12 @@ class Grades:
 
     def values(self) -> dict[str, dict[str, list[float]]]:
         """By quantity and flow, one value for each seed."""
-        found: dict[str, dict[str, list[float]]] = {}
-        for name, runs in self.runs.items():
-            for run in runs:
-                for quantity, value in _quantities(run).items():
-                    if not math.isnan(value):
-                        found.setdefault(quantity, {}).setdefault(name, []).append(value)
-        return found
+        return _by_quantity(self.runs)
 
     def levels(self) -> dict[str, dict[str, float]]:
         """By quantity and reference."""
-        found: dict[str, dict[str, float]] = {}
-        for name, run in self.references.items():
-            for quantity, value in _quantities(run).items():
-                if not math.isnan(value):
-                    found.setdefault(quantity, {})[name] = value
-        return found
+        found = _by_quantity({name: [run] for name, run in self.references.items()})
+        return {quantity: {name: value for name, (value,) in by_name.items()} for quantity, by_name in found.items()}
 
     def rows(self) -> list[tuple[object, ...]]:
         """A row for each reference and flow, means over seeds, as :data:`COLUMNS` says."""
@@ -107,8 +108,7 @@ def check_scored(experiment: Experiment, configs: object) -> None:
         raise TypeError(f"graded={configs!r} is a {type(configs).__name__}; a list of configurations is needed")
     for config in configs:
         find(config)
-    if len(set(configs)) < len(configs):
-        raise ValueError(f"graded={list(configs)} has an entry twice; leave one of them out")
+    distinct("graded", configs)
     if configs:
         few_steps(experiment)  # raises where the second time is not below the preset's first
         at_least("evaluation.samples, or the number of training images,", compared(experiment), metrics.NEIGHBOURS + 1)

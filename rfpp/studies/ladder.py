@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from rfpp.base.checks import between
 from rfpp.configurations import ALL, CONFIGURATIONS
 from rfpp.experiment import Experiment
 from rfpp.pipeline.grades import Evaluation
@@ -21,10 +22,7 @@ RUNGS = (*pairwise(CONFIGURATIONS), ("C-small", "D-small"))
 def check_second_time(experiment: Experiment, second_time: object) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless the time lies between 0 and the first time of the preset."""
     first = experiment.preset.evaluation.first_time
-    if isinstance(second_time, bool) or not isinstance(second_time, int | float):
-        raise TypeError(f"second_time={second_time!r} is a {type(second_time).__name__}; a number is needed")
-    if not 0 < second_time < first:
-        raise ValueError(f"second_time={second_time} must lie between 0 and evaluation.first_time={first}")
+    between("second_time", second_time, 0, first, setting="evaluation.first_time")
 
 
 def _name(premetric: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rfpp import data, likelihood
 from rfpp.base import rng
-from rfpp.base.checks import at_least
+from rfpp.base.checks import at_least, between
 from rfpp.configurations import TEACHER
 from rfpp.experiment import Experiment
 from rfpp.likelihood import Exact, Hutchinson, LogDensity
@@ -74,8 +74,7 @@ def setting(experiment: Experiment, images: int, tolerance: float) -> Setting:
 def check(images: int, tolerance: float) -> None:
     """Raise ``TypeError`` or ``ValueError`` for values that :func:`setting` cannot take."""
     at_least("images", images, FEWEST)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, float | int) or not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance!r} must lie between 0 and 1")
+    between("tolerance", tolerance, 0, 1)
 
 
 def solved(

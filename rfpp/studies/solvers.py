@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from rfpp import intersections, metrics, samplers
-from rfpp.base.checks import at_least, counts
+from rfpp.base.checks import between, counts, distinct
 from rfpp.experiment import Experiment
 from rfpp.flow import RectifiedFlow
 from rfpp.pipeline.grades import Evaluation
@@ -53,16 +53,15 @@ def families(experiment: Experiment, euler: Sequence[int], heun: Sequence[int]) 
 
 
 def check_second_times(experiment: Experiment, second: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless these are times between 0 and the preset's first, at least one."""
+    """Raise ``TypeError`` or ``ValueError`` unless these are times between 0 and the preset's first, none twice."""
     first = experiment.preset.evaluation.first_time
-    wanted = f"a list of times between 0 and evaluation.first_time={first} is needed"
     if isinstance(second, str) or not isinstance(second, Sequence):
-        raise TypeError(f"second={second!r} is a {type(second).__name__}; {wanted}")
+        raise TypeError(f"second={second!r} is a {type(second).__name__}; a list of times is needed")
+    if not second:
+        raise ValueError(f"second={second!r} is empty; a list of at least one time is needed")
     for time in second:
-        if isinstance(time, bool) or not isinstance(time, int | float):
-            raise TypeError(f"an entry of second={time!r} is a {type(time).__name__}; {wanted}")
-    if not second or len(set(second)) < len(second) or not all(0 < time < first for time in second):
-        raise ValueError(f"second={list(second)}: {wanted}, no entry twice")
+        between("an entry of second", time, 0, first, setting="evaluation.first_time")
+    distinct("second", second)
 
 
 @dataclass(frozen=True)
@@ -227,12 +226,12 @@ class Walk:
     exact: Tensor
 
 
-def in_the_plane(update: str, steps: int = 4, seed: int = 17) -> Walk:
-    """A few Euler steps of the plane's exact 1-rectified flow, whose paths are curved, with either update."""
-    at_least("steps", steps, 1)
-    flow = RectifiedFlow(intersections.plane_data())
-    _, z = intersections.draw_plane(intersections.plane_data(), 1, seed)
-    times = samplers.generation_times(steps)
+def in_the_plane(update: str) -> Walk:
+    """Four Euler steps of the plane's exact 1-rectified flow, whose paths are curved, with either update."""
+    data = intersections.plane_data()
+    flow = RectifiedFlow(data)
+    _, z = intersections.draw_plane(data, 1, seed=17)
+    times = samplers.generation_times(4)
     states = samplers.integrate(flow, z, times, update=update)
     ends = [flow.x_prediction(x, float(t)) for x, t in zip(states, times[:-1], strict=False)]
     exact = samplers.integrate(flow, z, samplers.generation_times(200), "heun")
