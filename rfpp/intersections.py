@@ -113,10 +113,10 @@ def solve(
     return found
 
 
-def plane_data(modes: int = 6, radius: float = 1.0, std: float = 0.06) -> GaussianMixtureDenoiser:
-    """Return a ring of Gaussians in the plane as a closed-form denoiser: the data of the pictures."""
-    angle = 2 * torch.pi * torch.arange(modes, dtype=torch.float64) / modes
-    return GaussianMixtureDenoiser(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
+def plane_data(std: float = 0.06) -> GaussianMixtureDenoiser:
+    """Return six Gaussians on the unit circle as a closed-form denoiser: the data of the pictures."""
+    angle = 2 * torch.pi * torch.arange(6, dtype=torch.float64) / 6
+    return GaussianMixtureDenoiser(torch.stack([angle.cos(), angle.sin()], dim=1), std)
 
 
 def draw_plane(data: GaussianMixtureDenoiser, n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -46,10 +46,8 @@ def over_evaluations(
     return figure
 
 
-def across_scales(
-    panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], xlabel: str = "Fréchet distance"
-) -> Figure:
-    """A panel per title, a row per contender, a colour per scale: open marks for means, dots for seeds; logarithmic.
+def across_scales(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Figure:
+    """Fréchet distances: panels by title, rows by contender, colours by scale; open marks for means, dots for seeds.
 
     Contenders of the first scale are shown, those with the smallest mean there at the top of each panel.
     """
@@ -67,7 +65,7 @@ def across_scales(
                 axis.plot(runs, [row] * len(runs), ".", color=colour, alpha=0.4, markersize=4)
             means = [np.mean(runs) for runs in rows.values()]
             (handles[scale],) = axis.plot(means, [*rows], marker, color=colour, markersize=7, fillstyle="none")
-        axis.set(title=title, xlabel=xlabel, xscale="log")
+        axis.set(title=title, xlabel="Fréchet distance", xscale="log")
         axis.set_yticks(range(len(order)), order)
         axis.grid(visible=True, axis="y", linewidth=0.5, alpha=0.5)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)

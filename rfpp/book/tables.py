@@ -29,10 +29,10 @@ class Table:
         return f"Table of {len(self.rows)} rows"
 
 
-def by_nfe(curves: Mapping[str, Mapping[int, Sequence[float]]], form: str = ".3g") -> Table:
+def by_nfe(curves: Mapping[str, Mapping[int, Sequence[float]]]) -> Table:
     """A row for each NFE and a column for each sampler: means over seeds, nothing where an NFE was not tried."""
     tried = sorted({nfe for points in curves.values() for nfe in points})
-    means = [{nfe: format(statistics.fmean(runs), form) for nfe, runs in points.items()} for points in curves.values()]
+    means = [{nfe: f"{statistics.fmean(runs):.3g}" for nfe, runs in points.items()} for points in curves.values()]
     return Table(("NFE", *curves), [(nfe, *(of.get(nfe, "") for of in means)) for nfe in tried])
 
 

@@ -139,14 +139,14 @@ def measure(experiment: Experiment, config: str, seed: int, images: Tensor) -> d
     return found
 
 
-def make(experiment: Experiment, configs: Iterable[str] = ("A", "F"), seeds: Sequence[int] | None = None) -> Path:
+def make(experiment: Experiment, configs: Iterable[str] = ("A", "F")) -> Path:
     """Write the curves of an experiment's trainings to :data:`FILE`, and return the file.
 
     They replace the preset's earlier ones, except those of other configurations with the same seeds.
 
     Raises ``FileNotFoundError`` outside a checkout, and ``ValueError`` for too few seeds.
     """
-    path, seeds = paths.repository() / FILE, list(seeds or experiment.preset.seeds)
+    path, seeds = paths.repository() / FILE, experiment.preset.seeds
     if len(seeds) < FEWEST:
         raise ValueError(f"seeds={seeds} are too few for a range; list at least {FEWEST} in seeds")
     kept = json.loads(path.read_text()) if path.is_file() else {}

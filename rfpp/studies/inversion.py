@@ -226,9 +226,9 @@ def noises(trips: RoundTrips, nfe: int, shown: int) -> dict[str, Tensor]:
     return {"real image": trips.real.x[:shown], **{name: z[:shown] / FULL_SCALE for name, z in found.items()}}
 
 
-def shell(d: int, share: float = 0.95) -> tuple[float, float]:
-    """The norms between which the ``share`` of Gaussian noise in ``d`` dimensions lies, by the chi distribution."""
-    low, high = stats.chi(d).ppf([(1 - share) / 2, (1 + share) / 2])
+def shell(d: int) -> tuple[float, float]:
+    """The norms between which 95 % of Gaussian noises in ``d`` dimensions lie, by the chi distribution."""
+    low, high = stats.chi(d).interval(0.95)
     return float(low), float(high)
 
 

@@ -68,9 +68,9 @@ def end_ratio(losses: Tensor) -> float:
     return float(torch.minimum(means[0], means[-1]) / means[middle])
 
 
-def printed_density(t: Tensor, a: float = 4.0) -> Tensor:
-    """The density that the paper prints, ``2 cosh(a t)``, normalised over the unit interval: it only rises."""
-    return a * torch.cosh(a * t) / math.sinh(a)
+def printed_density(t: Tensor) -> Tensor:
+    """The density that the paper prints, ``2 cosh(4 t)``, normalised over the unit interval: it only rises."""
+    return 4 * torch.cosh(4 * t) / math.sinh(4)
 
 
 def share_drawn(law: TimestepDistribution, low: float, high: float, n: int = 100_000) -> float:
