@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from accelerate.utils import patch_environment
+
 from rfpp import presets
 from rfpp.base import batches, files, paths, progress
 from rfpp.base.checks import counts, nearest
@@ -137,27 +139,13 @@ def run(
         for number, source in enumerate(sources, start=1):
             title = f"[{number}/{len(sources)}] {source.stem}"
             started = time.monotonic()
-            with shown_progress(title, terminal), _environment(asked):
+            with shown_progress(title, terminal), patch_environment(**asked):
                 _execute(source, folder / source.name, given)
             terminal.write(f"{title}: done in {time.monotonic() - started:.0f} s, {folder / source.name}\n")
             terminal.flush()
     for source, executed in zip(sources if write_back else [], finished, strict=False):
         files.write_text(source, executed.read_text())
     return finished
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which kernels inherit, and put the earlier ones back."""
-    earlier = {name: os.environ.pop(name, None) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> None:
@@ -242,7 +230,7 @@ def shown_progress(title: str, terminal: TextIO) -> Iterator[None]:
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
         try:
-            with _environment({progress.VARIABLE: str(file)}):
+            with patch_environment(**{progress.VARIABLE: str(file)}):
                 yield
         finally:
             stop.set()
