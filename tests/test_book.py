@@ -171,6 +171,7 @@ def test_a_number_of_jobs_that_is_none_is_refused_before_a_notebook_starts(check
 
 
 def test_a_preset_file_is_found_from_the_folder_of_the_notebook(checkout, tmp_path, monkeypatch):
+    inprocess.use(monkeypatch)
     checkout("01_one", "from rfpp import presets\nprint(presets.load(preset).name)")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text((presets.FOLDER / "smoke.yaml").read_text().replace("smoke", "mine"))
@@ -179,7 +180,8 @@ def test_a_preset_file_is_found_from_the_folder_of_the_notebook(checkout, tmp_pa
     assert nbformat.read(path, as_version=4).cells[-1].outputs[0].text == "mine\n"
 
 
-def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout):
+def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout, monkeypatch):
+    inprocess.use(monkeypatch)
     checkout("01_one", "print('good')")
     (good,) = book.run("laptop", terminal=Terminal())
     checkout("01_one", "print('good')", "1 / 0")
@@ -195,7 +197,8 @@ def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout):
         book.build("laptop", terminal=Terminal())
 
 
-def test_outputs_are_written_back_for_the_defaults_only(checkout):
+def test_outputs_are_written_back_for_the_defaults_only(checkout, monkeypatch):
+    inprocess.use(monkeypatch)
     path = checkout("01_one", "print(steps)")
     with pytest.raises(ParameterError, match="steps"):
         book.run("laptop", parameters={"steps": 4}, write_back=True)
@@ -209,8 +212,9 @@ def test_the_book_wants_notebooks_that_were_run(checkout):
         book.build("laptop", terminal=Terminal())
 
 
-def test_a_chapter_that_is_left_out_need_not_have_been_run(checkout):
+def test_a_chapter_that_is_left_out_need_not_have_been_run(checkout, monkeypatch):
     """A chapter that is asked for must have been; another is taken as it last ran if that was as it is now."""
+    inprocess.use(monkeypatch)
     checkout("01_one")
     other = checkout("02_two", "print('then')")
     with pytest.raises(FileNotFoundError, match="01_one.ipynb was not run"):
@@ -225,15 +229,17 @@ def test_a_chapter_that_is_left_out_need_not_have_been_run(checkout):
     assert list(book._executed("laptop", ["one"])) == ["01_one"]
 
 
-def test_the_book_wants_a_record_of_each_verdict(checkout):
+def test_the_book_wants_a_record_of_each_verdict(checkout, monkeypatch):
+    inprocess.use(monkeypatch)
     checkout("01_one", "print('c14 reproduced (one run): a difference; rule: below 1')\nprint('c15 not judged: none')")
     book.run("laptop", terminal=Terminal())
     with pytest.raises(FileNotFoundError, match=r"01_one.ipynb judged c14 without a record in .*claims at preset"):
         book.build("laptop", terminal=Terminal())
 
 
-def test_the_book_has_the_outputs_of_the_run_and_the_prose_of_today(checkout):
+def test_the_book_has_the_outputs_of_the_run_and_the_prose_of_today(checkout, monkeypatch):
     """Markdown and captions need no new run; the parameters that were given stay on the page."""
+    inprocess.use(monkeypatch)
     path = checkout("01_one", "steps")
     book.run("smoke", terminal=Terminal())
     newer = nbformat.read(path, as_version=4)
