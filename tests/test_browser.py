@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import functools
 import html.parser
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+import browsers
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "_build" / "html"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, [os.environ["CHROMIUM"]] if "CHROMIUM" in os.environ else NAMES)), None)
+CHROMIUM = browsers.chromium()
 FILES = [path for path in sorted(ROOT.rglob("*.html")) if "_static" not in path.relative_to(ROOT).parts]
 if not FILES:
     pytest.skip("the book is not built: run `make book` first", allow_module_level=True)

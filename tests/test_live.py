@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import browsers
 import numpy as np
 import pytest
 import torch
@@ -53,8 +54,7 @@ def browser():
     """Chromium without a network."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra 'test'")
     with playwright.sync_playwright() as driver:
-        names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-        program = next(filter(None, map(shutil.which, names)), driver.chromium.executable_path)
+        program = browsers.chromium() or driver.chromium.executable_path
         if not Path(program).is_file():
             pytest.skip("no Chromium: apt-get install chromium, or playwright install chromium")
         opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])

@@ -1,13 +1,11 @@
 """The book as a PDF: what is missing is said, and an equation that is not typeset stops the printing."""
 
-import shutil
-
+import browsers
 import pytest
 
 from rfpp.book import BuildFailed, printing
 
-BROWSER = any(map(shutil.which, printing._NAMES))
-needs_browser = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed")
+needs_browser = pytest.mark.skipif(browsers.chromium() is None, reason="Chromium is not installed")
 TYPESET = '<span class="math"><mjx-container>x</mjx-container></span>'
 
 
@@ -27,6 +25,7 @@ def document(tmp_path):
 
 def test_without_chromium_it_says_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CHROMIUM", raising=False)
     with pytest.raises(BuildFailed, match="none of chromium, .* is on the path; install it .*apt install chromium"):
         printing.chromium()
     monkeypatch.setenv("CHROMIUM", "/nowhere/chrome")
