@@ -2,8 +2,7 @@
 
 import importlib
 import json
-import os
-import subprocess
+import runpy
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -54,19 +53,12 @@ def test_each_script_is_listed():
 
 @alone
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_without_a_gpu_it_says_so_and_writes_nothing(script, name, tmp_path):
-    with pytest.raises(SystemExit, match=rf"{name}\.py: torch .* sees no CUDA GPU here, .* --small"):
-        script(name).main(["--out", str(tmp_path / "no" / "found.json")])
+def test_without_a_gpu_it_says_so_and_writes_nothing(script, name, tmp_path, monkeypatch):
+    """As from the command line, where Python shows this exception's message and ends with the status of an error."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(tmp_path / "no" / "found.json")])
+    with pytest.raises(SystemExit, match=rf"\A.*{name}\.py: torch .* sees no CUDA GPU here, .* --small.*\Z"):
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     assert not (tmp_path / "no").exists()
-
-
-@alone
-def test_from_the_command_line(tmp_path):
-    """The status is that of an error, and the message one line."""
-    command = [sys.executable, FOLDER / "resume.py", "--out", tmp_path / "found.json"]
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1])}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert result.returncode == 1 and "sees no CUDA GPU" in result.stderr.splitlines()[-1]
 
 
 def test_where_a_number_was_measured(script, tmp_path, monkeypatch):
