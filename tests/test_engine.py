@@ -215,6 +215,18 @@ found, history = trained(
 )
 if processes.is_main():
     torch.save({{"weights": found, "losses": torch.tensor(history.losses)}}, out / "result.pt")
+
+def work():
+    assert processes.is_main()
+    raise OSError(28, "no space left")
+
+found = []
+try:
+    processes.by_main(work)
+except OSError as error:
+    found.append(error.errno)
+found.append(processes.by_main(lambda: processes.index() + 7))
+(out / str(processes.index())).write_text(repr(found))
 """
 
 
@@ -227,7 +239,10 @@ def run_in(count, script):
 
 
 def test_two_processes_train_the_same_model_on_the_same_pairs(tmp_path, tiny):
-    """64 rows in one process, 32 in each of two, 16 at a time in four pieces: the same parameters after 20 steps."""
+    """64 rows in one process, 32 in each of two, 16 at a time in four pieces: the same parameters after 20 steps.
+
+    Then an error of the first process reaches both, or the other would wait for it.
+    """
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path), count=2))
     run_in(2, script)
@@ -237,6 +252,7 @@ def test_two_processes_train_the_same_model_on_the_same_pairs(tmp_path, tiny):
     every = torch.arange(96)
     for one, other in zip(alone.batch(every), together.batch(every), strict=True):
         assert torch.equal(one, other)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "[28, 7]"
     options = {"steps": 20, "dropout": 0.0, "batch_size": 64, "dtype": torch.float64}
     whole, history = trained(alone, **options, machinery=Machinery(log_every=5))
     pieces, _ = trained(alone, **options, machinery=Machinery(log_every=5, micro_batch=16))
@@ -249,26 +265,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(pairs, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 3)
     with pytest.raises(ValueError, match="batch_size=8 cannot be shared by 3 processes; use a multiple of 3"):
         trained(pairs)
-
-
-ALONE = """
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-from rfpp.base import processes
-
-def work():
-    assert processes.is_main()
-    raise OSError(28, "no space left")
-
-found = []
-try:
-    processes.by_main(work)
-except OSError as error:
-    found.append(error.errno)
-found.append(processes.by_main(lambda: processes.index() + 7))
-Path({out!r}, str(processes.index())).write_text(repr(found))
-"""
 
 
 @pytest.mark.parametrize("is_gpu", [False, True])
@@ -289,13 +285,6 @@ def test_on_gpus_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, 
     assert left == [here.destroy_process_group] * is_gpu
 
 
-def test_an_error_of_the_first_process_reaches_all(tmp_path):
-    """Or the others would wait for it."""
-    (tmp_path / "worker.py").write_text(ALONE.format(out=str(tmp_path)))
-    run_in(2, tmp_path / "worker.py")
-    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "[28, 7]"
-
-
 class Cut(Exception):
     pass
 
@@ -308,13 +297,19 @@ def cut_at(step):
     return on_step
 
 
+@pytest.fixture(scope="module")
+def uncut(pairs):
+    """Trains without a break, once with each machinery."""
+    return cache(lambda machinery: trained(pairs, machinery=machinery))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("cut", [1, 5, 11])
-def test_a_training_that_was_cut_ends_the_same_bit_by_bit(pairs, tmp_path, cut, channels_last, precision):
+def test_a_training_that_was_cut_ends_the_same_bit_by_bit(pairs, uncut, tmp_path, cut, channels_last, precision):
     """With dropout, whose noise belongs to the step; the losses too, though the cut lies between two entries."""
     machinery = Machinery(precision=precision, channels_last=channels_last, save_every=1, log_every=4)
-    whole, history = trained(pairs, machinery=machinery)
+    whole, history = uncut(machinery)
     with pytest.raises(Cut):
         trained(pairs, machinery=machinery, folder=tmp_path / "states", on_step=cut_at(cut))
     again, same = trained(pairs, machinery=machinery, folder=tmp_path / "states")
