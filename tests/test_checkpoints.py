@@ -752,14 +752,6 @@ def test_diffusers_loads_in_a_fresh_process(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_what_needs_no_torchvision_does_not_load_it():
-    """It takes as long as all the rest, at the start of every command and notebook."""
-    command = "import sys, rfpp.book, rfpp.commands, rfpp.experiment, rfpp.features, rfpp.metrics, rfpp.studies.ladder"
-    command += "; sys.exit(any(name in sys.modules for name in ('torchvision', 'lpips', 'torch_fidelity')))"
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
 def test_a_state_dict_is_told_what_reads_it(tmp_path, suffix):
     torch.save(network().state_dict(), path := tmp_path / f"own{suffix}")

@@ -1,11 +1,12 @@
 """Random numbers belong to their caller: the library leaves the global generators as it found them."""
 
+import cProfile
 import importlib
 import inspect
+import json
+import os
 import pkgutil
 import random
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,7 @@ from rfpp import (
     timesteps,
     training,
 )
-from rfpp.base import batches, rng, torchvision_shim
+from rfpp.base import batches, files, rng, torchvision_shim
 from rfpp.book import contrasts, plots, results, sizes, tables
 from rfpp.claims.records import commit
 from rfpp.denoisers import EDMPrecond, expand
@@ -520,41 +521,59 @@ ELSEWHERE = {
 """Called where bad input is tried, when the package is imported, or once for digests that are kept."""
 
 
-@pytest.mark.parametrize("what", CALLS, ids=lambda what: f"{what.__module__.removeprefix('rfpp.')}.{what.__name__}")
-def test_a_call_leaves_the_global_generators_alone(untouched, things, what):
-    CALLS[what](things)
+def title(what):
+    """As tests and messages name a call: by the first thing that it is listed for."""
+    return f"{what.__module__.removeprefix('rfpp.')}.{what.__name__}"
 
 
-def test_every_public_function_is_called_above(things, tmp_path):
+DISTINCT = {}
+"""Each call once, as several things may share one, with the title of the first of them."""
+for what, call in CALLS.items():
+    DISTINCT.setdefault(call, title(what))
+ROOT = str(Path(rfpp.__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def reached(things, tmp_path_factory):
+    """``reached(call)`` makes a call and returns the library's functions that ran, as pairs of file and name.
+
+    The processes of pytest-xdist share what was found in a folder, so that each call is made once. Python's own
+    profiler, which is in C, hardly slows a call; a function for ``sys.setprofile`` makes it take several times as long.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reached"
+    folder.mkdir(exist_ok=True)
+
+    def reach(call):
+        file = folder / DISTINCT[call]
+        if not file.exists():
+            with cProfile.Profile(subcalls=False, builtins=False) as profiler:
+                call(things)
+            ran = [entry.code for entry in profiler.getstats() if hasattr(entry.code, "co_filename")]
+            found = sorted({(code.co_filename, code.co_name) for code in ran if code.co_filename.startswith(ROOT)})
+            files.write_text(file, json.dumps(found))
+        return set(map(tuple, json.loads(file.read_text())))
+
+    return reach
+
+
+@pytest.mark.parametrize("call", DISTINCT, ids=DISTINCT.get)
+def test_a_call_leaves_the_global_generators_alone(untouched, reached, call):
+    reached(call)
+
+
+def test_every_public_function_is_called_above(reached):
     """Whoever adds one adds a call to ``CALLS``, or calls it in one of these. Tests of notebooks run the studies."""
-    public, called, root = set(), set(), str(Path(rfpp.__file__).parent)
-    things = SimpleNamespace(**{**vars(things), "folder": tmp_path})
+    public = set()
     for module in pkgutil.walk_packages(rfpp.__path__, "rfpp."):
         if module.name not in QUIET and not module.name.startswith(ELSEWHERE_ENTIRELY):
-            for name, thing in vars(importlib.import_module(module.name)).items():
+            found = importlib.import_module(module.name)
+            for name, thing in vars(found).items():
                 if inspect.isfunction(thing) and thing.__module__ == module.name and not name.startswith("_"):
-                    public.add((module.name, name))
-
-    def see(frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(root):
-            called.add((frame.f_globals["__name__"], frame.f_code.co_name))
-
-    sys.setprofile(see)
-    try:
-        for call in dict.fromkeys(CALLS.values()):
-            call(things)
-    finally:
-        sys.setprofile(None)
-    missed = {(module, name) for module, name in public - called if name not in ELSEWHERE}
+                    public.add((found.__file__, name))
+    called = set().union(*map(reached, DISTINCT))
+    missed = {(file, name) for file, name in public - called if name not in ELSEWHERE}
     assert not missed, sorted(missed)
-
-
-def test_importing_draws_nothing():
-    """In a fresh process: the state after the imports is the state before."""
-    states = "torch.get_rng_state().tolist(), numpy.random.get_state()[2], random.getstate()"
-    imports = "import rfpp.claims, rfpp.book.plots"
-    code = f"import torch, numpy, random; before = {states}; {imports}; assert before == ({states})"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_the_guard_notices_a_draw():
