@@ -2,11 +2,11 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
-import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -112,52 +112,50 @@ def test_a_step_finds_what_it_had_written(root):
     assert (Store(root).get("fit", {}, compute) / "had").read_text() == "True"
 
 
-def run(root, code):
-    """A Python process with a store, and what it printed."""
-    program = f"""
-import os, signal, sys, time
-from pathlib import Path
-from rfpp.pipeline.store import Store
-root = Path({str(root)!r})
-{textwrap.dedent(code)}
-"""
-    return subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+FORK = multiprocessing.get_context("fork")
+"""Starts processes that need not import anything. They work with files alone, whatever threads there were before."""
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_killed_process_leaves_nothing_that_is_read_and_no_lock(root):
     """SIGKILL in the middle of writing: no cleaning up can happen."""
-    process = run(
-        root,
-        """
-        def compute(folder):
-            (folder / "result.txt").write_text("half a res")
-            os.kill(os.getpid(), signal.SIGKILL)
-        Store(root).get("fit", {"n": 1}, compute)
-        """,
-    )
-    assert process.wait(timeout=60) == -signal.SIGKILL and list(root.glob("fit/.*.partial/result.txt"))
+
+    def compute(folder):
+        (folder / "result.txt").write_text("half a res")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = FORK.Process(target=lambda: Store(root).get("fit", {"n": 1}, compute))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and list(root.glob("fit/.*.partial/result.txt"))
     step = Step()
     found = Store(root).get("fit", {"n": 1}, step)
     assert step.calls == 1 and (found / "result.txt").read_text() == "result" and not list(root.glob("fit/.*.partial"))
 
 
-def test_two_processes_that_ask_for_the_same_step_compute_it_once(root):
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_processes_that_ask_for_the_same_step_compute_it_once(tmp_path, root):
     """Both report the same folder; the log has one line."""
-    code = """
-        def compute(folder):
-            with open(root / "log", "a") as log:
-                log.write(f"{os.getpid()}\\n")
-            time.sleep(0.5)
-            (folder / "result.txt").write_text("result")
-        root.mkdir(exist_ok=True)
-        (root / f"ready-{os.getpid()}").touch()
-        while len(list(root.glob("ready-*"))) < 2:
-            time.sleep(0.01)
-        print(Store(root).get("fit", {}, compute).folder)
-        """
-    processes = [run(root, code) for _ in range(2)]
-    printed = {process.communicate(timeout=60)[0] for process in processes}
-    assert len(printed) == 1 and len((root / "log").read_text().splitlines()) == 1
+    both = FORK.Barrier(2)
+
+    def compute(folder):
+        with open(tmp_path / "log", "a") as log:
+            log.write(f"{os.getpid()}\n")
+        time.sleep(0.5)  # the other asks meanwhile
+        (folder / "result.txt").write_text("result")
+
+    def ask(name):
+        both.wait(60)
+        (tmp_path / name).write_text(str(Store(root).get("fit", {}, compute).folder))
+
+    processes = [FORK.Process(target=ask, args=[name]) for name in ("first", "second")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert (tmp_path / "first").read_text() == (tmp_path / "second").read_text()
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
 
 
 # Damage
