@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import re
 import signal
@@ -482,15 +483,14 @@ def test_each_worker_keeps_a_gpu_of_its_own(tmp_path, monkeypatch):
 # Places that processes share
 
 
-HOLD = """import sys, time
-from pathlib import Path
-from rfpp.pipeline import places
-with places.held(Path(sys.argv[1]), int(sys.argv[2])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
+def hold(folder, number, told):
+    """Hold a place until somebody kills this process."""
+    with places.held(folder, number):
+        told.send("held")
+        time.sleep(600)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_free_places_are_borrowed_and_given_back(monkeypatch):
     """A process that is killed leaves its place, too."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
@@ -498,13 +498,16 @@ def test_free_places_are_borrowed_and_given_back(monkeypatch):
     with places.shared(3) as folder, places.held(folder, 0) as environment:
         assert environment["CUDA_VISIBLE_DEVICES"] == "4" and environment["OMP_NUM_THREADS"] == "1"
         monkeypatch.setenv(places.VARIABLE, environment[places.VARIABLE])
-        other = subprocess.Popen([sys.executable, "-c", HOLD, folder, "1"], stdout=subprocess.PIPE)
+        fork = multiprocessing.get_context("fork")  # which need not import anything
+        heard, told = fork.Pipe(duplex=False)
+        other = fork.Process(target=hold, args=[folder, 1, told])
+        other.start()
         try:
-            assert other.stdout.readline() == b"held\n"
+            assert heard.poll(60) and heard.recv() == "held"
             free = places.borrow()
             assert free.gpus == ["6"] and places.borrow() is None
         finally:
-            other.kill(), other.wait()
+            other.kill(), other.join()
         left = places.borrow()
         assert left.gpus == ["5"] and places.borrow() is None
         free.give_back()
@@ -612,23 +615,46 @@ def test_a_cluster_computes_the_same_though_a_worker_dies(alone, tmp_path, clust
     assert same(results(made), alone)
 
 
-def test_workers_with_other_code_are_refused(tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr(workers, "digest", lambda content: "here")
-    with pytest.raises(ValueError, match="have another version of this package's code"):
-        Experiment("smoke", runs=tmp_path, scheduler=cluster.scheduler_address).train("A", [0])
+@pytest.mark.parametrize(
+    ("versions", "threads", "complaint"),
+    [
+        (
+            {"one": "theirs", "two": None},
+            {"one": 1, "two": 1},
+            "'tcp://here': one have another version of this package",
+        ),
+        (
+            {"one": None, "two": None},
+            {"one": 1, "two": 2},  # steps in threads of one process would draw from one random stream
+            "'tcp://here': two compute several steps at once; start workers with dask worker --nthreads 1",
+        ),
+        ({}, {}, "scheduler='tcp://here' has no workers"),
+    ],
+)
+def test_workers_that_would_compute_something_else_are_refused(tmp_path, monkeypatch, versions, threads, complaint):
+    """A client that says what dask's says of such workers stands in for it."""
+
+    class Client(contextlib.nullcontext):
+        def __init__(self, scheduler, timeout):
+            super().__init__(self)
+
+        def run(self, function):
+            return {worker: version or function() for worker, version in versions.items()}
+
+        def nthreads(self):
+            return threads
+
+        def get_executor(self, **_):
+            pytest.fail("they were given work")
+
+        register_worker_callbacks = get_executor
+
+    monkeypatch.setattr("distributed.Client", Client)
+    with pytest.raises(ValueError, match=complaint):
+        Experiment("smoke", runs=tmp_path, scheduler="tcp://here").train("A", [0])
 
 
-def test_workers_that_compute_several_steps_at_once_are_refused(tmp_path):
-    """Steps in threads of one process would draw from one random stream."""
-    from distributed import LocalCluster
-
-    refused = pytest.raises(
-        ValueError, match="compute several steps at once; start workers with dask worker --nthreads 1"
-    )
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as made, refused:
-        Experiment("smoke", runs=tmp_path, scheduler=made.scheduler_address).train("A", [0])
-
-
-def test_a_scheduler_that_is_not_there_is_named(tmp_path):
+def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_CALL", 0.5)
     with pytest.raises(ValueError, match="scheduler='tcp://127.0.0.1:9' cannot be reached"):
         Experiment("smoke", runs=tmp_path, scheduler="tcp://127.0.0.1:9").train("A", [0])

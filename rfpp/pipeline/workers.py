@@ -34,6 +34,8 @@ MEMORY = 1 << 30
 _WORKER = "RFPP_WORKER"
 _IDLE = 60
 """Seconds after which a worker without work ends."""
+_CALL = 10
+"""Seconds that a cluster's scheduler has to answer."""
 
 
 class Workers(Protocol):
@@ -224,7 +226,7 @@ def of_cluster(scheduler: str) -> Iterator[Workers]:
     except ImportError as error:
         raise ImportError("a scheduler needs dask; run: pip install 'rfpp[cluster]'") from error
     try:
-        client = Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=_CALL)
     except (OSError, ValueError) as error:
         raise ValueError(f"scheduler={scheduler!r} cannot be reached: {error}") from error
     with client:
