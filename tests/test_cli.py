@@ -17,6 +17,7 @@ from truth import network, released_pairs
 from rfpp import checkpoints, presets, samplers, training
 from rfpp import commands as cli
 from rfpp.base import downloads, paths
+from rfpp.base.processes import Stopped
 from rfpp.denoisers import EDMPrecond
 from rfpp.flow import RectifiedFlow
 from rfpp.pairs import PairDataset
@@ -126,14 +127,24 @@ def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
     assert cli.main(["pairs", "--preset", "smoke"]) == 2 and capsys.readouterr().err == "error: a worker has gone\n"
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_nothing_is_said_where_the_reader_of_the_output_has_gone(monkeypatch, unbuffered):
+def test_nothing_is_said_where_the_reader_of_the_output_has_gone(monkeypatch):
     """As with ``status | head -1``; a shell shows the same status for other commands."""
-    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     command = [sys.executable, "-m", "rfpp", "status", "--preset", "smoke", "--no-measuring"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
+
+
+def test_nothing_is_said_where_the_reader_has_gone_and_each_line_is_written_at_once(monkeypatch, capsys):
+    """As with ``PYTHONUNBUFFERED``: the command itself is interrupted, not the writing after it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(cli, "_pairs", lambda arguments: print("a line") or pytest.fail("it was written"))
+        assert cli.main(["pairs", "--preset", "smoke"]) == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
 
 
 def test_the_second_time_is_what_was_asked_for(own_runs, capsys):
@@ -255,6 +266,28 @@ def test_an_interrupt_keeps_finished_steps_and_says_so(own_runs):
     assert long.returncode == 75 and "stopped by SIGINT after step" in message and "run again to go on" in message
     assert len(made) == 1 and list(own_runs.glob("*/pairs/*/manifest.json")) == made
     assert not list(own_runs.glob("*/flow/*/manifest.json"))
+
+
+def test_a_signal_in_the_middle_of_a_training_leaves_a_checkpoint_from_which_it_goes_on(own_runs, monkeypatch, capsys):
+    """SIGTERM: status 75, and ``status`` shows how far it is. Again, it ends with the pairs that were there."""
+    training_of_it, losses = ["--preset", "smoke", "--config", "A", "--seed", "0"], training.Reflow.losses
+
+    def signalled(*arguments, **options):
+        if list(own_runs.glob("*/flow/.*.partial/samples-*")) and not sent:
+            sent.append(signal.raise_signal(signal.SIGTERM))
+        return losses(*arguments, **options)
+
+    sent = []
+    monkeypatch.setattr(training.Reflow, "losses", signalled)
+    assert cli.main(["train", *training_of_it]) == Stopped.EXIT == 75
+    assert "stopped by SIGTERM after step" in capsys.readouterr().err
+    assert list(own_runs.glob("*/flow/.*.partial/states/step-*"))
+    pairs = {path: path.stat().st_mtime for path in own_runs.glob("*/pairs/*/manifest.json")}
+    assert cli.main(["status", *training_of_it, "--repeats", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "train A, seed 0" in shown and "started" in shown and "forward passes" in shown and "memory:" in shown
+    assert cli.main(["train", *training_of_it]) == 0 and len(sent) == len(pairs) == 1
+    assert {path: path.stat().st_mtime for path in own_runs.glob("*/pairs/*/manifest.json")} == pairs
 
 
 @pytest.mark.skipif(not hasattr(psutil.Process, "memory_maps"), reason="this system does not tell what is loaded")

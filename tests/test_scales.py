@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import zipfile
@@ -28,7 +27,6 @@ from truth import network
 from rfpp import book, metrics, presets
 from rfpp import commands as cli
 from rfpp.base import torchvision_shim
-from rfpp.base.processes import Stopped
 from rfpp.checkpoints import load
 from rfpp.data import load as load_data
 from rfpp.data import to_uint8
@@ -278,24 +276,6 @@ def test_two_processes_from_the_command_line(images, tmp_path):
     assert made == {"teacher", "features", "pairs", "flow", "reference", "evaluation"}
     Experiment("cifar10", changes, runs=tmp_path).evaluate("A")
     assert {path: path.stat().st_mtime for path in tmp_path.rglob("manifest.json")} == files
-
-
-def test_a_training_stopped_from_outside_says_so_and_goes_on(tmp_path, capsys, monkeypatch):
-    """SIGTERM: status 75, a checkpoint, and ``status`` shows how far it is."""
-    changes = {"training.steps": 3000, "machinery.save_every": 1000}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RFPP_RUNS": str(tmp_path), "RFPP_PROGRESS": os.devnull}
-    command = ["train", "--preset", "smoke", "--config", "A", "--seed", "0", *settings(changes)]
-    run = subprocess.Popen([sys.executable, "-m", "rfpp", *command], env=environment, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("smoke/flow/.*.partial/samples-*")) and run.poll() is None:
-        pass
-    run.send_signal(signal.SIGTERM)
-    _, message = run.communicate(timeout=60)
-    assert run.returncode == Stopped.EXIT == 75 and "stopped by SIGTERM after step" in message
-    monkeypatch.setenv("RFPP_RUNS", str(tmp_path))
-    status = ["status", "--preset", "smoke", "--config", "A", "--seed", "0", "--repeats", "1", *settings(changes)]
-    assert cli.main(status) == 0
-    shown = capsys.readouterr().out
-    assert "train A, seed 0" in shown and "started" in shown and "forward passes" in shown and "memory:" in shown
 
 
 # The notebooks
