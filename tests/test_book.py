@@ -178,6 +178,7 @@ def test_a_preset_file_is_found_from_the_folder_of_the_notebook(checkout, tmp_pa
     (path,) = book.run("mine.yaml", terminal=Terminal())
     assert path.is_relative_to(tmp_path / "runs" / "mine" / "notebooks")
     assert nbformat.read(path, as_version=4).cells[-1].outputs[0].text == "mine\n"
+    assert str(tmp_path / "mine.yaml") in path.read_text()  # the copy can be run again from any folder
 
 
 def test_a_failure_is_kept_apart_from_the_last_good_copy(checkout, monkeypatch):
