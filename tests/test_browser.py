@@ -33,7 +33,7 @@ LIBRARY = sorted((path for path in FILES if path.parent == ROOT / "book" / "api"
 """Pages made of docstrings, long and coloured alike: the shortest of them stands for all where it is about colours."""
 PAGES = [path for path in FILES if path not in SOURCES and path != ROOT / "index.html"]
 PAGES += sorted(SOURCES, key=lambda path: path.stat().st_size)[len(SOURCES) // 2 :][:1]
-PAGES += sorted(set(SOURCES) - set(PAGES), key=lambda path: len(str(path)))[-1:]
+PAGES += sorted((path for path in SOURCES if path not in PAGES), key=lambda path: len(str(path)))[-1:]
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390)}
 VIEWS = [
     pytest.param((path, look), id=f"{path.relative_to(ROOT).with_suffix('').as_posix()}-{look}")
