@@ -31,7 +31,7 @@ SCORES = {
 def scores(name: str) -> list[tuple[object, ...]]:
     """A table's methods, in columns :data:`SCORES`; a dash stands for what the paper does not print."""
     return [
-        (method, nfe, str(fid), *("–" if value is None else f"{value:.2f}" for value in more))
+        (method, nfe, f"{fid:.2f}" if fid < 10 else str(fid), *("–" if v is None else f"{v:.2f}" for v in more))
         for family in table(name).values()
         for method, nfe, fid, *more in family
     ]
