@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from test_metrics import frechet
+from truth import frechet
 
 from rfpp import data, engine, presets, samplers, timesteps, training
 from rfpp import pairs as pair_module

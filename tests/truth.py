@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy import linalg
 from torch import nn
 
 from rfpp import engine
@@ -211,3 +212,11 @@ def random_inception(path):
     scale = {"conv.weight": 6**0.5, "fc.weight": 30.0}
     torch.save({k: v * scale.get(".".join(k.split(".")[-2:]), 1) for k, v in state.items()}, path)
     return path
+
+
+def frechet(first, second):
+    """``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))`` of two samples, by numpy and scipy's matrix square root."""
+    first, second = (images.double().flatten(1).numpy() for images in (first, second))
+    s, t = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    gap = first.mean(0) - second.mean(0)
+    return gap @ gap + np.trace(s + t - 2 * linalg.sqrtm(s @ t).real)
