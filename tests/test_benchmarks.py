@@ -3,12 +3,14 @@
 import ast
 import copy
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import baselines
+import cores
 import measure
 import numpy as np
 import psutil
@@ -30,6 +32,38 @@ def test_every_benchmark_runs():
     command = [sys.executable, "-m", "pytest", "benchmarks", "--tiny", "--benchmark-disable", "-q", "-p", "no:xdist"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+# More cores
+
+bound = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+
+
+@pytest.mark.parametrize(("available", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_numbers_of_cores_double_up_to_all(available, counts):
+    assert cores.powers(available) == counts
+
+
+@bound
+def test_a_command_sees_as_many_cores_as_it_is_given_and_results_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("RFPP_JOBS", "7")
+    own = os.sched_getaffinity(0)
+    shown = "import os; print(len(os.sched_getaffinity(0)), os.environ['RFPP_RUNS'], 'RFPP_JOBS' in os.environ)"
+    printed = cores.on_cores(1, [sys.executable, "-c", shown], tmp_path)
+    assert printed.split() == ["1", str(tmp_path), "False"] and os.sched_getaffinity(0) == own
+
+
+@bound
+def test_a_core_has_a_pace_and_trainings_take_time():
+    assert cores.pace() > 0 and cores.trained(trainings=1, steps=1) > 0
+
+
+@bound
+@pytest.mark.parametrize("asked", [["0"], ["1", "100000"]])
+def test_cores_that_are_not_there_are_refused(asked, capsys):
+    with pytest.raises(SystemExit):
+        cores.main(["--cores", *asked])
+    assert "can be used here" in capsys.readouterr().err
 
 
 # The usual ways
