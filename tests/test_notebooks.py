@@ -32,11 +32,14 @@ def test_cells_can_be_read_at_a_glance(path):
     assert not any("IPython" in cell or "Markdown(" in cell for cell in cells)
 
 
+TRAINED = {"train": {"batch": 8, "steps": 1, "lr": 1e-3, "warmup": 0, "ema": 0.9, "network": {"model_channels": 8}}}
+"""A teacher that would have to be trained first."""
 REFUSED = [
     ("intersections", {"couples": 1}, ValueError, "couples=1 is too small; an integer of at least 2"),
     ("intersections", {"images_used": 10}, ValueError, "images_used=10 is too small; an integer of at least 11"),
     ("intersections", {"samples": "x"}, TypeError, "samples='x' is a str"),
     ("intersections", {"settings": {"pairs.train": 12}}, ValueError, "pairs.train=12 is too small; .* at least 20"),
+    ("intersections", {"settings": {"pairs.train": 13, "teacher": TRAINED}}, ValueError, "pairs.train=13 is too small"),
     ("intersections", {"seeds": [1, 1]}, ValueError, r"seeds=\[1, 1\] has an entry twice"),
     ("intersections", {"photo_sizes": []}, ValueError, r"photo_sizes=\[\] is empty"),
     ("intersections", {"photo_sizes": [0]}, ValueError, "an entry of photo_sizes=0 is too small"),

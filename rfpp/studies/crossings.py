@@ -33,8 +33,9 @@ class Couples:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise ``ValueError`` if there are too few pairs to draw two of each class."""
-    at_least("pairs.train", experiment.preset.pairs.train, 2 * max(1, experiment.classes))
+    """Raise ``ValueError`` if there are too few pairs to draw two of each class; no teacher is trained for it."""
+    classes = experiment.plan.teacher.untrained().label_dim
+    at_least("pairs.train", experiment.preset.pairs.train, 2 * max(1, classes))
 
 
 def other_of_class(one: Tensor, n: int, classes: int, share: Tensor) -> Tensor:
