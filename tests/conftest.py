@@ -15,6 +15,7 @@ from rfpp.flow import RectifiedFlow
 if os.environ.get("RFPP_TEST_GPU", "") in ("", "0"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing has looked for one yet
 else:  # the tests' tolerances are those of float32, and equal work must give equal bits
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # in workers, too
     torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

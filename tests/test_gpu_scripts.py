@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from truth import randn
 
-from rfpp import book, networks, presets
+from rfpp import book, presets
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "gpu"
 SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"images", "provenance", "trainings"})
@@ -137,27 +137,9 @@ def test_attention_that_is_not_fused_is_seen(script):
 
 
 def test_norms(shrunk):
-    rows, _ = shrunk("norms")
-    losses = torch.tensor([row["loss"] for row in rows])
-    torch.testing.assert_close(losses, losses[:1].expand(4), atol=0, rtol=1e-4)
-    assert [row["way"] for row in rows][::2] == ["torch's", "by channel"]
-
-
-def test_normalisations_are_the_same_in_other_layouts(script):
-    """Outputs and gradients, to rounding; only what is laid out has its gradient in the layout of channels."""
-    norm, weights = networks.layers.GroupNorm(8).double(), randn(2, 8, 4, 4, dtype=torch.float64)
-    found = {}
-    for way, forward in script("norms").WAYS.items():
-        x = (randn(2, 8, 4, 4, dtype=torch.float64) * 2 + 3).requires_grad_()
-        seen = []
-        inner = x * torch.ones(())
-        inner.register_hook(seen.append)
-        y = forward(norm, inner)
-        (y * weights).sum().backward()
-        found[way] = y.detach(), x.grad
-        assert seen[0].is_contiguous(memory_format=torch.channels_last) == ("laid out" in way)
-    for each in found.values():
-        torch.testing.assert_close(each, found["torch's"], atol=1e-5, rtol=1e-5)  # statistics are in float32
+    (one, other), _ = shrunk("norms")
+    assert (one["way"], other["way"]) == ("torch's", "by channel")
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def test_compiled(shrunk):

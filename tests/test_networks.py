@@ -49,6 +49,38 @@ def test_sums_of_shifted_images_are_the_convolutions(taps, size):
         torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [4, 8, 96])  # in groups of four, of four, and of three
+def test_statistics_by_channel_are_those_of_groups(channels, layout):
+    """What compiled networks use on a GPU: the same output, gradients and derivative along a direction."""
+    norm = networks.GroupNorm(channels).double()
+    with torch.no_grad():
+        norm.weight.copy_(randn(channels, seed=1)), norm.bias.copy_(randn(channels, seed=2))
+    x = (randn(3, channels, 4, 6).double() + 5 * randn(channels, 1, 1, seed=3)).to(memory_format=layout)
+    plain = x.contiguous()  # in forward mode torch's takes no other
+    wanted, along = torch.func.jvp(norm, (plain,), (plain.square(),))
+    by_channel = lambda x: layers.normalised_by_channel(x, norm.groups, norm.weight, norm.bias, norm.eps)  # noqa: E731
+    torch.testing.assert_close(torch.func.jvp(by_channel, (x,), (x.square(),)), (wanted, along))
+    inputs = x.requires_grad_(), norm.weight, norm.bias
+    weights = wanted.detach().square()
+    gradients = [torch.autograd.grad((f(x) * weights).sum(), inputs) for f in (norm, by_channel)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_statistics_by_channel_are_not_lost_far_from_zero():
+    """In float32 as exact as torch's; bf16 is only what comes in and goes out."""
+    norm, x = networks.GroupNorm(8), 1000 + randn(2, 8, 8, 8)
+    exact = F.group_norm(x.double(), norm.groups, eps=norm.eps)
+    found = layers.normalised_by_channel(x, norm.groups, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(found.double(), exact, atol=1e-3, rtol=0)  # x itself has 24 bits, of which 1000 takes 10
+    halved = x.bfloat16()
+    found = layers.normalised_by_channel(halved, norm.groups, norm.weight, norm.bias, norm.eps)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        found.double(), F.group_norm(halved.double(), norm.groups, eps=norm.eps), atol=1e-2, rtol=1e-2
+    )
+
+
 @pytest.mark.parametrize("changes", [{}, NCSNPP])
 def test_a_network_may_resample_either_way(changes, monkeypatch):
     """As on a GPU, where the sums are taken: the same outputs and gradients to rounding."""

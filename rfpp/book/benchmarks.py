@@ -170,6 +170,20 @@ def gpu_attention() -> Table:
     return Table(("network", "precision", "places", "heads", "operation", "fused"), rows)
 
 
+def gpu_norms() -> Table:
+    """A row for each group normalisation: a step with it, as a share of the matrix rate of the last run before."""
+    rate = next(row for row in reversed(_gpu("rates")) if row["precision"] == "bf16")
+    rows = [
+        (
+            row["way"], duration(row["seconds a step"]),
+            f"{rate['operations an image'] * row['batch'] / row['seconds a step'] / rate['matrix rate']:.0%}",
+            f"{row['copies a step']:.0f}", duration(row["seconds of copies"]),
+        )
+        for row in _gpu("norms")
+    ]  # fmt: skip
+    return Table(("normalisation", "a step", "of the matrix rate", "copies", "their time"), rows)
+
+
 def gpu_compiled() -> Table:
     """A row for each training with a compiled network beside one without."""
     columns = ("training", "dropout", "a step", "not compiled", "times faster", "until the first step", "losses apart")
@@ -234,9 +248,10 @@ def gpu_findings() -> str:
     """Where and when the scripts for a GPU ran, and which notebooks did."""
     notebooks = sorted(row["notebook"] for row in _gpu("notebooks") if row["end"] == "finished")
     return (
-        f"Rates were last measured {_device('rates')}; attention {_device('attention')}; compiled trainings and "
-        f"waiting {_device('compiled')}; resumed trainings on the GPUs that their table names. These notebooks ran to "
-        f"completion {_device('notebooks')}, at a reduced `cifar10`: {', '.join(notebooks)}.\n"
+        f"Rates were last measured {_device('rates')}; normalisations {_device('norms')}; "
+        f"attention {_device('attention')}; compiled trainings and waiting {_device('compiled')}; "
+        f"resumed trainings on the GPUs that their table names. These notebooks ran to completion "
+        f"{_device('notebooks')}, at a reduced `cifar10`: {', '.join(notebooks)}.\n"
     )
 
 
@@ -318,7 +333,8 @@ def write(folder: Path) -> None:
     """Write what `benchmarks.md` includes and shows into the folder beside it."""
     found = results()
     tables = {"comparisons": comparisons(found), "prices": prices(found), "growths": growths(found)}
-    tables |= {"gpu-rates": gpu_rates(), "gpu-attention": gpu_attention(), "gpu-compiled": gpu_compiled()}
+    tables |= {"gpu-rates": gpu_rates(), "gpu-norms": gpu_norms()}
+    tables |= {"gpu-attention": gpu_attention(), "gpu-compiled": gpu_compiled()}
     tables |= {"gpu-loading": gpu_loading(), "gpu-resume": gpu_resume()}
     for name, table in tables.items():
         (folder / f"benchmarks-{name}.txt").write_text(f"\n{table._repr_markdown_()}\n")

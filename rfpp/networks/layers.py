@@ -167,6 +167,22 @@ class Conv2d(nn.Module):
         return F.conv2d(self._resample(x, filter_pad), weight, bias, padding=pad)
 
 
+def normalised_by_channel(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group normalisation of ``x`` ``(B, C, H, W)``, with the statistics of a group taken from those of its channels.
+
+    The variance of a group is the mean of its channels' variances plus the variance of their means. So nothing is
+    reshaped, and ``channels_last`` stays as it is: on an H200 a compiled step of CIFAR-10's network in bf16 takes 98 ms
+    instead of 112 (``benchmarks/gpu/norms.py``). Computed at least in float32, and returned in the type of ``x``.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = (each.unflatten(1, (groups, -1)) for each in torch.var_mean(wide, (2, 3), correction=0))
+    centre = mean.mean(dim=2, keepdim=True)
+    spread = (variance + (mean - centre).square()).mean(dim=2, keepdim=True)
+    scale = (spread + eps).rsqrt().expand_as(mean).flatten(1) * weight
+    shift = bias - centre.expand_as(mean).flatten(1) * scale
+    return (wide * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation over ``min(32, channels // 4)`` groups."""
 
@@ -177,6 +193,8 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and torch.compiler.is_compiling():  # uncompiled, its operations would each pass through memory
+            return normalised_by_channel(x, self.groups, self.weight, self.bias, self.eps)
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 

@@ -81,8 +81,7 @@ def check(sampler: AnySampler, flow: RectifiedFlow, z: Tensor, labels: Tensor | 
     name, calls = f"sampler={sampler!r}", []
     at_least(f"{name}: nfe", getattr(sampler, "nfe", None), 1)
     hook = flow.denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
-    place = processes.device()
-    there = z.to(place), None if labels is None else labels.to(place)
+    there = z.to(processes.device()), None if labels is None else labels.to(processes.device())
     try:
         with torch.no_grad():
             made, again = sampler(flow, z, labels), sampler(flow, *there)
@@ -91,11 +90,12 @@ def check(sampler: AnySampler, flow: RectifiedFlow, z: Tensor, labels: Tensor | 
     if not isinstance(made, Tensor) or made.shape != z.shape:
         found = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
         raise ValueError(f"{name} makes {found} of noise of shape {tuple(z.shape)}; an image of each noise is needed")
-    if made.device != z.device or again.device != place:
-        raise ValueError(
-            f"{name} makes images on {made.device} of noise on {z.device}, and on {again.device} of noise on {place}; "
-            "return them on the device of the noise"
-        )
+    for noise, images in ((z, made), (there[0], again)):
+        if images.device != noise.device:  # asked of tensors, whose devices have numbers
+            raise ValueError(
+                f"{name} makes images on {images.device} of noise on {noise.device}; "
+                "return them on the device of the noise"
+            )
     if not made.isfinite().all():
         raise ValueError(f"{name} makes images with NaN or infinity")
     if not torch.allclose(made, again.to(z), rtol=0, atol=1e-3):
