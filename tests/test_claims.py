@@ -256,6 +256,7 @@ def test_a_claim_is_judged_only_where_it_is_about_something(checkout, tmp_path):
     ("old", "new", "complaint"),
     [
         ("id: c02", "id: c01", "lists c01 more than once"),
+        ("id: c02", "id: c02\n  repeats: c02", "c02: repeats='c02' is not a claim that is counted"),
         ("id: c02", "id: claim2", "id"),
         ("  paper: not given\n", "", "paper"),
         ("  paper: not given", "  paper: not given\n  proof: yes", "proof"),

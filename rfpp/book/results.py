@@ -75,7 +75,10 @@ def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Cl
     for preset, found in by_scale.items():
         after, gone = corrected(found, claims), lost(found, claims)
         for own, whose in ((False, "the paper's"), (True, "this book's")):
-            counted = {id: claim for id, claim in claims.items() if claim.own == own and _in_scope(claim, preset)}
+            counted = {
+                id: claim for id, claim in claims.items()
+                if claim.own == own and claim.repeats is None and _in_scope(claim, preset)
+            }  # fmt: skip
             counts = Counter[str](found[id].verdict for id in counted if id in found)
             decided = [id for id in counted if id in after and found[id].verdict in DECIDED]
             kept = sum(id not in gone for id in decided)
@@ -84,7 +87,12 @@ def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Cl
                  str(len(counted) - sum(counts.values())), f"{kept} of {len(decided)}"]
             )  # fmt: skip
     columns = ["scale", "claims", *(pages.badge(verdict) for verdict in _VERDICTS), "not run", "after correction"]
-    return _table(columns, rows)
+    repeating = [
+        f"{claim.id}, which compares the same trainings as {claim.repeats}"
+        for claim in claims.values()
+        if claim.repeats
+    ]
+    return _table(columns, rows) + ([f"Not counted: {'; '.join(repeating)}.", ""] if repeating else [])
 
 
 def _folded(title: str, lines: Iterable[str]) -> list[str]:

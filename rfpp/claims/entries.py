@@ -126,6 +126,8 @@ class Claim(Terms):
     """Import paths of the functions that compute the quantity; a record is stale once one of them has changed."""
     own: bool = False
     """Whether this book makes the statement, and not the paper."""
+    repeats: str | None = None
+    """The claim that compares the same two trainings; it is counted, and this one is not."""
     amendments: list[Amendment] = []
 
     @model_validator(mode="after")
@@ -184,6 +186,10 @@ def _parsed(text: str) -> dict[str, Claim]:
     repeated = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
     if repeated:
         raise ValueError(f"{paths.LEDGER} lists {', '.join(sorted(repeated))} more than once")
+    counted = {claim.id for claim in claims if claim.repeats is None}
+    for claim in claims:
+        if claim.repeats is not None and claim.repeats not in counted:
+            raise ValueError(f"{paths.LEDGER}: {claim.id}: repeats={claim.repeats!r} is not a claim that is counted")
     return {claim.id: claim for claim in claims}
 
 
