@@ -43,6 +43,17 @@ def test_images_of_a_couple_are_of_one_class(flat):
     assert torch.equal(of_one.gaussian, mixed.gaussian)
 
 
+def test_the_noise_of_a_pair_is_its_own_unless_fresh(tmp_path):
+    """Pairs whose image is a quarter of their noise. Images have 8 bits, so they are off by 1/255 at most."""
+    folder = pairs.generate(None, 30, tmp_path / "pairs", sampler=lambda z, labels: z / 4, shape=(1, 2, 2))
+    experiment = SimpleNamespace(pairs=lambda split, seed: PairDataset(folder))
+    own, fresh = (crossings.couples(experiment, 0, 200, t=0.25, fresh=given) for given in (False, True))
+    needed = own.gaussian + 3 * (own.gaussian / 4 - own.wanted)
+    assert torch.allclose(own.crossing, needed, atol=3 / 255 + 1e-5)
+    assert not torch.isclose(fresh.gaussian, own.gaussian).any()
+    assert torch.allclose(fresh.crossing - fresh.gaussian, own.crossing - own.gaussian, atol=1e-5)
+
+
 def test_the_teachers_loss_is_taken_on_both_splits():
     """A denoiser that knows the training image has no loss on it, and on another image the distance over ``t^2``."""
     known, other = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), torch.zeros((1, 1, 2, 2), dtype=torch.uint8)

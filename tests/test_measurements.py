@@ -231,7 +231,7 @@ def test_side_by_side_the_bits_are_the_same(tmp_path, monkeypatch):
         found.append(experiment.kept_each(crossings.overlap, calls))
     for one, other in zip(*(each.values() for each in found), strict=True):
         assert torch.equal(one.ordinary, other.ordinary) and torch.equal(one.missed, other.missed)
-        shares = [(each.share, each.of_any_class, each.control) for each in (one, other)]
+        shares = [(each.share, each.fresh, each.of_any_class, each.control) for each in (one, other)]
         assert shares[0] == shares[1]
 
 

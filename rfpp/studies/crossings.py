@@ -48,8 +48,13 @@ def other_of_class(one: Tensor, n: int, classes: int, share: Tensor) -> Tensor:
     return one % classes + classes * ((one // classes + step) % members)
 
 
-def couples(experiment: Experiment, seed: int, n: int, t: float = 0.5, of_any_class: bool = False) -> Couples:
-    """Two different images of the preset's pairs, fresh noise for the first, and the crossing's noise at ``t``.
+def couples(
+    experiment: Experiment, seed: int, n: int, t: float = 0.5, fresh: bool = False, of_any_class: bool = False
+) -> Couples:
+    """A pair of the preset's, the image of another one, and the noise with which that would cross the pair at ``t``.
+
+    A crossing is between lines of reflow's pairs, so ``z'`` is the noise that the teacher turned into ``x'``. With
+    ``fresh`` it is drawn anew, independent of both images, as for the paper's Figure 2.
 
     A flow that is told the class has a velocity for each class, so lines of two classes may pass through one point.
     Where the teacher has classes, both images are therefore of one class, unless ``of_any_class``.
@@ -58,9 +63,10 @@ def couples(experiment: Experiment, seed: int, n: int, t: float = 0.5, of_any_cl
     one = torch.randint(len(made), (n,), generator=generator)
     share = torch.rand(n, generator=generator, dtype=torch.float64)
     other = other_of_class(one, len(made), 1 if of_any_class else max(1, made.classes), share)
-    x1, _, _ = made.batch(one)
+    x1, z, _ = made.batch(one)
     x2, _, labels = made.batch(other)
-    z = torch.randn(x1.shape, generator=generator)
+    if fresh:
+        z = torch.randn(x1.shape, generator=generator)
     return Couples(z, intersections.crossing_noise(z, x1, x2, t), x2, labels)
 
 
@@ -98,9 +104,11 @@ def statistics(z: Tensor, gaussian: Tensor) -> tuple[float, float]:
     return outside(z, annulus(gaussian[0].numel())), intersections.exceedance(lag_one(z), lag_one(gaussian))
 
 
-def of_crossings(experiment: Experiment, seed: int, n: int, of_any_class: bool = False) -> tuple[float, float]:
-    """The :func:`statistics` of the noise of ``n`` crossings."""
-    drawn = couples(experiment, seed, n, of_any_class=of_any_class)
+def of_crossings(
+    experiment: Experiment, seed: int, n: int, fresh: bool = False, of_any_class: bool = False
+) -> tuple[float, float]:
+    """The :func:`statistics` of the noise of ``n`` crossings, which :func:`couples` draws."""
+    drawn = couples(experiment, seed, n, fresh=fresh, of_any_class=of_any_class)
     return statistics(drawn.crossing, drawn.gaussian)
 
 
@@ -134,27 +142,35 @@ def miss(experiment: Experiment, drawn: Couples) -> tuple[float, float]:
 class Overlap:
     """The teacher's ``ordinary`` samples and those of crossing noise (``missed``), ``(n, C, H, W)``; ``share``: the
     precision of samples of crossing noise among other ordinary ones, divided by that of ordinary samples. The same for
-    crossings between images of any class (``of_any_class``), and for ordinary samples of fresh noise (``control``)."""
+    crossings with ``fresh`` noise ``z'``, for those between images of any class (``of_any_class``), and for ordinary
+    samples of other noise (``control``)."""
 
     ordinary: Tensor
     missed: Tensor
     share: float
+    fresh: float
     of_any_class: float
     control: float
 
 
 def overlap(experiment: Experiment, seed: int, n: int) -> Overlap:
     """Samples of ``n`` crossings against ``n`` ordinary ones, in the grading features (precision)."""
-    drawn, any_class = (couples(experiment, seed, 2 * n, of_any_class=given) for given in (False, True))
-    ordinary = teacher_samples(experiment, drawn.gaussian, drawn.labels)
-    missed, missed_by_any = (teacher_samples(experiment, c.crossing[:n], c.labels) for c in (drawn, any_class))
-    white = torch.randn(missed.shape, generator=rng.generator(seed, "white noise"))
-    others = teacher_samples(experiment, white, drawn.labels)
-    share, of_any_class, control, reference = (
+    drawn, fresh = (couples(experiment, seed, 2 * n, fresh=given) for given in (False, True))
+    ordinary = teacher_samples(experiment, fresh.gaussian, fresh.labels)
+    white = torch.randn(fresh.gaussian[:n].shape, generator=rng.generator(seed, "white noise"))
+    noises = {"share": drawn.crossing[:n], "fresh": fresh.crossing[:n], "control": white}
+    samples = {name: teacher_samples(experiment, noise, drawn.labels) for name, noise in noises.items()}
+    samples["of_any_class"] = samples["fresh"]
+    if experiment.classes:
+        mixed = couples(experiment, seed, 2 * n, fresh=True, of_any_class=True)
+        samples["of_any_class"] = teacher_samples(experiment, mixed.crossing[:n], mixed.labels)
+    reference, *shares = (
         metrics.precision_recall(ordinary[n:], images, experiment.embedding)[0]
-        for images in (missed, missed_by_any, others, ordinary[:n])
+        for images in (ordinary[:n], *samples.values())
     )
-    return Overlap(ordinary[:n], missed, share / reference, of_any_class / reference, control / reference)
+    return Overlap(
+        ordinary[:n], samples["share"], **{name: share / reference for name, share in zip(samples, shares, strict=True)}
+    )
 
 
 @torch.no_grad()
