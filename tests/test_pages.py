@@ -196,10 +196,15 @@ def test_the_result_in_a_sentence_has_every_scale():
     assert CLAIMS["c13"].paper in said and pages.summary({"small": {}}, CLAIMS) == ""
 
 
-def test_what_the_first_rung_alone_does_is_said_beside_the_result():
-    found = {"small": {"c06": record("reproduced", [0.6]), **BY_SCALE["small"]}, "big": BY_SCALE["big"]}
-    said = pages.summary(found, CLAIMS).replace(pages.NARROW_SPACE, " ")
-    assert said.rstrip().endswith("removes 60 % at `small`.") and pages.carried(BY_SCALE, CLAIMS) == []
+def test_what_else_brings_the_improvement_is_said_beside_the_result():
+    """The first rung, as many images, and what is beyond these; a record without a control has no share of it."""
+    found = {"c06": record("reproduced", [0.6]), "c46": record("inconclusive", [0.4])}
+    found["c13"] = record("vacuous", [0.8], control=[0.7, 0.7])
+    said = pages.summary({"small": found, "big": BY_SCALE["big"]}, CLAIMS).replace(pages.NARROW_SPACE, " ").rstrip()
+    assert [line.split(" removes ")[-1] for line in said.splitlines()[-3:]] == [
+        "60 % at `small`.", "70 % [70, 70] at `small`.", "40 % at `small`."
+    ]  # fmt: skip
+    assert pages.carried(BY_SCALE, CLAIMS) != [] == pages.carried({"big": BY_SCALE["big"]}, CLAIMS)
 
 
 def test_a_card_says_that_the_terms_were_changed(executed):
