@@ -83,6 +83,14 @@ def test_all_spend_the_same_passes_but_for_a_step(experiment):
         assert abs(spent - plan.budget()) <= steps, name
 
 
+def test_who_trains_on_images_has_no_pairs_to_pay_for(experiment):
+    """F has the teacher's; G has real images as well, each inverted with as many evaluations as the preset says."""
+    rows = {row[0]: int(row[-1].replace(",", "")) for row in arena.spending(experiment, ["F", "G", "ct"], [0])}
+    preset = experiment.preset
+    assert rows["F"] == preset.pairs.train * (2 * preset.pairs.num_steps - 1) and rows["ct"] == 0
+    assert rows["G"] == rows["F"] + len(experiment.data.train) * preset.real_data.nfe
+
+
 def test_contenders_are_different_trainings(experiment):
     flows = [experiment.plan.flow(each.config, 0).key for each in arena.contenders(experiment).values()]
     assert len(set(flows)) == len(flows)

@@ -203,3 +203,9 @@ def test_the_plane_of_the_pictures_does_not_fold():
     data = intersections.plane_data()
     found = exact_flow.Folds(lipschitz.differentiate(data, randn(200, 2, dtype=FLOATS))[1])
     assert exact_flow.folded(found) == 0 and exact_flow.folded(found.opposite) == 1
+
+
+def test_a_line_meets_another_where_its_term_is_more_than_rounding():
+    first = {INDEPENDENT: torch.ones(2, 3), EXACT: torch.tensor([[0.0, 1e-12, 0.0], [0.0, 0.0, 0.1]])}
+    second = {INDEPENDENT: torch.full((2, 1), 1e-6), EXACT: torch.tensor([[1e-12], [0.0]])}
+    assert exact_flow.meeting([first, second], EXACT).tolist() == [False, False, True, True]

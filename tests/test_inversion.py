@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from truth import randn
 
 from rfpp import metrics, samplers
 from rfpp.base import rng
@@ -67,23 +68,51 @@ def test_a_walk_begins_and_ends_with_real_images_of_its_class(trips):
         assert torch.equal(walk[0], of_class[0]) and torch.equal(walk[-1], of_class[-1])
 
 
-def test_a_translation_is_another_class_and_compared_with_fresh_noise(trips, monkeypatch):
+def test_a_translation_is_another_class_and_compared_with_others(trips, monkeypatch):
     """A flow that makes its images of their own noise, whatever the class: each is its source, which none is closer to.
-    With fresh noise in its place half of the images are closer, give or take: 20 images, 4 deviations allowed."""
+    Of another's noise it makes another source. With fresh noise in its place half of the images are closer, give or
+    take: 20 images, 4 deviations allowed."""
     source, own = trips.real.x, trips.noise("F, Euler", 4)[0]
+    moved = inversion.next_of_class(trips.real.classes)
 
     def decode(self, z, labels, seed, nfe):
-        return source if torch.equal(z, own) else source + z
+        return source if torch.equal(z, own) else source[moved] if torch.equal(z, own[moved]) else source + z
 
     monkeypatch.setattr(inversion.RoundTrips, "decode", decode)
-    (kept,), (fresh,) = inversion.translated(trips, 4, 2), inversion.translated(trips, None, 2)
-    assert kept.closer.all() and kept.distance == 0
-    assert float(fresh.closer.float().mean()) == pytest.approx(0.5, abs=0.45) and fresh.distance == pytest.approx(
-        1, abs=0.3
-    )
+    (kept,), (exchanged,), (fresh,), (mean,) = (inversion.translated(trips, of, 4, 2) for of in inversion.SOURCES)
+    several = torch.bincount(trips.real.classes)[trips.real.classes] > 1
+    assert kept.fresh.all() and torch.equal(kept.others, several) and kept.distance == 0
+    assert several.any() and not exchanged.others[several].all()
+    assert float(fresh.fresh.float().mean()) == pytest.approx(0.5, abs=0.45)
+    assert fresh.distance == pytest.approx(1, abs=0.3)
+    assert float(mean.others[several].float().mean()) == pytest.approx(0.5, abs=0.45)
+    assert fresh.former == float((fresh.recognised & fresh.fresh).float().mean())
+    means, images = inversion.class_means(trips.experiment), trips.experiment.data.train
+    for c in (0, 7):
+        torch.testing.assert_close(means[c], images.floats()[images.labels == c].mean(dim=0))
     wanted = inversion._other_classes(trips)
     assert (wanted != trips.real.classes).all() and set(wanted.tolist()) <= set(range(10))
-    assert kept.share == float((trips.experiment.classifier(source).argmax(dim=1) == wanted).float().mean())
+    recognised = trips.experiment.classifier(source).argmax(dim=1) == wanted
+    assert kept.share == float((recognised & several).float().mean()) and kept.former == float(
+        recognised.float().mean()
+    )
+
+
+def test_what_keeps_nothing_of_a_source_is_not_closer_to_it_than_to_others():
+    """One image for all of a class, in the middle of it or anywhere, is closer to a source than to most of the others
+    for the nearer half of the sources alone. Compared by hand with the ranks of the distances."""
+    sources, classes = randn(40, 1, 4, 4), torch.arange(40) % 2
+    made = randn(2, 1, 4, 4, seed=1)[classes]
+    found = inversion.closer_than_others(made, sources, classes)
+    for c in (0, 1):
+        apart = (sources[classes == c] - made[c]).square().sum(dim=(1, 2, 3))
+        assert torch.equal(found[classes == c], apart.argsort().argsort() < 10)
+    assert inversion.closer_than_others(sources, sources, classes).all()
+    assert not inversion.closer_than_others(sources[:1], sources[:1], classes[:1]).any()
+
+
+def test_the_next_of_a_class_goes_round():
+    assert inversion.next_of_class(torch.tensor([3, 1, 3, 1, 3, 7])).tolist() == [2, 3, 4, 1, 0, 5]
 
 
 def test_gaussian_noise_lies_in_its_shell_and_keeps_below_the_critical_distance():

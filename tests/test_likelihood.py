@@ -9,7 +9,8 @@ from truth import GaussianFlow, mixture, randn
 from rfpp import likelihood
 from rfpp.base import rng
 from rfpp.flow import T_MAX, RectifiedFlow
-from rfpp.likelihood import Exact, Hutchinson
+from rfpp.likelihood import Exact, Hutchinson, LogDensity
+from rfpp.studies import likelihoods
 
 FLOATS = torch.float64
 START = 0.05
@@ -226,3 +227,19 @@ def test_other_values_are_refused():
         Hutchinson(1)
     with pytest.raises(ValueError, match="levels=1 is too small"):
         likelihood.bits_per_dimension(torch.zeros(1), 4, 1)
+
+
+def test_differences_are_taken_by_image_and_with_their_sign():
+    """Log-densities of three images under two seeds of two flows, which differ by 1 to 6 bits per dimension."""
+    zero, z = torch.zeros(3), torch.zeros(3, 1, 1, 2)
+
+    def bits(values):
+        return LogDensity(-math.log(2) * 2 * torch.tensor(values), zero, zero, z, 1)
+
+    more = [bits([1.0, 2.0, 3.0]), bits([4.0, 5.0, 6.0])]
+    found = likelihoods.excess_of_images(more, [bits([0.0, 0.0, 0.0])] * 2, levels=2)
+    assert found == pytest.approx([2.5, 3.5, 4.5])
+    few = likelihoods.FewEvaluations(torch.tensor([1.0, 1.0]), 9, {4: torch.tensor([0.0, 4.0])}, {4: torch.zeros(2)})
+    assert likelihoods.bias({"F": [few]}) == {"F": {4: [pytest.approx(1.0)]}} and few.errors() == {
+        4: pytest.approx(2.0)
+    }

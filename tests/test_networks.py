@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +66,18 @@ def test_statistics_by_channel_are_those_of_groups(channels, layout):
     weights = wanted.detach().square()
     gradients = [torch.autograd.grad((f(x) * weights).sum(), inputs) for f in (norm, by_channel)]
     torch.testing.assert_close(*gradients)
+
+
+def test_a_compiled_network_on_a_gpu_takes_statistics_by_channel(monkeypatch):
+    """No GPU is needed to see which function is called, and with what."""
+    norm, x, called = networks.GroupNorm(8), randn(2, 8, 4, 4), []
+    monkeypatch.setattr(layers, "normalised_by_channel", lambda *given: called.append(given) or given[0])
+    norm(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    norm(x)
+    assert not called
+    norm(SimpleNamespace(is_cuda=True))
+    assert called[0][1:] == (norm.groups, norm.weight, norm.bias, norm.eps)
 
 
 def test_statistics_by_channel_are_not_lost_far_from_zero():

@@ -16,8 +16,8 @@ CLAIMS = ledger()
 IMAGE = b"a picture"
 
 
-def record(verdict, measured, control=None):
-    return SimpleNamespace(verdict=verdict, measured=measured, control=control)
+def record(verdict, measured, control=None, stale=False):
+    return SimpleNamespace(verdict=verdict, measured=measured, control=control, stale=lambda claim: stale)
 
 
 BY_SCALE = {
@@ -197,7 +197,7 @@ def test_the_result_in_a_sentence_has_every_scale():
 
 
 def test_what_else_brings_the_improvement_is_said_beside_the_result():
-    """The first rung, as many images, and what is beyond these; a record without a control has no share of it."""
+    """The first rung, as many images, and what is beyond these; not where a record has no control, or older terms."""
     found = {"c06": record("reproduced", [0.6]), "c46": record("inconclusive", [0.4])}
     found["c13"] = record("vacuous", [0.8], control=[0.7, 0.7])
     said = pages.summary({"small": found, "big": BY_SCALE["big"]}, CLAIMS).replace(pages.NARROW_SPACE, " ").rstrip()
@@ -205,6 +205,7 @@ def test_what_else_brings_the_improvement_is_said_beside_the_result():
         "60 % at `small`.", "70 % [70, 70] at `small`.", "40 % at `small`."
     ]  # fmt: skip
     assert pages.carried(BY_SCALE, CLAIMS) != [] == pages.carried({"big": BY_SCALE["big"]}, CLAIMS)
+    assert pages.carried({"small": {"c13": record("vacuous", [0.8], [0.7], stale=True)}}, CLAIMS) == []
 
 
 def test_a_card_says_that_the_terms_were_changed(executed):
@@ -217,7 +218,7 @@ def test_a_card_says_that_the_terms_were_changed(executed):
 
 
 def test_the_tally_tells_claims_of_the_paper_from_the_books_own():
-    """c31 is about MeanFlow, of which the paper does not speak; c36 compares the trainings of c08 once more."""
+    """c31 is about MeanFlow, of which the paper does not speak; c36 repeats c08."""
     assert CLAIMS["c31"].own and not CLAIMS["c13"].own
     found = {"small": {**BY_SCALE["small"], **dict.fromkeys(("c31", "c36"), record("reproduced", [0.5, 0.6]))}}
     *lines, last, _ = results._tally(found, CLAIMS)
@@ -225,7 +226,7 @@ def test_the_tally_tells_claims_of_the_paper_from_the_books_own():
     assert [row[1:6] for row in rows] == [["the paper's", "1", "1", "0", "0"], ["this book's", "1", "0", "0", "0"]]
     counted = [claim for claim in CLAIMS.values() if claim.only_at is None and claim.repeats is None]
     assert sum(int(row[6]) for row in rows) == len(counted) - 3
-    assert last == "Not counted: c36, which compares the same trainings as c08."
+    assert last == "Not counted: c36, which repeats c08."
 
 
 @pytest.mark.parametrize(

@@ -221,11 +221,14 @@ def carried(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, C
             "measured",
         ),
         "The vanilla flow, trained on as many images, removes": ("c13", "control"),
-        "Of the distance that is left then, the improved training removes": ("c46", "measured"),
+        "Of that flow's distance, the improved training removes": ("c46", "measured"),
     }
     lines = []
     for said, (id, kind) in sources.items():
-        of_scales = {preset: getattr(found[id], kind) for preset, found in by_scale.items() if id in found}
+        current = {preset: found[id] for preset, found in by_scale.items() if id in found}
+        of_scales = {
+            preset: getattr(record, kind) for preset, record in current.items() if not record.stale(claims[id])
+        }
         shares = [f"{value(claims[id], values)} at `{preset}`" for preset, values in of_scales.items() if values]
         lines += [f"{said} {', '.join(shares)}."] if shares else []
     return lines

@@ -87,11 +87,7 @@ def _tally(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Cl
                  str(len(counted) - sum(counts.values())), f"{kept} of {len(decided)}"]
             )  # fmt: skip
     columns = ["scale", "claims", *(pages.badge(verdict) for verdict in _VERDICTS), "not run", "after correction"]
-    repeating = [
-        f"{claim.id}, which compares the same trainings as {claim.repeats}"
-        for claim in claims.values()
-        if claim.repeats
-    ]
+    repeating = [f"{claim.id}, which repeats {claim.repeats}" for claim in claims.values() if claim.repeats]
     return _table(columns, rows) + ([f"Not counted: {'; '.join(repeating)}.", ""] if repeating else [])
 
 

@@ -127,7 +127,7 @@ class Claim(Terms):
     own: bool = False
     """Whether this book makes the statement, and not the paper."""
     repeats: str | None = None
-    """The claim that compares the same two trainings; it is counted, and this one is not."""
+    """The claim of which this is another form; that one is counted, and this one is not."""
     amendments: list[Amendment] = []
 
     @model_validator(mode="after")

@@ -18,11 +18,13 @@ from rfpp.arena import METHODS, PLAIN, SIMPLE_REFLOW, Method, find
 from rfpp.configurations import ALL, TEACHER, Configuration
 from rfpp.data import to_uint8
 from rfpp.experiment import Experiment
-from rfpp.pipeline.flows import TrainFlow
+from rfpp.pipeline.costs import size_of
+from rfpp.pipeline.flows import InvertImages, MakePairs, TrainFlow
 from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.plan import Config
 from rfpp.pipeline.sampling import labels_in_turn
+from rfpp.pipeline.steps import Step
 from rfpp.studies import scales
 from rfpp.studies.grading import compared, precision_recall, real_features
 
@@ -228,13 +230,13 @@ def coverage(
     return found
 
 
-COLUMNS = ("", "trains on", "passes a row", "steps", "passes", "with LPIPS")
-"""Headings of the table of what each contender spends; the last counts LPIPS as the passes that take as long."""
+COLUMNS = ("", "trains on", "passes a row", "steps", "passes", "with LPIPS", "to make the pairs")
+"""Headings of the table of what each contender spends; LPIPS counts as the passes that take as long."""
 
 
 def spending(experiment: Experiment, names: Sequence[str], seeds: Sequence[int]) -> list[tuple[object, ...]]:
     """A row for each contender, as :data:`COLUMNS` says. For G both trainings count."""
-    known, rows = contenders(experiment), list[tuple[object, ...]]()
+    known, rows, size = contenders(experiment), list[tuple[object, ...]](), size_of(experiment.plan)
     for name in names:
         found = find(known[name].config)
         price = found.price if isinstance(found, Method) else PLAIN
@@ -245,8 +247,16 @@ def spending(experiment: Experiment, names: Sequence[str], seeds: Sequence[int])
         passes = sum(price * each.optimisation.steps * each.batch_size for each in trainings) / len(seeds)
         lpips = isinstance(found, Configuration) and found.is_perceptual
         spent = (f"{price:g}", f"{steps:,.0f}", f"{passes:,.0f}", f"{passes * (1 + lpips * LPIPS / PLAIN):,.0f}")
-        rows.append((name, known[name].source, *spent))
+        made = sum(step.cost(size).passes for step in _made(flows[0]))
+        rows.append((name, known[name].source, *spent, f"{made:,.0f}"))
     return rows
+
+
+def _made(flow: Step) -> set[Step]:
+    """The steps that make the pairs of a training, and of the one that it starts from."""
+    trainings = (flow, getattr(flow, "start", None))
+    found = (getattr(each, name, None) for each in trainings for name in ("pairs", "real", "source"))
+    return {each for each in found if isinstance(each, MakePairs | InvertImages)}
 
 
 def pictures(experiment: Experiment, names: Sequence[str], seed: int, n: int, nfe: int = 1) -> dict[str, torch.Tensor]:

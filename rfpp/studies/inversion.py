@@ -267,18 +267,25 @@ def translations(trips: RoundTrips, there: int, back: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Translations:
-    """Images decoded as another class, for one seed: which were ``recognised`` as that class, and which are ``closer``
-    to their source than what the flow makes of fresh noise with the same class, ``(N,)`` each; ``distance``: the mean
-    squared distance from the source, over that of the images of fresh noise."""
+    """Images decoded as another class, for one seed, ``(N,)`` each: which were ``recognised`` as that class, which lie
+    closer to their source than to more than half of the ``others`` of its class, and which lie closer to it than what
+    the flow makes of ``fresh`` noise with the wanted class; ``distance``: the mean squared distance from the source,
+    over that of the images of fresh noise."""
 
     recognised: Tensor
-    closer: Tensor
+    others: Tensor
+    fresh: Tensor
     distance: float
 
     @property
     def share(self) -> float:
-        """The share of images that are both."""
-        return float((self.recognised & self.closer).float().mean())
+        """The share that are recognised, and closer to their source than to the others of its class."""
+        return float((self.recognised & self.others).float().mean())
+
+    @property
+    def former(self) -> float:
+        """The share that are recognised, and closer to their source than what fresh noise becomes."""
+        return float((self.recognised & self.fresh).float().mean())
 
 
 @torch.no_grad()
@@ -292,24 +299,66 @@ def _other_classes(trips: RoundTrips) -> Tensor:
     return (labels + 1 + torch.arange(len(labels)) % (classes - 1)) % classes
 
 
-@torch.no_grad()
-def translated(trips: RoundTrips, there: int | None, back: int) -> list[Translations]:
-    """Translations of the images, for each seed; with ``there=None`` of fresh noise in place of the images' own."""
-    wanted, found = _other_classes(trips), []
-    for place, seed in enumerate(trips.seeds):
-        fresh = [torch.randn(trips.real.x.shape, generator=rng.generator(seed, "fresh", n)) for n in (0, 1)]
-        z = fresh[1] if there is None else trips.noise("F, Euler", there)[place]
-        images, others = translate(trips, seed, z, back), translate(trips, seed, fresh[0], back)
-        far, farther = ((made - trips.real.x).square().flatten(1).mean(dim=1) for made in (images, others))
-        recognised = trips.experiment.classifier(images).argmax(dim=1).cpu() == wanted
-        found.append(Translations(recognised, far < farther, float(far.mean() / farther.mean())))
+def next_of_class(classes: Tensor) -> Tensor:
+    """For each of ``classes`` ``(N,)`` the place of the next one that is equal, in a circle: ``(N,)``."""
+    found = torch.empty_like(classes)
+    for each in classes.unique():
+        (places,) = torch.nonzero(classes == each, as_tuple=True)
+        found[places] = places.roll(-1)
     return found
 
 
-def translation_shares(of_seeds: Sequence[Translations]) -> tuple[str, str]:
-    """The mean relative distance from the source, and the mean share of those that are closer and recognised."""
-    found = [statistics.fmean(getattr(each, name) for each in of_seeds) for name in ("distance", "share")]
-    return f"{found[0]:.0%}", f"{found[1]:.0%}"
+def closer_than_others(made: Tensor, sources: Tensor, classes: Tensor) -> Tensor:
+    """Which of the images ``made`` of ``sources`` ``(N, ...)`` lie closer to their source than to more than half of the
+    other sources of its class, ``(N,)``. A blurred image, which is close to all, is not among them more often than
+    half of the time. None is where a source is the only one of its class."""
+    apart = torch.cdist(made.flatten(1), sources.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    same = classes[:, None] == classes
+    farther = (same & (apart > apart.diagonal()[:, None])).sum(dim=1)
+    return 2 * farther > same.sum(dim=1) - 1
+
+
+OWN, ANOTHER, FRESH, NONE = (
+    "its own noise",
+    "noise of another image of its class",
+    "fresh noise",
+    "none: the mean image",
+)
+SOURCES = (OWN, ANOTHER, FRESH, NONE)
+"""What an image is decoded from in :func:`translated`; the last is the mean training image of the wanted class."""
+
+
+@torch.no_grad()
+def translated(trips: RoundTrips, source: str, there: int, back: int) -> list[Translations]:
+    """Translations of the images, for each seed, from one of :data:`SOURCES`; images are inverted with ``there``
+    evaluations and decoded with ``back``."""
+    wanted, found, real = _other_classes(trips), [], trips.real
+    for place, seed in enumerate(trips.seeds):
+        fresh = [torch.randn(real.x.shape, generator=rng.generator(seed, "fresh", n)) for n in (0, 1)]
+        of_fresh = translate(trips, seed, fresh[0], back)
+        if source == NONE:
+            images = class_means(trips.experiment)[wanted]
+        else:
+            z = fresh[1] if source == FRESH else trips.noise("F, Euler", there)[place]
+            images = translate(trips, seed, z[next_of_class(real.classes)] if source == ANOTHER else z, back)
+        far, farther = ((made - real.x).square().flatten(1).mean(dim=1) for made in (images, of_fresh))
+        recognised = trips.experiment.classifier(images).argmax(dim=1).cpu() == wanted
+        others = closer_than_others(images, real.x, real.classes)
+        found.append(Translations(recognised, others, far < farther, float(far.mean() / farther.mean())))
+    return found
+
+
+def class_means(experiment: Experiment) -> Tensor:
+    """The mean training image of each class that the teacher knows, ``(classes, C, H, W)``."""
+    images = experiment.data.train
+    of_class = (images.pixels[images.labels == c] for c in range(experiment.classes))
+    return torch.stack([to_float(pixels).mean(dim=0) for pixels in of_class])
+
+
+def translation_shares(of_seeds: Sequence[Translations]) -> tuple[str, str, str]:
+    """The mean relative distance from the source, and the two mean shares of :class:`Translations`."""
+    found = [statistics.fmean(getattr(each, name) for each in of_seeds) for name in ("distance", "share", "former")]
+    return f"{found[0]:.0%}", f"{found[1]:.0%}", f"{found[2]:.0%}"
 
 
 def untranslatable(experiment: Experiment) -> str | None:

@@ -116,6 +116,14 @@ def excess(more: Sequence[float], less: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(more, less, strict=True)]
 
 
+def excess_of_images(more: Sequence[LogDensity], less: Sequence[LogDensity], levels: int) -> list[float]:
+    """How many bits per dimension more, for each image: the mean over seeds."""
+    both = zip(more, less, strict=True)
+    apart = [a.bits_per_dimension(levels) - b.bits_per_dimension(levels) for a, b in both]
+    found: list[float] = torch.stack(apart).mean(dim=0).tolist()
+    return found
+
+
 def turned(values: Sequence[float]) -> list[float]:
     """The values with each replaced by the next seed's, and the last by the first."""
     return [*values[1:], values[0]]
@@ -156,6 +164,16 @@ def curves(
     """:meth:`FewEvaluations.errors` by name and number of evaluations, one value for each seed."""
     steps = next(iter(found.values()))[0].by_determinant
     return {name: {n: [each.errors(kind)[n] for each in of_seeds] for n in steps} for name, of_seeds in found.items()}
+
+
+def bias(found: Mapping[str, Sequence[FewEvaluations]]) -> dict[str, dict[int, list[float]]]:
+    """The mean difference from the adaptive solver's bits, with determinants, as in :func:`curves`. Where it is as
+    large as the mean absolute one, all images err in one direction."""
+    steps = next(iter(found.values()))[0].by_determinant
+    return {
+        name: {n: [float((each.by_determinant[n] - each.reference).mean()) for each in of_seeds] for n in steps}
+        for name, of_seeds in found.items()
+    }
 
 
 def ratios(found: Sequence[FewEvaluations], baseline: FewEvaluations, steps: int) -> list[float]:
