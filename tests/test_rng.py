@@ -417,6 +417,7 @@ CALLS = {
     plots.timestep_densities: lambda s: plots.timestep_densities(s.t, {"U": timesteps.UShaped().pdf(s.t)}),
     layers.downsampled: lambda s: layers.downsampled(s.x, torch.tensor([0.5, 0.5]), 0),
     layers.upsampled: lambda s: layers.upsampled(s.x, torch.tensor([0.5, 0.5])),
+    layers.normalised_by_channel: lambda s: layers.normalised_by_channel(s.x, 1, torch.ones(1), torch.zeros(1), 1e-5),
     premetrics.LPIPSHuber: lpips_loss,
     premetrics.LPIPSHuberOverT: lpips_loss,
     premetrics.bind: lpips_loss,
