@@ -215,21 +215,22 @@ def picture(executed: NotebookNode, name: str) -> bytes:
 def carried(by_scale: Mapping[str, Mapping[str, Record]], claims: Mapping[str, Claim]) -> list[str]:
     """Lines that say how much of the improvement from A to F comes otherwise: from configuration B alone (c06), and
     from as many images (c13's control), and what F removes beyond these (c46); none for what was not judged."""
-    sources = {
-        "Configuration B, which only starts from the teacher's weights with a larger batch, removes": (
+    sources = (
+        (
             "c06",
             "measured",
+            "Configuration B, which only starts from the teacher's weights with a larger batch, removes",
         ),
-        "The vanilla flow, trained on as many images, removes": ("c13", "control"),
-        "Of that flow's distance, the improved training removes": ("c46", "measured"),
-    }
+        ("c13", "control", "The vanilla flow, trained on as many images, removes"),
+        ("c46", "measured", "Of that flow's distance, the improved training removes"),
+    )
     lines = []
-    for said, (id, kind) in sources.items():
-        current = {preset: found[id] for preset, found in by_scale.items() if id in found}
-        of_scales = {
-            preset: getattr(record, kind) for preset, record in current.items() if not record.stale(claims[id])
-        }
-        shares = [f"{value(claims[id], values)} at `{preset}`" for preset, values in of_scales.items() if values]
+    for id, kind, said in sources:
+        shares = [
+            f"{value(claims[id], values)} at `{preset}`"
+            for preset, found in by_scale.items()
+            if id in found and not found[id].stale(claims[id]) and (values := getattr(found[id], kind))
+        ]
         lines += [f"{said} {', '.join(shares)}."] if shares else []
     return lines
 

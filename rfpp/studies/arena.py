@@ -24,7 +24,7 @@ from rfpp.pipeline.generators import TrainGenerator
 from rfpp.pipeline.grades import Evaluation
 from rfpp.pipeline.plan import Config
 from rfpp.pipeline.sampling import labels_in_turn
-from rfpp.pipeline.steps import Step
+from rfpp.pipeline.steps import in_order
 from rfpp.studies import scales
 from rfpp.studies.grading import compared, precision_recall, real_features
 
@@ -247,16 +247,10 @@ def spending(experiment: Experiment, names: Sequence[str], seeds: Sequence[int])
         passes = sum(price * each.optimisation.steps * each.batch_size for each in trainings) / len(seeds)
         lpips = isinstance(found, Configuration) and found.is_perceptual
         spent = (f"{price:g}", f"{steps:,.0f}", f"{passes:,.0f}", f"{passes * (1 + lpips * LPIPS / PLAIN):,.0f}")
-        made = sum(step.cost(size).passes for step in _made(flows[0]))
+        makers = (step for step in in_order(flows[:1]) if isinstance(step, MakePairs | InvertImages))
+        made = sum(step.cost(size).passes for step in makers)
         rows.append((name, known[name].source, *spent, f"{made:,.0f}"))
     return rows
-
-
-def _made(flow: Step) -> set[Step]:
-    """The steps that make the pairs of a training, and of the one that it starts from."""
-    trainings = (flow, getattr(flow, "start", None))
-    found = (getattr(each, name, None) for each in trainings for name in ("pairs", "real", "source"))
-    return {each for each in found if isinstance(each, MakePairs | InvertImages)}
 
 
 def pictures(experiment: Experiment, names: Sequence[str], seed: int, n: int, nfe: int = 1) -> dict[str, torch.Tensor]:
